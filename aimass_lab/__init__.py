@@ -1,0 +1,1 @@
+"""Profile, shrink, plan and serve a PyTorch model without leaving the notebook."""

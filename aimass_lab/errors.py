@@ -1,0 +1,94 @@
+"""The errors a user can cause, each saying what was wrong, with the value, and what to do.
+
+::
+
+    AimassError
+    ├── InputError          an argument, an option or example inputs that cannot be used
+    │   └── UnknownNameError    a name that no member of a family has
+    ├── ModelError          the user's model raised, or gave outputs that cannot be used
+    ├── DoesNotFitError     more memory is needed than the device has
+    ├── MissingPackageError an optional package is needed and not installed
+    ├── UnsupportedError    this device, model or technique cannot do what was asked
+    ├── StoreError          the history on disk cannot be read or written
+    ├── SpecError           a resource spec that is not valid
+    └── BundleError         a serving bundle that cannot be written, read or verified
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AimassError(Exception):
+    """Base of every error that the user can act upon.
+
+    Args:
+        message: What was wrong, with the value.
+        help: What to do about it; shown on a line of its own.
+    """
+
+    def __init__(self, message: str, *, help: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.help = help
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhelp: {self.help}" if self.help else self.message
+
+
+class InputError(AimassError, ValueError):
+    """An argument, an option or example inputs that cannot be used."""
+
+
+class UnknownNameError(InputError):
+    """A name that no member of a family has.
+
+    Args:
+        kind: What the name should have named, for example ``"technique"``.
+        name: The name that was given.
+        known: The names there are.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        super().__init__(f"no {kind} called {name!r}", help=f"{hint}there are: {', '.join(names) or 'none'}")
+
+
+class ModelError(AimassError, RuntimeError):
+    """The user's model raised, or gave outputs that cannot be used."""
+
+
+class DoesNotFitError(AimassError, MemoryError):
+    """More memory is needed than the device has."""
+
+
+class MissingPackageError(AimassError, ImportError):
+    """An optional package is needed and not installed.
+
+    Args:
+        package: The distribution's name, as ``pip install`` knows it.
+        needed_for: What wanted it.
+    """
+
+    def __init__(self, package: str, needed_for: str) -> None:
+        super().__init__(f"{needed_for} needs the package {package!r}, which is not installed", help=f"pip install {package}")
+        self.package = package
+
+
+class UnsupportedError(AimassError, RuntimeError):
+    """This device, model or technique cannot do what was asked."""
+
+
+class StoreError(AimassError, OSError):
+    """The history on disk cannot be read or written."""
+
+
+class SpecError(AimassError, ValueError):
+    """A resource spec that is not valid."""
+
+
+class BundleError(AimassError, RuntimeError):
+    """A serving bundle that cannot be written, read or verified."""

@@ -1,0 +1,115 @@
+"""Leaves the user's model as it was, whatever is done to it in between."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+COPY_LIMIT_BYTES = 2**30
+"""Parameters up to this size are copied, so that even a write behind torch's back is put back."""
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module, *, evaluate: bool = True) -> Iterator[None]:
+    """Run a block on `model` and put back everything that the block, or the model itself, changed.
+
+    Put back: train/eval mode of every submodule, values of parameters and buffers (batch norm
+    in training mode writes its buffers), ``.grad``, hooks and plain attributes of every module,
+    the random state of Python, NumPy and torch on every device, and grad mode.
+
+    Args:
+        model: The user's model.
+        evaluate: Put every submodule into eval mode for the block.
+
+    Raises:
+        ModelError: the model's own forward wrote into a parameter of a model too large to keep
+            a copy of (`COPY_LIMIT_BYTES`). Writes through ``.data`` cannot be noticed there.
+    """
+    import torch
+
+    modules = list(model.modules())
+    attributes = [_shallow(module) for module in modules]
+    parameters = [(name, p, p._version) for name, p in model.named_parameters()]
+    small = sum(p.numel() * p.element_size() for _, p, _ in parameters) <= COPY_LIMIT_BYTES
+    kept = [*model.buffers(), *(p for _, p, _ in parameters if small)]
+    copies = [(t, t.detach().clone()) for t in kept if t.device.type != "meta"]
+    grads = [(p, p.grad) for p in model.parameters()]
+    random_state = _random_state()
+    grad_enabled = torch.is_grad_enabled()
+    try:
+        if evaluate:
+            # by attribute, because a model may override train() to do more than set the flag
+            for module in modules:
+                module.__dict__["training"] = False
+        yield
+    finally:
+        torch.set_grad_enabled(grad_enabled)
+        for module, kept in zip(modules, attributes, strict=True):
+            _restore(module, kept)
+        with torch.no_grad():
+            for tensor, value in copies:
+                if not _same(tensor, value):
+                    tensor.copy_(value)
+        for parameter, grad in grads:
+            parameter.grad = grad
+        _set_random_state(random_state)
+    written = [name for name, p, version in parameters if not small and p._version != version]
+    if written:
+        raise ModelError(
+            f"the model's forward writes into its own parameter {written[0]!r}, so running it changes the model",
+            help="write into a buffer instead, or profile a copy.deepcopy(model)",
+        )
+
+
+def _same(a: Any, b: Any) -> bool:
+    import torch
+
+    with contextlib.suppress(NotImplementedError):  # some quantised tensors cannot be compared
+        return bool(torch.equal(a, b))
+    return False
+
+
+def _shallow(module: nn.Module) -> dict[str, Any]:
+    """The module's attributes, with the containers copied one level deep: registries of hooks, parameters and buffers are such."""
+    return {k: (v, v.copy()) if type(v) in (dict, OrderedDict, list, set) else (v, v) for k, v in vars(module).items()}
+
+
+def _restore(module: nn.Module, kept: dict[str, Any]) -> None:
+    now = vars(module)
+    for name in [n for n in now if n not in kept]:
+        del now[name]
+    for name, (original, content) in kept.items():
+        if isinstance(original, list):
+            original[:] = content
+        elif original is not content:
+            original.clear()
+            original.update(content)
+        now[name] = original
+
+
+def _random_state() -> tuple[Any, ...]:
+    import numpy as np
+    import torch
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    import numpy as np
+    import torch
+
+    python_state, numpy_state, torch_state, cuda_state = state
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(torch_state)
+    if cuda_state is not None:
+        torch.cuda.set_rng_state_all(cuda_state)

@@ -1,0 +1,113 @@
+"""SI values as people read and write them: ``0.0123`` s <-> ``12.3 ms``."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from .errors import InputError
+
+_DECIMAL = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_BINARY = ((2**50, "Pi"), (2**40, "Ti"), (2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_BYTES = {
+    "": 1, "B": 1, "k": 1e3, "kB": 1e3, "KB": 1e3, "M": 1e6, "MB": 1e6, "G": 1e9, "GB": 1e9, "T": 1e12, "TB": 1e12,
+    "Ki": 2**10, "KiB": 2**10, "Mi": 2**20, "MiB": 2**20, "Gi": 2**30, "GiB": 2**30, "Ti": 2**40, "TiB": 2**40,
+}  # fmt: skip
+_QUANTITY = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Zµ/%]*)\s*$")
+
+
+def _significant(value: float, digits: int = 3) -> str:
+    """Format with `digits` significant digits, without exponent and without losing integer digits."""
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def format_seconds(value: float) -> str:
+    """``0.0123`` -> ``12.3 ms``."""
+    size = abs(value)
+    if size == 0:
+        return "0 s"
+    if size < 1e-6:
+        return f"{_significant(value * 1e9)} ns"
+    if size < 1e-3:
+        return f"{_significant(value * 1e6)} µs"
+    if size < 1:
+        return f"{_significant(value * 1e3)} ms"
+    if size < 120:
+        return f"{_significant(value)} s"
+    return f"{_significant(value / 60)} min" if size < 7200 else f"{_significant(value / 3600)} h"
+
+
+def format_bytes(value: float) -> str:
+    """``438_000_000`` -> ``418 MiB``: powers of two, as the operating system and the drivers report them."""
+    for factor, prefix in _BINARY:
+        if abs(value) >= factor:
+            return f"{_significant(value / factor)} {prefix}B"
+    return f"{_significant(value)} B"
+
+
+def format_decimal(value: float, unit: str) -> str:
+    """``22.4e9, "FLOP"`` -> ``22.4 GFLOP``: powers of ten."""
+    for factor, prefix in _DECIMAL:
+        if abs(value) >= factor:
+            return f"{_significant(value / factor)} {prefix}{unit}".rstrip()
+    return f"{_significant(value)} {unit}".rstrip()
+
+
+def format_quantity(value: float, unit: str) -> str:
+    """Format `value` of SI `unit` for people."""
+    if unit == "s":
+        return format_seconds(value)
+    if unit == "B":
+        return format_bytes(value)
+    if unit == "B/s":
+        return f"{format_bytes(value)}/s"
+    if unit == "ratio":
+        return _significant(value)
+    if unit.startswith("USD"):
+        return f"{value:,.2f} {unit}"
+    return format_decimal(value, unit)
+
+
+def parse_seconds(text: str | float) -> float:
+    """``"50ms"`` -> ``0.05``; a bare number is seconds.
+
+    Raises:
+        InputError: not a positive time.
+    """
+    return _parse(text, _SECONDS, "s", "a time such as 50ms, 0.05s or 0.05 (seconds)")
+
+
+def parse_bytes(text: str | float) -> float:
+    """``"2GiB"`` -> ``2147483648.0``; a bare number is bytes.
+
+    Raises:
+        InputError: not a positive size.
+    """
+    return _parse(text, _BYTES, "B", "a size such as 512MiB, 16GB or 1e9 (bytes)")
+
+
+def parse_rate(text: str | float) -> float:
+    """``"400"``, ``"400/s"`` or ``"24000/min"`` -> ``400.0`` per second.
+
+    Raises:
+        InputError: not a positive rate.
+    """
+    scales = {"": 1.0, "/s": 1.0, "/min": 1 / 60, "/m": 1 / 60, "/h": 1 / 3600}
+    return _parse(text, scales, "", "a rate such as 400 (requests per second) or 24000/min")
+
+
+def _parse(text: str | float, scales: dict[str, float], bare: str, wanted: str) -> float:
+    if isinstance(text, bool):
+        raise InputError(f"{text!r} is not {wanted}")
+    match = _QUANTITY.match(str(text))
+    scale = scales.get(match[2] or bare) if match else None
+    if match is None or scale is None:
+        raise InputError(f"{text!r} is not {wanted}", help=f"known suffixes: {', '.join(s for s in scales if s)}")
+    value = float(match[1]) * scale
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{text!r} is not {wanted}: it must be greater than 0")
+    return value

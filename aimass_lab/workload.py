@@ -1,0 +1,342 @@
+"""A model with what it is called with: example inputs, and optionally labelled data, a metric and a loss.
+
+torch is imported inside the functions: naming a workload must not cost the seconds that torch takes to load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .errors import AimassError, InputError, ModelError
+from .records import ModelInfo, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ACCEPTED_INPUTS = "a tensor, a tuple (positional arguments), or a dict or HF-style batch (keyword arguments)"
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a model.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        batch_axis: The axis along which every batched tensor counts its items.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    batch_axis: int = 0
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors among the arguments, nested ones included, in order."""
+        import torch
+        from torch.utils import _pytree
+
+        leaves = _pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def named_tensors(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and tensor of each argument, named as `model.forward` names them; nested ones by their position."""
+        import torch
+        from torch.utils import _pytree
+
+        names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        positional = {names[i] if i < len(names) else f"input_{i}": value for i, value in enumerate(self.args)}
+        for name, value in {**positional, **self.kwargs}.items():
+            leaves = [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+            for i, leaf in enumerate(leaves):
+                yield (name if len(leaves) == 1 else f"{name}_{i}"), leaf
+
+    @property
+    def batch_size(self) -> int:
+        """Items in the call: the size along the batch axis of the first tensor that has the axis; 1 if none has."""
+        for tensor in self.tensors():
+            if tensor.dim() > self.batch_axis:
+                return int(tensor.shape[self.batch_axis])
+        return 1
+
+    def is_batched(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` holds one entry per item of this call."""
+        return tensor.dim() > self.batch_axis and tensor.shape[self.batch_axis] == self.batch_size
+
+    def with_batch(self, batch_size: int) -> Call:
+        """The same call with `batch_size` items: the first ones, repeated in order when there are too few.
+
+        Raises:
+            InputError: `batch_size` is not a positive integer, or nothing here has the batch axis.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch size {batch_size!r} is not a positive integer")
+        if batch_size == self.batch_size:
+            return self
+        if not any(self.is_batched(t) for t in self.tensors()):
+            raise InputError(
+                f"no input has the batch axis {self.batch_axis}, so the batch size cannot be set to {batch_size}",
+                help="say which axis counts the items: Workload(model, inputs, batch_axis=...)",
+            )
+        import torch
+
+        rows = torch.arange(batch_size) % self.batch_size
+        return self.map(lambda t: t.index_select(self.batch_axis, rows.to(t.device)) if self.is_batched(t) else t)
+
+    def rows(self, start: int, stop: int) -> Call:
+        """The items from `start` up to `stop`."""
+        return self.map(lambda t: t.narrow(self.batch_axis, start, stop - start) if self.is_batched(t) else t)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Call:
+        """The same call with `function` applied to every tensor."""
+        import torch
+        from torch.utils import _pytree
+
+        def apply(leaf: Any) -> Any:
+            return function(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        args, kwargs = _pytree.tree_map(apply, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
+
+    def describe(self) -> str:
+        """``float32[1, 3, 224, 224], mask=int64[1, 128]``."""
+        parts = [_describe(value) for value in self.args]
+        parts += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
+        return ", ".join(parts) or "no arguments"
+
+
+def _describe(value: Any) -> str:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return repr(value) if isinstance(value, (int, float, bool, str, type(None))) else type(value).__name__
+
+
+def as_call(inputs: Any, batch_axis: int = 0) -> Call:
+    """Read example inputs in any of the forms people hold them in.
+
+    Args:
+        inputs: A tensor, a tuple of positional arguments, a mapping of keyword arguments
+            (HF's ``BatchEncoding`` is one), or a `Call`.
+        batch_axis: The axis that counts the items.
+
+    Raises:
+        InputError: none of these, or nothing in it is a tensor.
+    """
+    import torch
+
+    if isinstance(inputs, Call):
+        return inputs
+    if inputs is None:
+        raise InputError("no example inputs were given", help=f"pass {ACCEPTED_INPUTS}")
+    if isinstance(inputs, torch.Tensor):
+        return Call((inputs,), batch_axis=batch_axis)
+    if isinstance(inputs, Mapping):
+        return _with_tensors(Call(kwargs=dict(inputs), batch_axis=batch_axis), inputs)
+    if isinstance(inputs, tuple):
+        return _with_tensors(Call(tuple(inputs), batch_axis=batch_axis), inputs)
+    raise InputError(f"example inputs of type {type(inputs).__name__} cannot be used", help=_advice(inputs))
+
+
+def _advice(inputs: Any) -> str:
+    kind = type(inputs)
+    if kind.__name__ == "DataLoader":
+        return "a DataLoader gives many batches: pass one of them, next(iter(loader))"
+    if inspect.isgenerator(inputs) or isinstance(inputs, Iterator):
+        return "a generator can be read only once, and a measurement calls the model many times: pass one element of it, next(generator)"
+    if kind.__module__.split(".")[0] == "numpy":
+        return "pass a tensor: torch.from_numpy(array)"
+    if isinstance(inputs, list):
+        return "pass a tensor, torch.tensor(...), or a tuple if these are positional arguments"
+    if isinstance(inputs, str):
+        return "pass the tokenizer's output, not the text"
+    return f"pass {ACCEPTED_INPUTS}"
+
+
+def _with_tensors(call: Call, inputs: Any) -> Call:
+    if not call.tensors():
+        raise InputError(f"there is no tensor in the example inputs ({call.describe()})", help=f"pass {ACCEPTED_INPUTS}")
+    return call
+
+
+class Workload:
+    """A model, example inputs and what is needed to judge its outputs.
+
+    Args:
+        model: Any `torch.nn.Module`; it is never changed.
+        inputs: What the model is called with: a tensor, a tuple of positional arguments, a dict or
+            HF-style batch of keyword arguments. More than one item along the batch axis is welcome:
+            fidelity is judged on these samples.
+        data: Labelled data as ``(inputs, labels)``, both with one entry per item.
+        metric: ``metric(outputs, labels) -> float``, higher is better.
+        loss: ``loss(outputs, labels) -> scalar tensor``.
+        batch_axis: The axis that counts the items.
+        name: What to call the model; its class's name if not given.
+
+    Raises:
+        InputError: the model is no module, the inputs cannot be used, or data and metric do not come together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        *,
+        data: tuple[Any, torch.Tensor] | None = None,
+        metric: Callable[[Any, torch.Tensor], float] | None = None,
+        loss: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
+        batch_axis: int = 0,
+        name: str | None = None,
+    ) -> None:
+        from torch import nn
+
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module", help="pass the module itself, loaded and ready to call")
+        if (data is None) != (metric is None):
+            missing, given = ("data", "metric") if data is None else ("metric", "data")
+            raise InputError(f"{given} was given without {missing}", help="give both, data=(inputs, labels) and metric=f(outputs, labels), or neither")
+        self.model = model
+        self.call = as_call(inputs, batch_axis)
+        self.data = None if data is None else (as_call(data[0], batch_axis), data[1])
+        self.metric = metric
+        self.loss = loss
+        self.name = name or type(model).__name__
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        import torch
+
+        model_devices = Counter(p.device for p in self.model.parameters())
+        device = model_devices.most_common(1)[0][0] if model_devices else torch.device("cpu")
+        if device.type == "meta":
+            return
+        for name, tensor in self.call.named_tensors(self.model):
+            if len(model_devices) == 1 and tensor.dim() > 0 and tensor.device != device:
+                raise InputError(
+                    f"the model is on {device} and the input {name!r} is on {tensor.device}", help=f"move the inputs: {name}.to({str(device)!r})"
+                )
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where the model's first parameter lies; the CPU for a model without parameters."""
+        import torch
+
+        first = next(self.model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def info(self) -> ModelInfo:
+        """Who this model is, as every record tells it."""
+        return describe_model(self.model, self.call, self.name)
+
+
+def describe_model(model: nn.Module, call: Call, name: str) -> ModelInfo:
+    """Describe `model` without running it."""
+    dtypes = Counter(str(p.dtype).removeprefix("torch.") for p in model.parameters())
+    return ModelInfo(
+        name=name,
+        type=f"{type(model).__module__}.{type(model).__qualname__}",
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        weight_bytes=weight_bytes(model),
+        dtype=dtypes.most_common(1)[0][0] if dtypes else "none",
+        digest=digest_model(model),
+        inputs=tuple(
+            TensorSpec(name=n, dtype=str(t.dtype).removeprefix("torch."), shape=batched_shape(t, call)) for n, t in call.named_tensors(model)
+        ),
+    )
+
+
+def batched_shape(tensor: torch.Tensor, call: Call) -> tuple[int, ...]:
+    """Sizes of `tensor`, -1 along the batch axis of `call`."""
+    return tuple(-1 if axis == call.batch_axis and call.is_batched(tensor) else int(size) for axis, size in enumerate(tensor.shape))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers; tensors that share memory count once, compressed ones by what they hold."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    def storages(tensor: Any) -> Iterator[tuple[Any, int]]:
+        if is_traceable_wrapper_subclass(tensor):
+            names, _ = tensor.__tensor_flatten__()
+            for name in names:
+                yield from storages(getattr(tensor, name))
+        elif tensor.device.type == "meta":
+            yield id(tensor), tensor.numel() * tensor.element_size()
+        else:
+            storage = tensor.untyped_storage()
+            yield (tensor.device, storage.data_ptr()), storage.nbytes()
+
+    sizes = {key: size for t in [*model.parameters(), *model.buffers()] for key, size in storages(t)}
+    return sum(sizes.values())
+
+
+def digest_model(model: nn.Module) -> str:
+    """Digest of names, shapes, dtypes and up to 64 values of each tensor: enough to know the same weights again.
+
+    Hashing every value of a large model would take longer than profiling it.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.device.type != "meta" and tensor.numel() and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+            flat = tensor.detach().flatten()
+            digest.update(repr(flat[:: max(1, flat.numel() // 64)][:64].double().tolist() if not flat.is_complex() else "").encode())
+    return digest.hexdigest()[:16]
+
+
+def call_model(model: nn.Module, call: Call) -> Any:
+    """Call the model once.
+
+    Raises:
+        ModelError: the model raised; the message has its message and the inputs.
+        DoesNotFitError: the device's memory did not suffice.
+    """
+    import torch
+
+    from .errors import DoesNotFitError
+
+    try:
+        return model(*call.args, **call.kwargs)
+    except AimassError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFitError(f"the device ran out of memory on {call.describe()}", help="use a smaller batch size") from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+            raise DoesNotFitError(f"this machine ran out of memory on {call.describe()}", help="use a smaller batch size") from error
+        raise _model_error(model, call, error) from error
+    except Exception as error:
+        raise _model_error(model, call, error) from error
+
+
+def _model_error(model: nn.Module, call: Call, error: Exception) -> ModelError:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return ModelError(
+        f"{type(model).__name__} raised {type(error).__name__} on {call.describe()}: {first_line}",
+        help="call the model with these inputs yourself to see the whole traceback; it is also attached to this error",
+    )
+
+
+def output_tensors(outputs: Any) -> list[tuple[str, torch.Tensor]]:
+    """Name and tensor of everything floating in a model's outputs, caches left out.
+
+    HF's ``ModelOutput`` keeps its field names; other containers give ``output``, ``output_1`` ...
+    """
+    import torch
+    from torch.utils import _pytree
+
+    if isinstance(outputs, torch.Tensor):
+        return [("output", outputs)]
+    if isinstance(outputs, Mapping):
+        return [(str(k), v) for k, v in outputs.items() if isinstance(v, torch.Tensor)]
+    leaves = [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    return [("output" if i == 0 else f"output_{i}", leaf) for i, leaf in enumerate(leaves)]

@@ -1,1 +1,77 @@
-"""Profile, shrink, plan and serve a PyTorch model without leaving the notebook."""
+"""Profile, shrink, plan and serve a PyTorch model without leaving the notebook.
+
+::
+
+    import aimass_lab
+    study = aimass_lab.Study(model, example_inputs)
+    study.profile()
+
+or, in a notebook, ``%load_ext aimass_lab`` and ``%aimass profile model x``.
+
+Importing this package loads neither torch nor anything else that is heavy; the first verb does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AimassError": "errors",
+    "Study": "study",
+    "Workload": "workload",
+    "check": "operations",
+    "compare": "operations",
+    "estimate_demand": "demand",
+    "history": "operations",
+    "make_plan": "plan",
+    "profile_callable": "profiling",
+    "profile_model": "profiling",
+    "run_trial": "trial",
+    "search": "search",
+    "serve": "operations",
+    "show": "operations",
+    "write_bundle": "bundle",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name's module the first time the name is used."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Called by ``%load_ext aimass_lab``."""
+    from .frontends import display, magics
+
+    magics.load(shell)
+    display.register(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Called by ``%unload_ext aimass_lab``."""
+    from .frontends import magics
+
+    magics.unload(shell)
+
+
+def _show_records_in_ipython() -> None:
+    """Show records as pages wherever this package is imported in a notebook, magics or not."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is not None:
+        from .frontends import display
+
+        display.register(shell)
+
+
+_show_records_in_ipython()

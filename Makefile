@@ -1,0 +1,82 @@
+# Everything a person or CI runs, by one command each. Needs make and Python >= 3.10 with venv; installs the rest into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# torch first and alone: its exact version decides whether pip has to look for gigabytes of CUDA libraries.
+TORCH := $(shell grep '^torch==' constraints.lock)
+SOURCES := pyproject.toml constraints.lock Makefile
+
+.PHONY: help lab tour test lint format types hooks schemas lock benchmark clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+lab: $(VENV)/.lab  ## Open JupyterLab on the tour
+	$(BIN)/jupyter lab notebooks/01_tour.ipynb
+
+tour: $(VENV)/.lab  ## Run the tour without a browser; fails unless its bundle's proof ends in PASS
+	$(BIN)/python notebooks/run.py notebooks/01_tour.ipynb
+
+test: $(VENV)/.test browser  ## Run every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+types: $(VENV)/.dev  ## Check types only
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## Put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+hooks: $(VENV)/.dev  ## Run the checks at every commit
+	$(BIN)/pre-commit install
+
+schemas: $(VENV)/.lab  ## Write the published JSON Schemas again
+	$(BIN)/python -m aimass_lab.schemas
+
+benchmark: $(VENV)/.test  ## Measure the figures that the README quotes
+	$(BIN)/python tests/benchmarks/first_result.py
+
+lock: $(VENV)/.dev  ## Write constraints.lock from what is installed
+	$(PIP) freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.lock
+
+clean:  ## Remove the environment and everything that was built
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build
+
+# --- environments: each adds to the one before; a stamp tells that it is up to date ---
+
+$(VENV)/.venv:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.venv constraints.lock
+	$(PIP) install --quiet "$(TORCH)" -c constraints.lock
+	touch $@
+
+$(VENV)/.lab: $(VENV)/.torch $(SOURCES)
+	$(PIP) install --quiet -c constraints.lock -e '.[tour]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch $(SOURCES)
+	$(PIP) install --quiet -c constraints.lock -e '.[test]'
+	touch $(VENV)/.lab $@
+
+$(VENV)/.dev: $(VENV)/.torch $(SOURCES)
+	$(PIP) install --quiet -c constraints.lock -e '.[dev]'
+	touch $(VENV)/.lab $(VENV)/.test $@
+
+# Chromium for the browser tests, where this machine lets us install it; the tests say why they are skipped where not.
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing chromium from the system's packages"; \
+	    { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || echo "chromium could not be installed: the browser tests will be skipped"; \
+	  else echo "no chromium here and no right to install it: the browser tests will be skipped"; fi; }

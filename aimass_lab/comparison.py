@@ -1,0 +1,84 @@
+"""Two records side by side: what moved, beyond what chance moves."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .errors import InputError
+from .headlines import format_number
+from .records import Comparison, Difference, ModuleTime, Note, Number, Profile, Record, Run, derived
+
+
+def compare_records(before: tuple[Run, Record], after: tuple[Run, Record]) -> Comparison:
+    """Compare every number that both records have at their top level.
+
+    Two measured numbers differ when their intervals do not overlap; numbers without an
+    interval differ when their values do.
+
+    Args:
+        before: A run and its record.
+        after: The other run, of the same verb.
+
+    Raises:
+        InputError: the two are records of different kinds.
+    """
+    (run_before, a), (run_after, b) = before, after
+    if type(a) is not type(b):
+        raise InputError(
+            f"run {run_before.id} is a {run_before.verb} and run {run_after.id} a {run_after.verb}; they have no numbers in common",
+            help="compare two runs of the same verb",
+        )
+    pairs = [(name, getattr(a, name), getattr(b, name)) for name in a.__struct_fields__]
+    differences = [_difference(name, x, y) for name, x, y in pairs if isinstance(x, Number) and isinstance(y, Number)]
+    notes = [*_context_notes(run_before, a, run_after, b)]
+    if isinstance(a, Profile) and isinstance(b, Profile):
+        notes += _module_note(a, b)
+    return Comparison(before=run_before, after=run_after, differences=tuple(differences), notes=tuple(notes))
+
+
+def _difference(name: str, before: Number, after: Number) -> Difference:
+    ratio = None if before.value == 0 else derived(after.value / before.value, "ratio", "after / before", [("before", before), ("after", after)])
+    verdict: Literal["lower", "higher", "same within spread", "changed"]
+    if before.unit != after.unit:
+        verdict = "changed"
+    elif _overlap(before, after):
+        verdict = "same within spread"
+    else:
+        verdict = "higher" if after.value > before.value else "lower"
+    return Difference(name=name, before=before, after=after, ratio=ratio, verdict=verdict)
+
+
+def _overlap(a: Number, b: Number) -> bool:
+    low_a, high_a = a.interval or (a.value, a.value)
+    low_b, high_b = b.interval or (b.value, b.value)
+    return low_a <= high_b and low_b <= high_a
+
+
+def _context_notes(run_before: Run, a: Record, run_after: Run, b: Record) -> list[Note]:
+    notes = []
+    if run_before.model_digest != run_after.model_digest:
+        notes.append(Note(code="W-MODEL", text=f"the models differ: {run_before.model} ({run_before.model_digest}) and {run_after.model} ({run_after.model_digest})"))
+    for name, what in (("batch_size", "batch sizes"), ("environment", "environments")):
+        x, y = getattr(a, name, None), getattr(b, name, None)
+        if name == "environment" and x is not None and y is not None:
+            x, y = (f"{e.device_name}, {e.threads} threads, torch {e.torch} ({e.id})" for e in (x, y))
+        if x != y:
+            notes.append(Note(code=f"W-{name.upper()}", text=f"the {what} differ: {x} and {y}"))
+    return notes
+
+
+def _module_note(a: Profile, b: Profile) -> list[Note]:
+    """Name the module that explains most of a change of the whole."""
+    change = b.latency_p50.value - a.latency_p50.value
+    before = {m.name: m for m in a.modules}
+    moved: list[tuple[float, ModuleTime]] = [
+        (m.self_time.value - before[m.name].self_time.value, m) for m in b.modules if m.name in before
+    ]
+    if not moved or change == 0:
+        return []
+    delta, module = max(moved, key=lambda pair: pair[0] * change)
+    share = delta / change
+    if share < 0.2:
+        return []
+    text = f"{module.name or 'the model itself'} took {format_number(before[module.name].self_time)} and takes {format_number(module.self_time)}: {min(share, 1):.0%} of the change of the median"
+    return [Note(code="module", text=text)]

@@ -1,0 +1,1 @@
+"""Text, clicks and requests in; one verb; a rendering out."""

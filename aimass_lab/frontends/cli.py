@@ -1,0 +1,140 @@
+"""The command line: ``aimass VERB ...``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import AimassError, InputError
+from ..records import Check, Record, to_json
+from .arguments import HelpShown, all_verbs, get_verb, parse_arguments
+
+if TYPE_CHECKING:
+    from ..verbs import Verb
+
+EXIT_OK, EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: The words after ``aimass``; those of this process if not given.
+
+    Returns:
+        0; 1 when a check failed or a plan is not feasible; 2 after an error that was printed; 130 after an interrupt.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(overview())
+            return EXIT_OK
+        if words[0] == "--version":
+            from .. import __version__
+
+            print(__version__)
+            return EXIT_OK
+        return _run(words[0], words[1:])
+    except HelpShown:
+        return EXIT_OK
+    except AimassError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader, such as head, has seen enough
+        return EXIT_OK
+
+
+def overview() -> str:
+    """The verbs, a line each."""
+    verbs = all_verbs()
+    width = max(len(verb.name) for verb in verbs)
+    lines = [f"  {verb.name:<{width}}  {verb.summary}" for verb in verbs]
+    return "\n".join(["usage: aimass VERB ...", "", "Profile, shrink, plan and serve a PyTorch model.", "", *lines, "", "aimass VERB --help tells more."])
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    verb = get_verb(name)
+    model, values, as_json = parse_arguments(verb, words, model_required=True)
+    progress = _Progress()
+    try:
+        result = _call(verb, model, values, progress)
+    finally:
+        progress.close()
+    return _show(result, as_json)
+
+
+def _call(verb: Verb, model: str | None, values: dict[str, Any], progress: _Progress) -> Any:
+    if not verb.of_study:
+        return call_function(verb, values, progress)
+    from ..study import Study
+    from .locate import locate_workload
+
+    if model is None:
+        raise InputError("no model was named")
+    study = Study(locate_workload(model))
+    study.progress = progress
+    return verb.function(study, **values)
+
+
+def call_function(verb: Verb, values: dict[str, Any], progress: Any) -> Any:
+    """Call a verb that needs no model; the long ones tell their progress."""
+    import inspect
+
+    extra = {"progress": progress} if "progress" in inspect.signature(verb.function).parameters else {}
+    return verb.function(**values, **extra)
+
+
+def _show(result: Any, as_json: bool) -> int:
+    from ..serving.launch import Server
+
+    if isinstance(result, Server):
+        return _wait(result, as_json)
+    _print(result, as_json)
+    return exit_code(result)
+
+
+def exit_code(record: Record) -> int:
+    """Whether a script should go on after this result."""
+    from ..records import Plan
+
+    failed = (isinstance(record, Check) and not record.passed) or (isinstance(record, Plan) and not record.feasible)
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+def _print(record: Record, as_json: bool) -> None:
+    from .render import render_plain
+
+    print(to_json(record) if as_json else render_plain(record), flush=True)
+
+
+def _wait(server: Any, as_json: bool) -> int:
+    from ..operations import service_record
+
+    _print(service_record(server), as_json)
+    try:
+        return int(server.wait())
+    except KeyboardInterrupt:
+        return EXIT_OK
+    finally:
+        server.stop()
+
+
+class _Progress:
+    """Shows on a terminal's last line what is being done; silent where nobody looks."""
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def __call__(self, share: float, text: str) -> None:
+        if sys.stderr.isatty():
+            self._shown = True
+            print(f"\r\033[K{100 * share:3.0f} %  {text[:100]}", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,92 @@
+"""Finds the model that a command names: ``path/to/file.py:factory`` or ``package.module:factory``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from ..errors import AimassError, InputError, ModelError
+from ..workload import Workload
+
+T = TypeVar("T")
+
+FORM = "path/to/file.py:factory or package.module:factory"
+
+
+def locate_workload(reference: str) -> Workload:
+    """Import the module that `reference` names and call its factory.
+
+    Args:
+        reference: ``path/to/file.py:factory`` or ``package.module:factory``; the factory takes no
+            arguments and returns ``(model, example_inputs)`` or a `Workload`.
+
+    Raises:
+        InputError: no such file, module or factory, or it returned something else.
+        ModelError: the module or the factory raised.
+    """
+    source, colon, name = reference.rpartition(":")
+    if not (source and colon and name.isidentifier()):
+        raise InputError(f"{reference!r} does not name a model", help=f"give {FORM}")
+    module = _import(source, reference)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        callables = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_") and getattr(v, "__module__", None) == module.__name__]
+        raise InputError(f"there is no function {name!r} in {source}", help=f"there are: {', '.join(callables) or 'none'}")
+    return as_workload(_run(factory, reference), f"the factory {reference}")
+
+
+def as_workload(value: Any, what: str) -> Workload:
+    """Accept a `Workload` or ``(model, example_inputs)``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(value, Workload):
+        return value
+    if isinstance(value, tuple) and len(value) == 2:
+        return Workload(*value)
+    raise InputError(f"{what} gave a {type(value).__name__}", help="it must give (model, example_inputs) or an aimass_lab.Workload")
+
+
+def _import(source: str, reference: str) -> ModuleType:
+    path = Path(source)
+    if source.endswith(".py"):
+        if not path.is_file():
+            raise InputError(f"there is no file {source!r}", help=f"give {FORM}")
+        return _run(lambda: _import_file(path.resolve()), reference)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as python -m does
+    try:
+        found = importlib.util.find_spec(source)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise InputError(f"there is no module {source!r}", help=f"give {FORM}")
+    return _run(lambda: importlib.import_module(source), reference)
+
+
+def _import_file(path: Path) -> ModuleType:
+    # A user's torch.py must not take the place of the real one.
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_{abs(hash(path))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # So that its neighbours can be imported, as when it is run as a script, and its classes found by name.
+    sys.path.append(str(path.parent))
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run(function: Callable[[], T], reference: str) -> T:
+    try:
+        return function()
+    except AimassError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{reference} raised {type(error).__name__}: {error}", help="run it in Python to see the whole traceback") from error

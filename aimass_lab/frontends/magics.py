@@ -1,0 +1,229 @@
+"""The notebook's commands: ``%aimass VERB ...`` and ``%%aimass profile``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+
+from ..errors import AimassError, InputError
+from ..records import Record, to_json
+from .arguments import HelpShown, get_verb, parse_arguments
+from .cli import call_function, overview
+
+PROGRESS_EVERY_S = 0.2
+
+
+@magics_class
+class AimassMagics(Magics):
+    """``%aimass`` for a notebook's models."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self._studies: dict[int, Any] = {}
+        """Study by the id of its model; the study holds the model, so the id stays its own."""
+        self._last: Any = None
+        self._servers: list[Any] = []
+
+    @no_var_expand  # type: ignore[untyped-decorator]
+    @line_cell_magic  # type: ignore[untyped-decorator]
+    def aimass(self, line: str, cell: str | None = None) -> Any:
+        """Profile, shrink, plan and serve a model: ``%aimass VERB ...``; ``%aimass`` alone lists the verbs."""
+        try:
+            words = shlex.split(line)
+            if cell is not None:
+                return self._cell(words, cell)
+            if not words or words[0] in ("-h", "--help"):
+                print(overview())
+                return None
+            return self._line(words[0], words[1:])
+        except HelpShown:
+            return None
+        except (AimassError, ValueError) as error:
+            if isinstance(error, ValueError) and not isinstance(error, AimassError):
+                error = InputError(f"the line cannot be read: {error}")
+            # UsageError is shown without a traceback of ours, and still fails the cell.
+            raise UsageError(str(error)) from error
+
+    # --- one verb ------------------------------------------------------------------------
+
+    def _line(self, name: str, words: list[str]) -> Any:
+        verb = get_verb(name)
+        words, inputs = self._take_inputs(words) if verb.of_study else (words, None)
+        model, values, as_json = parse_arguments(verb, words, model_required=False)
+        with _NotebookProgress() as progress:
+            if verb.of_study:
+                study = self._study(model, inputs)
+                study.progress = progress
+                try:
+                    result = verb.function(study, **values)
+                finally:
+                    from ..study import no_progress
+
+                    study.progress = no_progress
+            else:
+                result = call_function(verb, values, progress)
+        return self._present(result, as_json)
+
+    def _present(self, result: Any, as_json: bool) -> Any:
+        from ..operations import service_record
+        from ..serving.launch import Server
+
+        if isinstance(result, Server):
+            self._servers.append(result)
+            result = service_record(result)
+        if as_json:
+            print(to_json(result))
+            return None
+        return result
+
+    def _take_inputs(self, words: list[str]) -> tuple[list[str], Any]:
+        """Take the inputs out of ``model x --batch 8``: the word after the model, if it names a variable that can be called with."""
+        import torch
+
+        if len(words) < 2 or words[0].startswith("-") or not words[1].isidentifier():
+            return words, None
+        value = self.shell.user_ns.get(words[1])
+        if isinstance(value, (torch.Tensor, tuple, Mapping)):
+            return [words[0], *words[2:]], value
+        if value is not None and not isinstance(value, (str, int, float, type)) and not callable(value):
+            from ..workload import as_call
+
+            as_call(value)  # says what is wrong with it
+        return words, None
+
+    def _study(self, name: str | None, inputs: Any) -> Any:
+        """The study of the model that `name` names; the last one without a name."""
+        from ..study import Study
+
+        if name is None:
+            if self._last is None:
+                raise InputError("no model was named, and there is none from before", help="%aimass VERB MODEL INPUTS")
+            return self._last
+        self._last = self._find(name, inputs, Study)
+        return self._last
+
+    def _find(self, name: str, inputs: Any, study_type: Any) -> Any:
+        from torch import nn
+
+        from ..workload import Workload
+        from .locate import locate_workload
+
+        value = self.shell.user_ns.get(name)
+        if isinstance(value, study_type):
+            return value
+        if isinstance(value, Workload):
+            return self._remember(value.model, study_type(value) if id(value.model) not in self._studies else self._studies[id(value.model)])
+        if isinstance(value, nn.Module):
+            known = self._studies.get(id(value))
+            if inputs is None:
+                if known is None:
+                    raise InputError(f"nothing is known yet about the inputs of {name!r}", help=f"%aimass VERB {name} INPUTS")
+                return known
+            study = study_type(value, inputs, name=name)
+            if known is not None:
+                study.results, study._variants = known.results, known._variants
+            return self._remember(value, study)
+        if value is not None and ":" not in name:
+            raise InputError(f"the variable {name!r} is a {type(value).__name__}, not a model", help="name a torch.nn.Module, a Workload or a Study")
+        if ":" not in name:
+            raise InputError(f"there is no variable {name!r}", help="name a model of this notebook, or path/to/file.py:factory")
+        return study_type(locate_workload(name))
+
+    def _remember(self, model: Any, study: Any) -> Any:
+        self._studies[id(model)] = study
+        return study
+
+    # --- a cell --------------------------------------------------------------------------
+
+    def _cell(self, words: list[str], cell: str) -> Record:
+        from ..headlines import headline
+        from ..profiling import profile_callable
+        from ..store import Store
+
+        if words != ["profile"]:
+            raise InputError(f"%%aimass {' '.join(words)} is not a command for a cell", help="%%aimass profile profiles the cell")
+        outcome: list[Any] = []
+        record = profile_callable(lambda: outcome.append(self.shell.run_cell(cell)), label="cell")
+        error = outcome[0].error_before_exec or outcome[0].error_in_exec
+        if error is not None:
+            raise UsageError(f"the cell raised {type(error).__name__}; its own traceback is above")
+        Store().add("profile_cell", record, model="(cell)", summary=headline(record))
+        return record
+
+    def stop_servers(self) -> None:
+        """Stop what ``%aimass serve`` started."""
+        while self._servers:
+            self._servers.pop().stop()
+
+
+class _NotebookProgress:
+    """One line under the cell that tells how far the work is, gone when it is done."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._shown_at = 0.0
+
+    def __enter__(self) -> _NotebookProgress:
+        return self
+
+    def __call__(self, share: float, text: str) -> None:
+        import time
+
+        from IPython.display import display
+
+        now = time.monotonic()
+        if now - self._shown_at < PROGRESS_EVERY_S:
+            return
+        self._shown_at = now
+        line = _Line(f"{100 * share:3.0f} %  {text}")
+        if self._handle is None:
+            self._handle = display(line, display_id=True)
+        else:
+            self._handle.update(line)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._handle is not None:
+            self._handle.update(_Line(""))
+
+
+class _Line:
+    """Text that is displayed without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+_QUESTION = re.compile(r"^\s*%{1,2}aimass(\s+\w+)?\s*\?{1,2}\s*$")
+
+
+def question_to_help(lines: list[str]) -> list[str]:
+    """Turn ``%aimass VERB?`` into ``%aimass VERB --help``: IPython would look for a Python object called VERB."""
+    match = _QUESTION.match("".join(lines))
+    return [f"%aimass{match[1] or ''} --help\n"] if match else lines
+
+
+def load(shell: InteractiveShell) -> None:
+    """Give `shell` the magics."""
+    magics = AimassMagics(shell)
+    shell.register_magics(magics)
+    shell.input_transformers_cleanup.append(question_to_help)
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Take them away again, and stop the servers that they started."""
+    magics = shell.magics_manager.registry.pop("AimassMagics", None)
+    if magics is not None:
+        magics.stop_servers()
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("aimass", None)
+    if question_to_help in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.remove(question_to_help)

@@ -1,0 +1,92 @@
+"""The verbs that need no model: serving and checking what was written, and looking at what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .comparison import compare_records
+from .errors import InputError
+from .records import AnyRecord, Check, Comparison, History, Service
+from .store import Store
+from .units import parse_seconds
+from .verbs import Progress, Seconds, verb
+
+if TYPE_CHECKING:
+    from .serving.launch import Server
+
+
+@verb
+def serve(folder: str, *, port: int = 8000, grpc_port: int = 8001) -> Server:
+    """Serve a bundle on this machine.
+
+    Args:
+        folder: Folder of the bundle.
+        port: Port for REST on the loopback address; 0 picks a free one.
+        grpc_port: Port for gRPC on the loopback address; 0 picks a free one.
+    """
+    from .bundle import require_bundle
+    from .serving.launch import start
+
+    return start(require_bundle(Path(folder)), port=port, grpc_port=grpc_port)
+
+
+def service_record(server: Server) -> Service:
+    """Describe a running server."""
+    return Service(folder=str(server.folder), url=server.url, grpc_address=server.grpc_address, pid=server.pid)
+
+
+@verb
+def check(path: str, *, seconds: Seconds | None = None, progress: Progress | None = None) -> Check:
+    """Verify a bundle or a resource spec again.
+
+    A bundle is started and measured against its own promises; a spec, or the folder of manifests
+    made from one, is read and checked without a cluster.
+
+    Args:
+        path: Folder of a bundle, or file or folder of a spec.
+        seconds: Time of a bundle's load test; what the bundle says if not given.
+    """
+    from .bundle import is_bundle, verify_bundle
+    from .spec import check_spec_path
+
+    target = Path(path)
+    if not target.exists():
+        raise InputError(f"there is nothing at {path!r}", help="give the folder of a bundle, or a spec's file")
+    if is_bundle(target):
+        return verify_bundle(target, duration_s=None if seconds is None else parse_seconds(seconds), progress=progress)
+    return check_spec_path(target)
+
+
+@verb
+def history(*, model: str | None = None, limit: int = 20) -> History:
+    """List what was measured, newest first.
+
+    Args:
+        model: Only runs of the model of this name.
+        limit: Most runs to list.
+    """
+    store = Store()
+    return History(store=str(store.path), runs=store.runs(limit=limit, model=model))
+
+
+@verb
+def show(run: int) -> AnyRecord:
+    """Show a run of the history again; neither its model nor its device is needed.
+
+    Args:
+        run: Number of the run.
+    """
+    return Store().get(run)[1]
+
+
+@verb
+def compare(before: int, after: int) -> Comparison:
+    """Set two runs of the history side by side.
+
+    Args:
+        before: Number of the run to compare with.
+        after: Number of the run to compare.
+    """
+    store = Store()
+    return compare_records(store.get(before), store.get(after))

@@ -1,0 +1,109 @@
+"""The history on disk: one SQLite file that several notebooks may write at once and a killed kernel cannot break."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import StoreError
+from .records import AnyRecord, Record, Run, any_from_json, to_json
+
+SCHEMA_VERSION = 1
+_CREATE = """
+CREATE TABLE IF NOT EXISTS runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    verb TEXT NOT NULL,
+    model TEXT NOT NULL,
+    model_digest TEXT NOT NULL,
+    taken_at TEXT NOT NULL,
+    summary TEXT NOT NULL,
+    record TEXT NOT NULL
+)
+"""
+
+
+def default_store_path() -> Path:
+    """``$AIMASS_STORE``, or ``history.db`` in the user's data folder."""
+    given = os.environ.get("AIMASS_STORE")
+    if given:
+        return Path(given).expanduser()
+    from platformdirs import user_data_path
+
+    return user_data_path("aimass_lab") / "history.db"
+
+
+class Store:
+    """Runs, kept in one SQLite file.
+
+    Every call opens the file, does one transaction and closes it: nothing is held between calls,
+    so a killed process leaves at most an unfinished transaction, which SQLite rolls back.
+
+    Args:
+        path: The file; made on the first write. None: `default_store_path`.
+    """
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.path = Path(path).expanduser() if path else default_store_path()
+
+    def add(self, verb: str, record: Record, *, model: str = "", model_digest: str = "", summary: str = "") -> int:
+        """Keep `record` and return the number of its run.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        taken_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        row = (verb, model, model_digest, taken_at, summary, to_json(record, indent=None))
+        with self._connect() as connection:
+            cursor = connection.execute("INSERT INTO runs (verb, model, model_digest, taken_at, summary, record) VALUES (?, ?, ?, ?, ?, ?)", row)
+            return int(cursor.lastrowid or 0)
+
+    def runs(self, *, limit: int = 50, model: str | None = None) -> tuple[Run, ...]:
+        """The newest runs first, of all models or of the one called `model`."""
+        if not self.path.exists():
+            return ()
+        where, values = ("WHERE model = ?", (model, limit)) if model else ("", (limit,))
+        query = f"SELECT id, verb, model, model_digest, taken_at, summary FROM runs {where} ORDER BY id DESC LIMIT ?"
+        with self._connect() as connection:
+            return tuple(Run(id=r[0], verb=r[1], model=r[2], model_digest=r[3], taken_at=r[4], summary=r[5]) for r in connection.execute(query, values))
+
+    def get(self, run_id: int) -> tuple[Run, AnyRecord]:
+        """The run numbered `run_id` and its record.
+
+        Raises:
+            StoreError: there is no such run.
+        """
+        query = "SELECT id, verb, model, model_digest, taken_at, summary, record FROM runs WHERE id = ?"
+        row = None
+        if self.path.exists():
+            with self._connect() as connection:
+                row = connection.execute(query, (run_id,)).fetchone()
+        if row is None:
+            raise StoreError(f"there is no run {run_id} in {self.path}", help="list them with: aimass history")
+        run = Run(id=row[0], verb=row[1], model=row[2], model_digest=row[3], taken_at=row[4], summary=row[5])
+        return run, any_from_json(row[6])
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # 30 s: another notebook's transaction takes milliseconds, so waiting this long means something is stuck.
+            connection = sqlite3.connect(self.path, timeout=30)
+            with contextlib.closing(connection), connection:
+                self._check_version(connection)
+                yield connection
+        except (OSError, sqlite3.Error) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"the history {self.path} cannot be used: {error}", help="free disk space, or name another file in AIMASS_STORE") from error
+
+    def _check_version(self, connection: sqlite3.Connection) -> None:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StoreError(f"the history {self.path} was written by a newer version (schema {version}, known up to {SCHEMA_VERSION})", help="upgrade aimass-lab")
+        if version < SCHEMA_VERSION:
+            connection.execute(_CREATE)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -1,0 +1,468 @@
+"""What this notebook knows so far about one model, and the verbs that find out more."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import InputError, StoreError
+from .headlines import headline
+from .records import (
+    BatchPoint,
+    Bundle,
+    Demand,
+    Environment,
+    Number,
+    Plan,
+    Profile,
+    Record,
+    SearchResult,
+    ServingSpec,
+    Setting,
+    Target,
+    TrialResult,
+    derived,
+)
+from .store import Store
+from .units import parse_rate, parse_seconds
+from .verbs import Progress, Rate, Seconds, verb
+from .workload import Workload
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from .trial import Variant
+
+R = TypeVar("R", bound=Record)
+
+SERVER_MEMORY_BYTES = 256 * 2**20
+"""Of a replica's interpreter, server and runtime, until a bundle's own calibration measures it."""
+STARTUP_S = 10.0
+"""Until a bundle's own calibration measures it."""
+
+
+class StoreWarning(UserWarning):
+    """A result could not be written to the history; it was returned all the same."""
+
+
+def no_progress(share: float, text: str) -> None:
+    """The progress of who does not want to know."""
+
+
+class Study:
+    """One model, its inputs, and everything found out about it.
+
+    The model is never changed: it is run in place with everything put back afterwards, and every
+    technique works on a copy.
+
+    Args:
+        model: A `torch.nn.Module`, or a `Workload`, and then nothing else but `store`.
+        inputs: What the model is called with; see `Workload`.
+        data: Labelled data, ``(inputs, labels)``.
+        metric: ``metric(outputs, labels) -> float``, higher is better.
+        loss: ``loss(outputs, labels) -> scalar tensor``.
+        batch_axis: The axis that counts the items.
+        name: What to call the model.
+        store: The history's file; by default ``$AIMASS_STORE`` or the user's data folder.
+
+    Raises:
+        InputError: model or inputs cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Workload,
+        inputs: Any = None,
+        *,
+        data: tuple[Any, torch.Tensor] | None = None,
+        metric: Any = None,
+        loss: Any = None,
+        batch_axis: int = 0,
+        name: str | None = None,
+        store: Store | Path | str | None = None,
+    ) -> None:
+        if isinstance(model, Workload):
+            if inputs is not None or data is not None or metric is not None or loss is not None:
+                raise InputError("a Workload already has its inputs and data", help="Study(workload), or Study(model, inputs, ...)")
+            self.workload = model
+        else:
+            self.workload = Workload(model, inputs, data=data, metric=metric, loss=loss, batch_axis=batch_axis, name=name)
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.results: list[Record] = []
+        """Everything found so far, oldest first."""
+        self.progress: Progress = no_progress
+        """Where long work tells how far it is; a front-end puts its own here."""
+        self._variants: dict[str, Variant] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's own model, as it was."""
+        return self.workload.model
+
+    # --- verbs ---------------------------------------------------------------------------
+
+    @verb
+    def profile(self, *, batch: int | None = None, device: str | None = None, seconds: Seconds = 4.0, force: bool = False) -> Profile:
+        """Measure the model: latency, throughput, memory, time by module, and what binds.
+
+        The model is run as it is loaded, in evaluation mode, and left as it was, bit by bit.
+
+        Args:
+            batch: Items per call; as many as the example inputs hold if not given.
+            device: Attached device to measure on, such as cpu or cuda:0; where the model is if not given.
+            seconds: Time to spend.
+            force: Try a batch even if the estimate says that it does not fit.
+        """
+        from .profiling import profile_model
+
+        workload = self._on_device(device)
+        return self._keep("profile", profile_model(workload, batch_size=batch, budget_s=parse_seconds(seconds), force=force, progress=self.progress))
+
+    @verb
+    def demand(self, *, batch: int | None = None, device: str | None = None) -> Demand:
+        """Estimate FLOPs, bytes, memory and network demand without running the model.
+
+        Args:
+            batch: Items per call; as many as the example inputs hold if not given.
+            device: Device to estimate for: an attached one (cpu, cuda:0) or a name of the catalogue.
+        """
+        from .demand import estimate_demand
+
+        return self._keep("demand", estimate_demand(self.workload, batch_size=batch, device=device, progress=self.progress))
+
+    @verb
+    def trial(self, technique: str, *, batch: int | None = None, option: dict[str, str] | None = None, seconds: Seconds = 6.0) -> TrialResult:
+        """Try one technique on a copy of the model, side by side with the original.
+
+        Args:
+            technique: What to try: a name such as bf16, int8_dynamic or compile.
+            batch: Items per call; as many as the example inputs hold if not given.
+            option: Field of the technique, as name=value; may be repeated.
+            seconds: Time to spend on the comparison.
+        """
+        from .trial import apply_setting, run_trial
+
+        setting = Setting(technique=technique, options=dict(option or {}), batch_size=batch)
+        variant = apply_setting(self.workload, setting)
+        result = run_trial(self.workload, setting, variant=variant, budget_s=parse_seconds(seconds), progress=self.progress)
+        self._variants[technique] = variant
+        return self._keep("trial", result)
+
+    @verb
+    def search(
+        self,
+        *,
+        technique: tuple[str, ...] | None = None,
+        batch: tuple[int, ...] | None = None,
+        sampler: str = "grid",
+        trials: int | None = None,
+        seconds: Seconds = 60.0,
+        seed: int = 0,
+    ) -> SearchResult:
+        """Try many settings and mark those that no other beats.
+
+        Args:
+            technique: Technique to try; may be repeated. All of them if not given.
+            batch: Batch size to try; may be repeated. That of the example inputs if not given.
+            sampler: How to choose the next setting: grid or random.
+            trials: Most settings to try.
+            seconds: Time to spend in all.
+            seed: Of samplers that draw lots.
+        """
+        from .compression.base import TECHNIQUES
+        from .search import make_search_result, search
+        from .trial import run_trial
+
+        for name in technique or ():
+            TECHNIQUES[name]
+        techniques = technique or tuple(name for name in TECHNIQUES if name != "none")
+        space = {"technique": techniques, "batch_size": batch or (self.workload.call.batch_size,)}
+        outcome = search(
+            lambda setting: run_trial(self.workload, setting, budget_s=min(3.0, parse_seconds(seconds))),
+            space,
+            sampler=sampler,
+            budget_s=parse_seconds(seconds),
+            max_trials=trials,
+            seed=seed,
+            progress=self.progress,
+        )
+        return self._keep("search", make_search_result(self.workload.info(), sampler, outcome))
+
+    @verb
+    def plan(
+        self,
+        *,
+        rate: Rate,
+        p99: Seconds,
+        device: tuple[str, ...] | None = None,
+        price: dict[str, str] | None = None,
+        burst: float = 1.0,
+        headroom: float = 0.0,
+        policy: str = "fcfs",
+        max_replicas: int = 1000,
+    ) -> Plan:
+        """Find devices, replicas and batching that hold a request rate under a latency target.
+
+        The attached device is planned with what was measured on it; devices of the catalogue with
+        what is estimated for them, and marked so.
+
+        Args:
+            rate: Requests per second, such as 400 or 24000/min.
+            p99: Latency that 99 % of the requests must stay under, such as 50ms.
+            device: Device to consider; may be repeated. The attached one if not given.
+            price: Price of a device, as name=USD per hour; may be repeated.
+            burst: Rate of bursts over the rate between them; 1 is a Poisson stream.
+            headroom: Spare share of the rate to plan for: 0.2 plans for 1.2 times the rate.
+            policy: Which waiting request goes first: the name of a scheduling policy.
+            max_replicas: Most replicas to consider.
+        """
+        from .plan import make_plan
+
+        target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom)
+        here = str(self._environment_device())
+        names = tuple(device or (here,))
+        service_time = {name: self._measured_ladder() if name == here else self._estimated_ladder(name) for name in names}
+        plan = make_plan(
+            self.workload.info(),
+            service_time,
+            target,
+            prices=_prices(price),
+            policy=policy,
+            burstiness=burst,
+            progress=self.progress,
+        )
+        return self._keep("plan", plan)
+
+    @verb
+    def spec(
+        self,
+        *,
+        rate: Rate,
+        p99: Seconds,
+        format: str = "kubernetes",
+        out: str | None = None,
+        device: tuple[str, ...] | None = None,
+        name: str | None = None,
+        image: str | None = None,
+    ) -> ServingSpec:
+        """Write down what a cluster must give the service, each number with its provenance.
+
+        Args:
+            rate: Requests per second.
+            p99: Latency that 99 % of the requests must stay under.
+            format: What to write it for: the name of an exporter, such as kubernetes or json.
+            out: Folder for the files; shown instead of written if not given.
+            device: Device to consider; may be repeated.
+            name: Name of the service; made from the model's if not given.
+            image: Container image that runs the bundle.
+        """
+        from .export import EXPORTERS
+        from .export.files import write_files
+
+        exporter = EXPORTERS[format]
+        plan = self._plan_for(rate, p99, device)
+        spec = self._make_spec(plan, name=name, image=image, export_format=format)
+        if out is not None:
+            write_files(Path(out), exporter(spec))
+        return self._keep("spec", spec)
+
+    @verb
+    def bundle(
+        self,
+        *,
+        out: str,
+        rate: Rate | None = None,
+        p99: Seconds | None = None,
+        name: str | None = None,
+        version: str = "1",
+        force: bool = False,
+    ) -> Bundle:
+        """Write a folder that serves the model without this package, and proves its own promises.
+
+        Args:
+            out: Folder to write; it must not exist yet.
+            rate: Requests per second that all replicas together must hold; chosen from what is measured if not given.
+            p99: Latency that 99 % of the requests must stay under; promised from what is measured if not given.
+            name: Name of the service; made from the model's if not given.
+            version: Version of the model that is served.
+            force: Replace a bundle that is already there.
+        """
+        from .bundle import write_bundle
+
+        if (rate is None) != (p99 is None):
+            raise InputError("rate and p99 belong together", help="give both, for example --rate 400 --p99 50ms, or neither")
+        plan = spec = None
+        if rate is not None and p99 is not None:
+            plan = self._plan_for(rate, p99, None)
+            spec = self._make_spec(plan, name=name, image=None)
+        bundle = write_bundle(
+            Path(out),
+            self.workload,
+            plan=plan,
+            spec=spec,
+            rate=None if rate is None else parse_rate(rate),
+            latency_p99_s=None if p99 is None else parse_seconds(p99),
+            name=name,
+            version=version,
+            force=force,
+            progress=self.progress,
+        )
+        return self._keep("bundle", bundle)
+
+    # --- variants ------------------------------------------------------------------------
+
+    def variant(self, technique: str) -> nn.Module:
+        """The copy that a trial made, to be called like the model.
+
+        Raises:
+            InputError: this study did not try `technique`, or released it.
+        """
+        try:
+            return self._variants[technique].model
+        except KeyError:
+            tried = ", ".join(self._variants) or "none yet"
+            raise InputError(f"{technique!r} was not tried in this study, or was undone", help=f"tried: {tried}; study.trial({technique!r}) makes it") from None
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the techniques whose copies are held, oldest first."""
+        return tuple(self._variants)
+
+    def undo(self) -> str | None:
+        """Forget the copy that the last trial made and give its memory back; the model itself was never touched.
+
+        Returns:
+            The technique that was forgotten; None when there is nothing to undo.
+        """
+        return self._variants.popitem()[0] if self._variants else None
+
+    # --- inside --------------------------------------------------------------------------
+
+    def _keep(self, verb_name: str, record: R) -> R:
+        self.results.append(record)
+        info = self.workload.info()
+        try:
+            self.store.add(verb_name, record, model=info.name, model_digest=info.digest, summary=headline(record))
+        except StoreError as error:
+            warnings.warn(f"the result is not in the history: {error}", StoreWarning, stacklevel=3)
+        return record
+
+    def _last(self, kind: type[R]) -> R | None:
+        return next((r for r in reversed(self.results) if isinstance(r, kind)), None)
+
+    def _environment_device(self) -> str:
+        device = self.workload.torch_device
+        return str(device) if device.type != "cuda" or device.index is not None else "cuda:0"
+
+    def _on_device(self, device: str | None) -> Workload:
+        """The workload, or a copy of it on another attached device."""
+        import copy
+
+        import torch
+
+        if device is None or device == self._environment_device():
+            return self.workload
+        attached = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if device not in attached:
+            raise InputError(
+                f"{device!r} is not attached to this machine, so nothing can be measured on it",
+                help=f"attached: {', '.join(attached)}; for other devices there is an estimate: demand --device {device}",
+            )
+        model = copy.deepcopy(self.model).to(device)
+        return Workload(model, self.workload.call.map(lambda t: t.to(device)), name=self.workload.name)
+
+    def _measured_ladder(self) -> tuple[BatchPoint, ...]:
+        profiles = [r for r in self.results if isinstance(r, Profile) and r.environment.device == self._environment_device()]
+        profile = profiles[-1] if profiles else self.profile()
+        return profile.ladder
+
+    def _estimated_ladder(self, device: str) -> tuple[BatchPoint, ...]:
+        from .demand import estimate_ladder
+
+        return estimate_ladder(self.workload, device)
+
+    def _plan_for(self, rate: Rate, p99: Seconds, device: tuple[str, ...] | None) -> Plan:
+        """The plan for this target: the last one if it is for the same, a new one if not.
+
+        Raises:
+            InputError: the target cannot be held.
+        """
+        target = make_target(rate, p99)
+        plan = self._last(Plan)
+        asked = (target.requests_per_s.value, target.latency_p99.value)
+        if plan is None or (plan.target.requests_per_s.value, plan.target.latency_p99.value) != asked or (device and plan.device not in device):
+            plan = self.plan(rate=rate, p99=p99, device=device)
+        if not plan.feasible:
+            raise InputError(f"there is no plan that holds {headline(plan)}", help=plan.binding)
+        return plan
+
+    def _make_spec(self, plan: Plan, *, name: str | None, image: str | None, export_format: str = "kubernetes") -> ServingSpec:
+        from .spec import dns_label, make_spec
+
+        service = dns_label(name or self.workload.name) if name is None else name
+        return make_spec(
+            plan,
+            name=service,
+            setting=Setting(technique="none"),
+            memory=self._replica_memory(plan),
+            startup_time=self._startup_time(),
+            environment=self._profile_environment(),
+            image=image or f"{service}:1",
+            export_format=export_format,
+        )
+
+
+    def _replica_memory(self, plan: Plan) -> Number:
+        """Memory of one replica before any headroom: what the model needs at the planned batch, and what serves it."""
+        from .demand import estimate_demand
+
+        batch = int(plan.max_batch_size.value)
+        measured = next((p.peak_memory_bytes for p in plan.service_time if p.batch_size == batch and p.peak_memory_bytes), None)
+        peak = measured or estimate_demand(self.workload, batch_size=batch, device=plan.device).peak_memory_bytes
+        info = self.workload.info()
+        loading = Number(value=info.weight_bytes, unit="B", source="assumed", method="one more copy of the weights while they are loaded")
+        server = Number(value=SERVER_MEMORY_BYTES, unit="B", source="assumed", method="interpreter, server and runtime without a model")
+        total = peak.value + loading.value + server.value
+        return derived(total, "B", f"peak at batch {batch} + loading + server", [("peak", peak), ("loading", loading), ("server", server)])
+
+    def _startup_time(self) -> Number:
+        """Seconds until a replica answers: as a bundle of this study measured it, or an assumption."""
+        bundle = self._last(Bundle)
+        for promise in bundle.promises if bundle else ():
+            if promise.name == "startup" and promise.measured is not None:
+                return promise.measured
+        return Number(value=STARTUP_S, unit="s", source="assumed", method="no bundle was started yet in this study")
+
+    def _profile_environment(self) -> Environment | None:
+        profile = self._last(Profile)
+        return profile.environment if profile else None
+
+
+def make_target(rate: Rate, p99: Seconds, *, max_replicas: int = 1000, headroom: float = 0.0) -> Target:
+    """Turn what the user asked for into a target.
+
+    Raises:
+        InputError: a value that is no rate, no time or no share.
+    """
+    if headroom < 0:
+        raise InputError(f"headroom {headroom} is negative", help="0.2 plans for 1.2 times the rate")
+    if max_replicas < 1:
+        raise InputError(f"max_replicas {max_replicas} allows no replica at all", help="give at least 1")
+    return Target(
+        requests_per_s=Number(value=parse_rate(rate), unit="request/s", source="user", method="asked for"),
+        latency_p99=Number(value=parse_seconds(p99), unit="s", source="user", method="asked for"),
+        max_replicas=max_replicas,
+        headroom=headroom,
+    )
+
+
+def _prices(price: dict[str, str] | None) -> dict[str, float]:
+    prices = {}
+    for name, text in (price or {}).items():
+        try:
+            prices[name] = float(text)
+        except ValueError:
+            raise InputError(f"the price {text!r} of {name!r} is not a number of USD per hour") from None
+    return prices

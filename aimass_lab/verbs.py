@@ -1,0 +1,151 @@
+"""What a user can ask for, defined once: names, options, help and types are read off the Python functions.
+
+A function marked with `verb` becomes ``aimass NAME ...`` on the command line and ``%aimass NAME ...``
+in a notebook. Its signature gives the arguments and its docstring the help, so the three cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from .errors import InputError
+from .units import parse_rate, parse_seconds
+
+Rate = Annotated[float | str, parse_rate]
+"""Per second: 400, "400/s" or "24000/min"."""
+Seconds = Annotated[float | str, parse_seconds]
+"""A time: 0.05 or "50ms"."""
+
+Progress = Callable[[float, str], None]
+"""Told the finished share (0 to 1) of a long piece of work, and what is being done."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One argument of a verb."""
+
+    name: str
+    help: str
+    parse: Callable[[str], Any]
+    """Text to value; raises `InputError`."""
+    default: Any
+    required: bool
+    positional: bool
+    flag: bool
+    """Stands for True when given; takes no value."""
+    multiple: Literal["no", "list", "pairs"]
+    """Whether it may be repeated, and then what the repetitions make: a tuple, or a dict of ``key=value``."""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One thing a user can ask for."""
+
+    name: str
+    function: Callable[..., Any]
+    of_study: bool
+    """Whether it is a method of `Study` and so needs a model."""
+    summary: str
+    description: str
+    parameters: tuple[Parameter, ...]
+
+
+VERBS: dict[str, Verb] = {}
+
+
+def verb(function: Function) -> Function:
+    """Make `function` a verb of every front-end; its parameters before ``*`` are positional, those after are options.
+
+    Raises:
+        ValueError: a verb of this name is there, or a parameter has no help in the docstring.
+    """
+    name = function.__name__
+    if name in VERBS:
+        raise ValueError(f"two verbs are called {name!r}")
+    doc = inspect.cleandoc(function.__doc__ or "")
+    head, helps = _parse_docstring(doc)
+    signature = inspect.signature(function)
+    # Without the result's type, which is for readers and may name what is loaded only when it is needed.
+    annotations = types.SimpleNamespace(__annotations__={k: v for k, v in function.__annotations__.items() if k != "return"})
+    hints = typing.get_type_hints(annotations, globalns=function.__globals__, include_extras=True)
+    parameters = tuple(_parameter(p, hints[p.name], helps, name) for p in signature.parameters.values() if p.name not in ("self", "progress"))
+    summary, _, rest = head.partition("\n")
+    VERBS[name] = Verb(
+        name=name,
+        function=function,
+        of_study="self" in signature.parameters,
+        summary=summary.strip(),
+        description=rest.strip(),
+        parameters=parameters,
+    )
+    return function
+
+
+def _parse_docstring(doc: str) -> tuple[str, dict[str, str]]:
+    """Split a Google-style docstring into its prose and the help of each argument."""
+    head, _, tail = doc.partition("\nArgs:\n")
+    block = re.split(r"\n(?=\S)", tail, maxsplit=1)[0] if tail else ""
+    helps: dict[str, str] = {}
+    current = None
+    for line in block.splitlines():
+        match = re.match(r"^    (\w+): (.*)$", line)
+        if match:
+            current = match[1]
+            helps[current] = match[2].strip()
+        elif current and line.strip():
+            helps[current] += " " + line.strip()
+    head = re.split(r"\n(?:Returns|Raises):\n", head)[0]
+    return head.strip(), helps
+
+
+def _parameter(parameter: inspect.Parameter, hint: Any, helps: dict[str, str], verb_name: str) -> Parameter:
+    if parameter.name not in helps:
+        raise ValueError(f"the argument {parameter.name!r} of the verb {verb_name!r} has no help in its docstring")
+    hint = _without_none(hint)
+    origin = typing.get_origin(hint)
+    multiple: Literal["no", "list", "pairs"] = "list" if origin is tuple else "pairs" if origin is dict else "no"
+    inner = typing.get_args(hint)[0] if origin is tuple else str if origin is dict else hint
+    choices = tuple(map(str, typing.get_args(inner))) if typing.get_origin(inner) is Literal else ()
+    return Parameter(
+        name=parameter.name,
+        help=helps[parameter.name],
+        parse=_parser_of(inner, parameter.name),
+        default=None if parameter.default is parameter.empty else parameter.default,
+        required=parameter.default is parameter.empty,
+        positional=parameter.kind is not parameter.KEYWORD_ONLY,
+        flag=inner is bool,
+        multiple=multiple,
+        choices=choices,
+    )
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        left = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        if len(left) == 1:
+            return left[0]
+    return hint
+
+
+def _parser_of(hint: Any, name: str) -> Callable[[str], Any]:
+    if typing.get_origin(hint) is Annotated:
+        return typing.cast("Callable[[str], Any]", typing.get_args(hint)[1])
+    if hint in (int, float):
+        return lambda text: _number(text, hint, name)
+    return str
+
+
+def _number(text: str, kind: type[int] | type[float], name: str) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"{text!r} is not a {'whole ' if kind is int else ''}number, which {name!r} must be") from None

@@ -1,0 +1,436 @@
+"""Request rate and latency target in; device, replicas, batching and predicted latency out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .allocation import Allocation, Allocator, Candidate, Load
+from .errors import InputError
+from .queueing import Arrivals, Bursty, Poisson, ServiceTimes
+from .records import BatchPoint, ModelInfo, Note, Number, Plan, PlanOption, Target, derived
+from .scheduling import make_policy
+from .simulate import BAND_KIND, Band, RequestClass, Simulation, WaitPolicy
+from .units import format_bytes, format_decimal, format_seconds
+
+MAX_OPTIONS = 30
+_RELAXED = 1.5
+"""A target this much above the smallest p99 that can be reached is offered as feasible: closer to it, replicas soar."""
+_DOUBT = 0.05
+"""Share by which p99s may differ and still be nearly the same."""
+
+
+def make_plan(
+    model: ModelInfo,
+    service_time: Mapping[str, Sequence[BatchPoint]],
+    target: Target,
+    *,
+    prices: Mapping[str, float] | None = None,
+    max_wait_s: Sequence[float] = (0.0, 0.002, 0.005),
+    wait_policy: WaitPolicy = "adaptive",
+    policy: str = "fcfs",
+    mix: Sequence[RequestClass] = (),
+    memory_limit: Mapping[str, Number] | None = None,
+    overhead: Number | None = None,
+    burstiness: float | None = None,
+    seed: int = 0,
+    progress: Callable[[float, str], None] | None = None,
+) -> Plan:
+    """Find the cheapest allocation whose simulated p99 stays within the target.
+
+    Every batch limit (powers of two up to the largest in the ladder) and every waiting time is
+    tried on every device. An allocation meets the target when the upper end of the 90 % band
+    of its p99 does. A replica is one worker with its own queue; requests are spread over the
+    replicas at random, as a Kubernetes Service spreads them.
+
+    Args:
+        model: What is served.
+        service_time: Batch ladder by device.
+        target: Rate, latency, and the most replicas.
+        prices: USD per hour and replica by device. Where every device has one, the cheapest
+            allocation is chosen, else the one with the fewest replicas.
+        max_wait_s: Times to try for which a batch is held back at most; 0 is natural batching.
+        wait_policy: What a batch that is held back waits for: ``"adaptive"``, as a bundle's server
+            does unless told otherwise, or ``"always"`` for a full one; see `simulate`.
+        policy: Which waiting requests go first: a name of `scheduling.POLICIES`.
+        mix: Kinds of requests; empty: one item each, all alike.
+        memory_limit: Memory of a device by name; batches whose measured peak is above it are left out.
+        overhead: Time that the server adds to every request besides queue and model.
+        burstiness: Rate of bursts over the rate between them; None or 1: Poisson arrivals.
+        seed: Of everything random; the same seed gives the same plan.
+        progress: Called with the share done and what is being done.
+
+    Raises:
+        InputError: no device, no ladder, or a value out of range.
+        UnknownNameError: there is no such policy.
+    """
+    _check(service_time, target, prices, max_wait_s, burstiness)
+    request = _Request(model, service_time, target, prices or {}, policy, tuple(mix), memory_limit or {}, overhead, burstiness)
+    tell = progress or (lambda share, text: None)
+    allocator = Allocator(request.load(seed), **request.effort())
+    candidates = request.candidates(max_wait_s, wait_policy)
+    if not candidates:
+        raise InputError("no batch fits the memory of any device", help=f"limits: {_limits(memory_limit or {})}")
+    found = allocator.all(candidates, target.max_replicas, lambda share: tell(0.8 * share, f"simulating {len(candidates)} allocations"))
+    tell(0.8, "confirming the best")
+    winner, found = _winner(found, allocator, target.max_replicas)
+    plan = _feasible(request, winner, found) if winner else _infeasible(request, found, allocator)
+    tell(1.0, "planned")
+    return plan
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Everything that was asked, and the numbers made from it."""
+
+    model: ModelInfo
+    ladders: Mapping[str, Sequence[BatchPoint]]
+    target: Target
+    prices: Mapping[str, float]
+    policy: str
+    mix: tuple[RequestClass, ...]
+    memory_limit: Mapping[str, Number]
+    overhead: Number | None
+    burstiness: float | None
+
+    @property
+    def rate(self) -> float:
+        """Requests per second to plan for, headroom included."""
+        return self.target.requests_per_s.value * (1 + self.target.headroom)
+
+    @property
+    def priced(self) -> bool:
+        return all(device in self.prices for device in self.ladders)
+
+    @property
+    def overhead_s(self) -> float:
+        return self.overhead.value if self.overhead else 0.0
+
+    def arrivals(self, rate: float) -> Arrivals:
+        """The law of arrivals at the whole service."""
+        return Bursty(rate, burst=self.burstiness) if self.burstiness and self.burstiness > 1 else Poisson(rate)
+
+    def load(self, seed: int) -> Load:
+        policy = make_policy(self.policy)
+        batched = self.policy == "fcfs" and not self.mix
+        return Load(
+            arrivals=self.arrivals(self.rate),
+            latency_p99_s=self.target.latency_p99.value - self.overhead_s,
+            policy=None if batched else policy,
+            mix=self.mix,
+            seed=seed,
+        )
+
+    def effort(self) -> dict[str, tuple[int, int]]:
+        """Requests and replications: bursts need longer runs, the event loop affords shorter ones."""
+        if self.policy != "fcfs" or self.mix:
+            return {"quick": (2_000, 5), "thorough": (6_000, 11)}
+        if self.burstiness and self.burstiness > 1:
+            return {"quick": (16_000, 5), "thorough": (40_000, 21)}
+        return {"quick": (8_000, 5), "thorough": (20_000, 21)}
+
+    def candidates(self, max_wait_s: Sequence[float], wait_policy: WaitPolicy) -> list[Candidate]:
+        smallest = max((kind.num_items for kind in self.mix), default=1)
+        return [
+            Candidate(
+                device=device,
+                service=service,
+                max_batch_size=size,
+                max_wait_s=wait,
+                wait_policy=wait_policy,
+                price=self.prices[device] if self.priced else None,
+            )
+            for device, points in self.ladders.items()
+            for service in [ServiceTimes.from_points(points)]
+            for size in _powers_of_two(service.max_batch_size)
+            for wait in (sorted(set(max_wait_s)) if size > 1 else sorted(set(max_wait_s))[:1])
+            if self._fits(device, size) and size >= smallest
+        ]
+
+    def _fits(self, device: str, batch_size: int) -> bool:
+        limit = self.memory_limit.get(device)
+        peaks = [p.peak_memory_bytes.value for p in self.ladders[device] if p.peak_memory_bytes and p.batch_size >= batch_size]
+        return limit is None or not peaks or min(peaks) <= limit.value
+
+    # --- numbers -------------------------------------------------------------------------
+
+    def inputs(self, device: str) -> list[tuple[str, Number]]:
+        """What the simulation of `device` read; the ladder as one number, as sure as its weakest."""
+        points = [(f"batch {point.batch_size}", point.latency_p50) for point in self.ladders[device]]
+        ladder = derived(points[0][1].value, "s", "batch ladder", points)
+        asked = [("requests_per_s", self.target.requests_per_s), ("latency_p99_target", self.target.latency_p99)]
+        return [*asked, ("service_time", ladder), *([("overhead", self.overhead)] if self.overhead else [])]
+
+    def replicas(self, device: str, count: int, method: str) -> Number:
+        return derived(count, "replica", method, self.inputs(device))
+
+    def latency(self, device: str, band: Band, percentile: str) -> Number | None:
+        """The simulated latency with the server's own time; None where it has no bound."""
+        if math.isinf(band.value):
+            return None
+        low, high = band.low + self.overhead_s, band.high + self.overhead_s
+        interval = (low, high) if math.isfinite(high) else None
+        return derived(
+            band.value + self.overhead_s,
+            "s",
+            f"{percentile} of the simulated queue, median of the replications",
+            self.inputs(device),
+            interval=interval,
+            interval_kind=BAND_KIND if interval else None,
+        )
+
+    def utilization(self, device: str, simulation: Simulation) -> Number:
+        busy = 1.0 if simulation.unstable else min(simulation.utilization, 1.0)
+        return derived(busy, "ratio", "simulated share of time that a replica computes", self.inputs(device))
+
+    def cost(self, device: str, replicas: int) -> Number | None:
+        if device not in self.prices:
+            return None
+        price = Number(value=self.prices[device], unit="USD/h", source="user", method=f"price of {device}")
+        count = self.replicas(device, replicas, "replicas")
+        return derived(round(replicas * self.prices[device], 9), "USD/h", "replicas x price", [("price", price), ("replicas", count)])
+
+    def throughput_limit(self, candidate: Candidate, replicas: int) -> Number:
+        items = sum(kind.share * kind.num_items for kind in self.mix) if self.mix else 1.0
+        value = replicas * candidate.service.stable_rate(candidate.max_batch_size) / items
+        method = f"replicas x {candidate.max_batch_size} / mean time of a batch of {candidate.max_batch_size}"
+        return derived(value, "request/s", method, self.inputs(candidate.device))
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    return [2**k for k in range(largest.bit_length())]
+
+
+def _winner(found: list[Allocation], allocator: Allocator, max_replicas: int) -> tuple[Allocation | None, list[Allocation]]:
+    """Confirm the best by a long simulation; when that costs it its place, confirm the next best.
+
+    Ties in cost go to the lower p99; where that is nearly the same, to what could carry twice the
+    rate before its queue grows, to natural batching, and to the smaller batch.
+    """
+
+    def rank(allocation: Allocation) -> tuple[float, float]:
+        assert allocation.simulation is not None
+        weight = allocation.candidate.weight(allocation.replicas)
+        candidate = allocation.candidate
+        slack = allocation.replicas * candidate.service.stable_rate(candidate.max_batch_size) / allocator.load.items_per_s
+        penalty = _DOUBT * (candidate.max_wait_s > 0) + _DOUBT / 5 * math.log2(candidate.max_batch_size) + 2 * _DOUBT * max(0, 2 - slack)
+        return weight, allocation.simulation.latency_p99_s.value * (1 + penalty)
+
+    confirmed: set[int] = set()
+    while True:
+        open_ = [k for k, a in enumerate(found) if a.meets and a.replicas <= max_replicas]
+        if not open_:
+            return None, found
+        best = min(open_, key=lambda k: rank(found[k]))
+        if best in confirmed:
+            return found[best], found
+        found[best] = allocator.confirm(found[best])
+        confirmed.add(best)
+
+
+# --- the answer --------------------------------------------------------------------------
+
+
+def _feasible(request: _Request, winner: Allocation, found: Sequence[Allocation]) -> Plan:
+    return _plan(request, winner, found, feasible=True, binding=_binding(request, winner))
+
+
+def _binding(request: _Request, winner: Allocation) -> str:
+    """One sentence on why fewer replicas do not do."""
+    candidate, replicas = winner.candidate, winner.replicas
+    limit = request.throughput_limit(candidate, 1).value
+    if replicas == 1:
+        return f"nothing binds: one replica is enough, and would carry up to {_rate(limit)} before its queue grows"
+    if replicas * limit - limit <= request.rate:
+        return (
+            f"throughput binds: a replica answers at most {_rate(limit)} in batches of {candidate.max_batch_size}, "
+            f"so the queues of {replicas - 1} replicas would grow without bound"
+        )
+    below = winner.below
+    seen = "" if below is None or below.unstable else f" ({_latency(below, request.overhead_s)})"
+    fewest = math.floor(request.rate / limit) + 1
+    return (
+        f"latency binds: {fewest} replica{'s' if fewest > 1 else ''} would be enough for the rate, but with fewer than {replicas} "
+        f"the p99 is not safely within {format_seconds(request.target.latency_p99.value)}{seen}"
+    )
+
+
+def _infeasible(request: _Request, found: Sequence[Allocation], allocator: Allocator) -> Plan:
+    """Say what binds, and what would be feasible instead."""
+    most = request.target.max_replicas
+    needing = [a for a in found if a.meets]
+    if needing:
+        closest = allocator.confirm(min(needing, key=lambda a: (a.candidate.weight(a.replicas), a.candidate.max_wait_s)))
+        highest = allocator.highest_rate(closest.candidate, most, request.arrivals) / (1 + request.target.headroom)
+        binding = (
+            f"max_replicas binds: {_rate(request.rate)} need {closest.replicas} replicas of {closest.candidate.device}, and {most} are allowed; "
+            f"feasible would be {closest.replicas} replicas, or up to {_rate(highest)} with {most}"
+        )
+        shown = replace(closest, replicas=most, simulation=allocator.simulate(closest.candidate, most, thorough=True), meets=False)
+        return _plan(request, shown, found, feasible=False, binding=binding)
+    shown, best = _fastest(found, allocator, most)
+    alone = shown.candidate.alone_s() + request.overhead_s
+    target = format_seconds(request.target.latency_p99.value)
+    if math.isinf(best):
+        binding = (
+            f"latency and max_replicas bind: a request alone takes {format_seconds(alone)} on {shown.candidate.device} (target {target}), "
+            f"and {most} replicas do not carry {_rate(request.rate)}; at least {shown.candidate.fewest_replicas(allocator.load)} would"
+        )
+    else:
+        feasible = format_seconds(_RELAXED * best + request.overhead_s)
+        binding = (
+            f"latency binds: a request alone takes up to {format_seconds(alone)} (p99) on {shown.candidate.device}, the target is {target}, "
+            f"and more replicas do not change that; the smallest p99 that {most} replicas reach is {format_seconds(best + request.overhead_s)}; "
+            f"feasible would be {feasible} with {shown.replicas} replicas, or a faster model"
+        )
+    return _plan(request, shown, found, feasible=False, binding=binding)
+
+
+def _fastest(found: Sequence[Allocation], allocator: Allocator, most: int) -> tuple[Allocation, float]:
+    """The allocation with nearly the smallest p99 that `most` replicas reach, and that p99."""
+    reach = [(allocator.simulate(a.candidate, most).latency_p99_s.high, k) for k, a in enumerate(found)]
+    best, index = min(reach)
+    candidate = found[index].candidate
+    if math.isinf(best):
+        fewest = min((a.candidate for a in found), key=lambda c: c.fewest_replicas(allocator.load))
+        return Allocation(candidate=fewest, replicas=most, simulation=allocator.simulate(fewest, most, thorough=True)), best
+    relaxed = Allocator(replace(allocator.load, latency_p99_s=_RELAXED * best), quick=allocator.quick, thorough=allocator.thorough)
+    return replace(relaxed.confirm(relaxed.smallest(candidate, most)), meets=False), best
+
+
+def _plan(request: _Request, chosen: Allocation, found: Sequence[Allocation], *, feasible: bool, binding: str) -> Plan:
+    candidate, simulation, replicas = chosen.candidate, chosen.simulation, chosen.replicas
+    assert simulation is not None
+    device = candidate.device
+    inputs = request.inputs(device)
+    spare = f" at {1 + request.target.headroom:g} times the rate" if request.target.headroom else ""
+    method = f"fewest whose simulated p99, upper end of the band, is within the target{spare}" if feasible else "closest that is allowed"
+    return Plan(
+        model=request.model,
+        target=request.target,
+        feasible=feasible,
+        device=device,
+        replicas=request.replicas(device, replicas, method),
+        max_batch_size=derived(candidate.max_batch_size, "item", "best of the powers of two that were simulated", inputs),
+        max_wait=derived(candidate.max_wait_s, "s", "best of the waiting times that were simulated", inputs),
+        scheduling_policy=request.policy,
+        latency_p50=request.latency(device, simulation.latency_p50_s, "p50"),
+        latency_p99=request.latency(device, simulation.latency_p99_s, "p99"),
+        utilization=request.utilization(device, simulation),
+        throughput_limit=request.throughput_limit(candidate, replicas),
+        cost=request.cost(device, replicas),
+        binding=binding,
+        service_time=tuple(request.ladders[device]),
+        options=_options(request, chosen, found, feasible),
+        notes=_notes(request, candidate, simulation),
+    )
+
+
+def _options(request: _Request, chosen: Allocation, found: Sequence[Allocation], feasible: bool) -> tuple[PlanOption, ...]:
+    """All that was considered, the best first, the least promising cut."""
+    others = [a for a in found if not (feasible and a is chosen)]
+    ordered = sorted(others, key=lambda a: (not a.meets, a.simulation is None, a.candidate.weight(a.replicas), _p99(a)))
+    shown = ([chosen] if feasible else []) + ordered
+    return tuple(_option(request, a, chosen, feasible) for a in shown[:MAX_OPTIONS])
+
+
+def _option(request: _Request, option: Allocation, chosen: Allocation, feasible: bool) -> PlanOption:
+    candidate, simulation = option.candidate, option.simulation
+    device = candidate.device
+    return PlanOption(
+        device=device,
+        replicas=request.replicas(device, option.replicas, "fewest that were found to do" if option.meets else "most that were looked at"),
+        max_batch_size=derived(candidate.max_batch_size, "item", "simulated", request.inputs(device)),
+        max_wait=derived(candidate.max_wait_s, "s", "simulated", request.inputs(device)),
+        latency_p99=request.latency(device, simulation.latency_p99_s, "p99") if simulation else None,
+        utilization=request.utilization(device, simulation) if simulation else None,
+        cost=request.cost(device, option.replicas),
+        feasible=option.meets and option.replicas <= request.target.max_replicas,
+        reason=_reason(request, option, chosen, feasible),
+    )
+
+
+def _reason(request: _Request, option: Allocation, chosen: Allocation, feasible: bool) -> str:
+    if feasible and option is chosen:
+        return "the answer"
+    if option.reason == "alone":
+        return f"a request alone already takes {format_seconds(option.candidate.alone_s() + request.overhead_s)} (p99)"
+    if option.reason == "throughput":
+        return f"needs at least {option.replicas} replicas for the rate alone, more than another allocation needs"
+    if option.reason == "latency":
+        assert option.simulation is not None
+        seen = "the queue grows" if option.simulation.unstable else f"p99 is {_latency(option.simulation, request.overhead_s)}"
+        return f"with {option.replicas} replicas {seen}: not safely within the target"
+    if option.replicas > request.target.max_replicas:
+        return f"needs {option.replicas} replicas, {request.target.max_replicas} are allowed"
+    ours, best = option.candidate.weight(option.replicas), chosen.candidate.weight(chosen.replicas)
+    if ours > best:
+        return "meets the target at a higher cost" if request.priced else f"meets the target with {option.replicas - chosen.replicas} more replicas"
+    return "meets the target too, with a higher p99 or a larger batch"
+
+
+def _notes(request: _Request, candidate: Candidate, simulation: Simulation) -> tuple[Note, ...]:
+    ladder = request.ladders[candidate.device]
+    notes = [Note(code="assumes:random-split", text="requests are spread over the replicas at random, each replica with a queue of its own")]
+    if not request.overhead:
+        notes.append(Note(code="missing:overhead", text="latencies hold queue and model; decoding and transport of the server come on top"))
+    if any(point.latency_p50.weakest_source != "measured" for point in ladder):
+        notes.append(Note(code="W-NOT-MEASURED", text=f"latencies on {candidate.device} are {ladder[0].latency_p50.weakest_source}, not measured"))
+    if any(point.latency_p50.quality == "noisy" for point in ladder):
+        notes.append(Note(code="W-NOISY", text="the machine was busy while the latencies were measured; measure again when it is quiet"))
+    if any(point.latency_p50.quality == "extrapolated" for point in ladder):
+        notes.append(Note(code="W-EXTRAPOLATED", text="a latency in the ladder lies beyond what was measured"))
+    if candidate.max_batch_size not in {point.batch_size for point in ladder}:
+        notes.append(Note(code="interpolated:batch", text=f"a batch of {candidate.max_batch_size} was interpolated between measured sizes"))
+    if request.policy != "fcfs" and not request.mix:
+        notes.append(Note(code="alike:requests", text=f"all requests are alike, so {request.policy} serves them in the order of arrival"))
+    if not simulation.unstable and math.isinf(simulation.latency_p99_s.high):
+        notes.append(Note(code="W-NEAR-LIMIT", text="at the upper end of the measured latencies the queue would grow without bound"))
+    return tuple(notes)
+
+
+def _p99(allocation: Allocation) -> float:
+    return allocation.simulation.latency_p99_s.value if allocation.simulation else math.inf
+
+
+def _rate(value: float) -> str:
+    return format_decimal(value, "request/s")
+
+
+def _latency(simulation: Simulation, overhead_s: float) -> str:
+    band = simulation.latency_p99_s
+    high = format_seconds(band.high + overhead_s) if math.isfinite(band.high) else "no bound"
+    return f"{format_seconds(band.value + overhead_s)}, up to {high}"
+
+
+def _limits(memory_limit: Mapping[str, Number]) -> str:
+    return ", ".join(f"{device} {format_bytes(limit.value)}" for device, limit in memory_limit.items()) or "none given"
+
+
+def _check(
+    service_time: Mapping[str, Sequence[BatchPoint]],
+    target: Target,
+    prices: Mapping[str, float] | None,
+    max_wait_s: Sequence[float],
+    burstiness: float | None,
+) -> None:
+    if not service_time:
+        raise InputError("no device to plan for", help="give a batch ladder for one device at least")
+    for device, points in service_time.items():
+        if not points:
+            raise InputError(f"the batch ladder of {device!r} is empty", help="profile the model on it, or estimate it")
+    for name, number, unit in (("rate", target.requests_per_s, "request/s"), ("p99 target", target.latency_p99, "s")):
+        if number.value <= 0 or number.unit != unit:
+            raise InputError(f"the {name} must be above 0 and in {unit}, got {number.value} {number.unit}")
+    if target.max_replicas < 1 or not target.headroom >= 0:
+        raise InputError(f"max_replicas must be at least 1 and headroom at least 0, got {target.max_replicas} and {target.headroom}")
+    if not max_wait_s or not all(math.isfinite(wait) and wait >= 0 for wait in max_wait_s):
+        raise InputError(f"waiting times must be finite and at least 0, got {tuple(max_wait_s)}")
+    for device, price in (prices or {}).items():
+        if device not in service_time:
+            raise InputError(f"there is a price for {device!r}, which is not planned for", help=f"devices: {', '.join(service_time)}")
+        if not (math.isfinite(price) and price >= 0):
+            raise InputError(f"the price of {device!r} must be at least 0, got {price}")
+    if burstiness is not None and not (math.isfinite(burstiness) and burstiness >= 1):
+        raise InputError(f"burstiness must be at least 1, got {burstiness}", help="1 is a Poisson stream; 4 has bursts of four times the rate")

@@ -1,0 +1,132 @@
+"""The bundle's command line: serve, load, verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import BundleError, ServerError
+
+BAD_BUNDLE, NO_SERVER = 3, 4
+
+
+def main(bundle_dir: str | Path, argv: Sequence[str] | None = None) -> int:
+    """Run one command on a bundle.
+
+    Args:
+        bundle_dir: The bundle's folder.
+        argv: The arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0; 1, a promise is broken; 2, wrong arguments; 3, the bundle cannot be used; 4, the server cannot run.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    arguments = make_parser().parse_args(argv)
+    try:
+        return int(arguments.run(Path(bundle_dir).resolve(), arguments))
+    except BundleError as error:
+        return _fail(BAD_BUNDLE, error)
+    except ServerError as error:
+        return _fail(NO_SERVER, error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(code: int, error: Exception) -> int:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; each command's namespace holds the function that runs it."""
+    parser = argparse.ArgumentParser(prog="run.py", description="Serve this bundle, or prove what it promises.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="answer requests until SIGTERM")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; any but loopback needs a token")
+    serve.add_argument("--port", type=_port, default=8000, help="for HTTP; 0: a free one")
+    serve.add_argument("--grpc-port", type=_optional_port, default=8001, help="0: a free one; none: no gRPC")
+    serve.add_argument("--workers", type=_positive, help="model processes; default: as the bundle says")
+    serve.add_argument("--token-file", type=Path, help="file with the token that callers must show (or set AIMASS_TOKEN)")
+    serve.add_argument("--until-stdin-closes", action="store_true", help="stop also when standard input ends")
+    serve.set_defaults(run=_serve)
+    load = commands.add_parser("load", help="send the stored inputs to a server at a rate, and print what came back")
+    load.add_argument("--url", required=True, help="http://HOST:PORT")
+    load.add_argument("--rate", type=_positive_number, required=True, help="requests per second")
+    load.add_argument("--duration", type=_positive_number, default=10.0, help="seconds")
+    load.add_argument("--items", type=_positive, default=1, help="items per request")
+    load.add_argument("--seed", type=int, default=0)
+    load.set_defaults(run=_load)
+    verify = commands.add_parser("verify", help="start the server, measure every promise, print PASS or FAIL")
+    verify.add_argument("--json", action="store_true", help="print the record and nothing else")
+    verify.add_argument("--duration", type=_positive_number, help="seconds of load; default: as promised")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
+def _optional_port(text: str) -> int | None:
+    return None if text == "none" else _port(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _serve(folder: Path, arguments: argparse.Namespace) -> int:
+    from .server import ServeOptions, serve
+
+    options = ServeOptions(
+        host=arguments.host,
+        port=arguments.port,
+        grpc_port=arguments.grpc_port,
+        workers=arguments.workers,
+        token_file=arguments.token_file,
+        until_stdin_closes=arguments.until_stdin_closes,
+    )
+    serve(folder, options)
+    return 0
+
+
+def _load(folder: Path, arguments: argparse.Namespace) -> int:
+    from .config import load_config
+    from .load import make_bodies, run_load
+
+    config = load_config(folder)
+    bodies = make_bodies(folder, config, items=arguments.items)
+    result = run_load(arguments.url, config, bodies, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
+    print(json.dumps(result.summary(), indent=1))
+    return 0 if result.num_failed == 0 else 1
+
+
+def _verify(folder: Path, arguments: argparse.Namespace) -> int:
+    from .verify import report, verify
+
+    quiet = arguments.json
+    check = verify(folder, duration_s=arguments.duration, progress=None if quiet else _progress)
+    print(json.dumps(check) if quiet else report(check))
+    return 0 if check["passed"] else 1
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,259 @@
+"""REST: the Open Inference Protocol v2, a plain form for people, health and metrics, as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+
+from .batcher import Hangup
+from .errors import RequestError
+from .protocol import (
+    HEADER_LENGTH,
+    encode_infer,
+    encode_predict,
+    error_body,
+    model_metadata,
+    parse_infer,
+    parse_predict,
+    server_metadata,
+)
+from .service import Model, Service
+from .tensors import InferRequest, Tensor
+
+logger = logging.getLogger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+Answer = tuple[int, Headers, bytes]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+JSON: Headers = [(b"content-type", b"application/json")]
+TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
+METRICS: Headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+DISCARD_S = 1.0
+"""How long a body that is refused is still read, so that its sender gets to read the answer."""
+
+
+class App:
+    """The ASGI application.
+
+    Args:
+        service: The models and the door.
+        max_body_bytes: Longer bodies get 413.
+    """
+
+    def __init__(self, service: Service, max_body_bytes: int) -> None:
+        self._service = service
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        if scope["type"] != "http":
+            return
+        headers = dict(scope["headers"])
+        try:
+            status, answer_headers, body = await self._answer(scope, headers, receive)
+        except RequestError as error:
+            status, answer_headers, body = _error_answer(error)
+        except Exception:
+            logger.exception("a request failed in the server")
+            status, answer_headers, body = 500, JSON, error_body("the server failed; its log says how")
+        answer_headers = [*answer_headers, (b"content-length", str(len(body)).encode())]
+        if self._service.draining or status in (408, 413):
+            answer_headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": answer_headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _answer(self, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
+        """Find who answers this method and path.
+
+        Raises:
+            RequestError: 401, 404, 405, and whatever the handler raises.
+        """
+        segments = [unquote(part) for part in scope["raw_path"].decode("ascii", "replace").strip("/").split("/")]
+        if segments[:2] != ["v2", "health"]:  # probes carry no token, and learn nothing worth one
+            self._service.authorize(headers.get(b"authorization", b"").decode("latin-1"))
+        handler, model, allowed = self._route(segments)
+        method = scope["method"]
+        if method != allowed and not (method == "HEAD" and allowed == "GET"):
+            raise MethodNotAllowed(method, allowed)
+        if allowed == "GET":
+            return handler(model)
+        return await handler(model, scope, headers, receive)
+
+    def _route(self, segments: list[str]) -> tuple[Any, Model | None, str]:
+        match segments:
+            case [""]:
+                return self._home, None, "GET"
+            case ["metrics"]:
+                return self._metrics, None, "GET"
+            case ["predict"]:
+                return self._predict, next(iter(self._service.models.values())), "POST"
+            case ["v2"]:
+                return lambda _: (200, JSON, orjson.dumps(server_metadata())), None, "GET"
+            case ["v2", "health", "live"]:
+                return self._live, None, "GET"
+            case ["v2", "health", "ready"]:
+                return self._ready, None, "GET"
+            case ["v2", "models", name, *rest]:
+                return self._route_model(name, rest)
+        raise RequestError(404, "no such address; GET / lists them")
+
+    def _route_model(self, name: str, rest: list[str]) -> tuple[Any, Model | None, str]:
+        version = None
+        if rest[:1] == ["versions"] and len(rest) >= 2:
+            version, rest = rest[1], rest[2:]
+        model = self._service.find(name, version)
+        match rest:
+            case []:
+                return self._model_metadata, model, "GET"
+            case ["ready"]:
+                return self._model_ready, model, "GET"
+            case ["infer"]:
+                return self._infer, model, "POST"
+        raise RequestError(404, "no such address; GET / lists them")
+
+    # --- answers without a body ----------------------------------------------------------
+
+    def _home(self, _: None) -> Answer:
+        lines = ["aimass_serve: Open Inference Protocol v2", ""]
+        for model in self._service.models.values():
+            config = model.config
+            lines.append(f"model {config.name} version {config.version}, {'ready' if model.ready else 'not ready'}")
+            lines += [f"  {kind} {s.name}: {s.datatype} {list(s.shape)}" for kind, ss in _tensors(config) for s in ss]
+            path = f"/v2/models/{config.name}"
+            lines += ["", f"GET  {path}", f"GET  {path}/ready", f"POST {path}/infer", f"     (or {path}/versions/{config.version}/...)"]
+        lines += ['POST /predict   {"inputs": {name: nested list}} -> {"outputs": {name: nested list}}']
+        lines += ["GET  /v2", "GET  /v2/health/live", "GET  /v2/health/ready", "GET  /metrics", ""]
+        return 200, TEXT, "\n".join(lines).encode()
+
+    def _metrics(self, _: None) -> Answer:
+        return 200, METRICS, self._service.metrics.text()
+
+    def _live(self, _: None) -> Answer:
+        return 200, JSON, orjson.dumps({"live": True})
+
+    def _ready(self, _: None) -> Answer:
+        ready = self._service.ready
+        return 200 if ready else 503, JSON, orjson.dumps({"live": True, "ready": ready})
+
+    def _model_metadata(self, model: Model) -> Answer:
+        return 200, JSON, orjson.dumps(model_metadata(model.config, model.platform))
+
+    def _model_ready(self, model: Model) -> Answer:
+        ready = self._service.started and model.ready and not self._service.draining
+        return 200 if ready else 503, JSON, orjson.dumps({"name": model.config.name, "ready": ready})
+
+    # --- inference -----------------------------------------------------------------------
+
+    async def _infer(self, model: Model, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
+        length = headers.get(HEADER_LENGTH.encode())
+
+        def parse(body: bytes) -> InferRequest:
+            return parse_infer(model.config, body, None if length is None else length.decode("latin-1"))
+
+        return await self._compute("rest", model, parse, scope, headers, receive)
+
+    async def _predict(self, model: Model, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
+        return await self._compute("predict", model, lambda body: parse_predict(model.config, body), scope, headers, receive)
+
+    async def _compute(
+        self,
+        protocol: str,
+        model: Model,
+        parse: Callable[[bytes], InferRequest],
+        scope: dict[str, Any],
+        headers: dict[bytes, bytes],
+        receive: Receive,
+    ) -> Answer:
+        """Body in, outputs out; counted whatever happens."""
+        code = 500
+        try:
+            request = parse(await self._read_body(headers, receive))
+            hangup = scope["aimass.hangup"] = Hangup()
+            outputs = await self._service.infer(model, request, hangup)
+            answer = _encode(protocol, model, request, outputs)
+            code = 200
+            return answer
+        except RequestError as error:
+            code = error.status
+            raise
+        finally:
+            self._service.metrics.requests.labels(protocol, str(code)).inc()
+
+    async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body, as long as it is not too long; never more than that is kept.
+
+        Raises:
+            RequestError: 413, 415, or the client hung up.
+        """
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise RequestError(415, "compressed bodies are not accepted; send the body as it is")
+        too_long = RequestError(413, f"the body is longer than {self._max_body_bytes} bytes")
+        if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
+            if b"expect" not in headers:  # a client that asks first has sent nothing yet
+                await _discard(receive)
+            raise too_long
+        message = await receive()
+        if message["type"] == "http.request" and not message["more_body"]:
+            return bytes(message["body"])
+        body = bytearray()
+        while message["type"] == "http.request":
+            body += message["body"]
+            if len(body) > self._max_body_bytes:
+                body.clear()
+                await _discard(receive)
+                raise too_long
+            if not message["more_body"]:
+                return bytes(body)
+            message = await receive()
+        raise RequestError(499, "the client hung up")
+
+
+class MethodNotAllowed(RequestError):
+    """405, which says what is allowed."""
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(405, f"{method} is not possible here; use {allowed}")
+        self.allowed = allowed
+
+
+def _encode(protocol: str, model: Model, request: InferRequest, outputs: list[Tensor]) -> Answer:
+    if protocol == "predict":
+        return 200, JSON, encode_predict(outputs)
+    headers, body = encode_infer(model.config, request, outputs)
+    return 200, headers, body
+
+
+def _error_answer(error: RequestError) -> Answer:
+    headers = [*JSON]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode()))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode()))
+    return error.status, headers, error_body(error.text)
+
+
+def _tensors(config: Any) -> list[tuple[str, Any]]:
+    return [("input", config.inputs), ("output", config.outputs)]
+
+
+async def _discard(receive: Receive) -> None:
+    """Read and forget what still comes, for a short time."""
+    end = time.monotonic() + DISCARD_S
+    while (remaining := end - time.monotonic()) > 0:
+        try:
+            message = await asyncio.wait_for(receive(), remaining)
+        except asyncio.TimeoutError:
+            return
+        if message["type"] != "http.request" or not message["more_body"]:
+            return

@@ -1,0 +1,294 @@
+"""The queue and the dynamic batcher: requests in, batches of items out to idle workers, each request its own rows back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import math
+import time
+from collections import deque
+from typing import Any
+
+from .config import ServingConfig
+from .errors import CLIENT_GONE, RequestError
+from .frames import padding
+from .metrics import Metrics
+from .pool import Frame, Reply, Worker
+from .tensors import Buffer, InferRequest, Tensor
+
+MAX_DEATHS = 2
+"""A request during which so many workers died is not tried again."""
+QUARANTINE_S = 60.0
+QUARANTINE_SIZE = 128
+
+
+class Pending:
+    """A request that waits for its outputs."""
+
+    __slots__ = ("deaths", "future", "key", "number", "queued_at", "request", "timer")
+
+    def __init__(self, request: InferRequest, number: int, future: asyncio.Future[list[Tensor]], queued_at: float) -> None:
+        self.request = request
+        self.number = number
+        self.key = tuple(tensor.shape[1:] for tensor in request.inputs)
+        """Requests of one key can share a batch."""
+        self.future = future
+        self.queued_at = queued_at
+        self.deaths = 0
+        self.timer: asyncio.TimerHandle | None = None
+
+    def fail(self, error: RequestError) -> None:
+        """Answer with an error, unless it is answered already."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Batcher:
+    """Gathers requests of one model into batches.
+
+    A batch goes out as soon as a worker is idle; while all are busy, requests gather. Holding
+    back for more (`max_wait_s`) pays only when requests come together, so the adaptive policy
+    holds only after a batch of several requests, and only until as many items are there again.
+    """
+
+    def __init__(self, config: ServingConfig, metrics: Metrics) -> None:
+        self.config = config
+        self.metrics = metrics
+        self.num_running = 0
+        """Batches that workers are computing."""
+        self._queues: dict[Any, dict[int, Pending]] = {}
+        self._retries: deque[Pending] = deque()
+        self._items = 0
+        self._bytes = 0
+        self._numbers = itertools.count()
+        self._idle: list[Worker] = []
+        self._hold: asyncio.TimerHandle | None = None
+        self._last_requests = self._last_items = 0
+        self._items_per_s = 0.0
+        self._quarantine: dict[bytes, float] = {}
+
+    @property
+    def queued_items(self) -> int:
+        """Items that wait for a worker."""
+        return self._items
+
+    async def infer(self, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
+        """Queue a request and wait for its outputs, in the model's order.
+
+        Args:
+            request: A request that passed every check.
+            hangup: Tells when the client hangs up, upon which the request is dropped.
+
+        Raises:
+            RequestError: 503 when the queue is full, 504 when it takes too long, 500 when the model fails.
+        """
+        pending = self._admit(request)
+        if hangup is not None:
+            hangup.callback = lambda: self._drop(pending, RequestError(CLIENT_GONE, "the client hung up"))
+        try:
+            return await pending.future
+        finally:
+            self._drop(pending, RequestError(CLIENT_GONE, "cancelled"))
+            if pending.timer is not None:
+                pending.timer.cancel()
+
+    def _admit(self, request: InferRequest) -> Pending:
+        config, num_bytes = self.config, request.num_bytes
+        if self._quarantine:
+            self._refuse_quarantined(request)
+        if self._items + request.items > config.max_queue_items or self._bytes + num_bytes > config.max_queue_bytes:
+            text = f"overloaded: {self._items} items wait, and at most {config.max_queue_items} may"
+            raise RequestError(503, text, retry_after_s=self.expected_wait_s())
+        loop = asyncio.get_running_loop()
+        pending = Pending(request, next(self._numbers), loop.create_future(), time.monotonic())
+        limit_s = min(config.request_timeout_s, request.timeout_s or math.inf)
+        late = RequestError(504, f"no answer within {limit_s:g} s")
+        pending.timer = loop.call_later(limit_s, self._drop, pending, late)
+        self._queues.setdefault(pending.key, {})[pending.number] = pending
+        self._count(pending, 1)
+        self._pump()
+        return pending
+
+    def expected_wait_s(self) -> float:
+        """How long the queue takes to empty, at the pace of the last batches; at least 1 s."""
+        return max(1.0, math.ceil(self._items / self._items_per_s)) if self._items_per_s else 1.0
+
+    def _count(self, pending: Pending, sign: int) -> None:
+        self._items += sign * pending.request.items
+        self._bytes += sign * pending.request.num_bytes
+        self.metrics.queue_items.set(self._items)
+
+    def _drop(self, pending: Pending, reason: RequestError) -> None:
+        """Fail a request that is not answered yet; if it is still queued, it will not be computed."""
+        if pending in self._retries:
+            self._retries.remove(pending)
+            self._count(pending, -1)
+        elif (queue := self._queues.get(pending.key)) is not None and queue.pop(pending.number, None) is not None:
+            self._count(pending, -1)
+            if not queue:
+                del self._queues[pending.key]
+        pending.fail(reason)
+
+    # --- from the queue to the workers ---------------------------------------------------
+
+    def offer(self, worker: Worker) -> None:
+        """A worker is ready for a batch."""
+        self._idle.append(worker)
+        self._pump()
+
+    def _pump(self, *, force: bool = False) -> None:
+        """Send batches while there are idle workers and something that should not wait (any longer: `force`)."""
+        self._idle = [worker for worker in self._idle if not worker.closed.is_set()]
+        while self._idle and (batch := self._next_batch(force)):
+            force = False
+            if self._hold is not None:
+                self._hold.cancel()
+                self._hold = None
+            for pending in batch:
+                self._count(pending, -1)
+            self._launch(self._idle.pop(), batch)
+
+    def _next_batch(self, force: bool) -> list[Pending]:
+        """The oldest request and those that can go with it; nothing when it is better to hold.
+
+        A request whose worker died goes alone, so that it cannot take others down with it again.
+        """
+        if self._retries:
+            return [self._retries.popleft()]
+        if not self._queues:
+            return []
+        queue = min(self._queues.values(), key=lambda queue: next(iter(queue)))
+        batch, items = [], 0
+        for pending in queue.values():
+            if items + pending.request.items > self.config.max_batch_size:
+                break
+            batch.append(pending)
+            items += pending.request.items
+        if not force and len(batch) == len(queue) and self._should_hold(batch[0], items):
+            return []
+        for pending in batch:
+            del queue[pending.number]
+        if not queue:
+            del self._queues[batch[0].key]
+        self._last_requests, self._last_items = len(batch), items
+        return batch
+
+    def _should_hold(self, oldest: Pending, items: int) -> bool:
+        config = self.config
+        if config.max_wait_s == 0 or items >= config.max_batch_size:
+            return False
+        if config.wait_policy == "adaptive" and (self._last_requests < 2 or items >= self._last_items):
+            return False
+        remaining = oldest.queued_at + config.max_wait_s - time.monotonic()
+        if remaining <= 0:
+            return False
+        if self._hold is None:
+            self._hold = asyncio.get_running_loop().call_later(remaining, self._end_hold)
+        return True
+
+    def _end_hold(self) -> None:
+        self._hold = None
+        self._pump(force=True)
+
+    def _launch(self, worker: Worker, batch: list[Pending]) -> None:
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        for pending in batch:
+            self.metrics.queue_s.observe(started - pending.queued_at)
+        self.metrics.batch_items.observe(sum(pending.request.items for pending in batch))
+        self.num_running += 1
+        watchdog = loop.call_later(self.config.request_timeout_s, lambda: worker.kill(hung=True))
+        reply = worker.send(make_frame([pending.request for pending in batch]))
+        reply.add_done_callback(lambda reply: self._finish(worker, batch, started, watchdog, reply))
+
+    def _finish(self, worker: Worker, batch: list[Pending], started: float, watchdog: asyncio.TimerHandle, reply: asyncio.Future[Reply]) -> None:
+        watchdog.cancel()
+        self.num_running -= 1
+        if reply.exception() is not None:
+            self._after_death(worker, batch)
+        else:
+            elapsed = time.monotonic() - started
+            self._learn_pace(sum(pending.request.items for pending in batch), elapsed)
+            self.metrics.compute_s.observe(elapsed)
+            worker.batches += 1
+            self._answer(batch, *reply.result())
+            self._idle.append(worker)
+        self._pump()
+
+    def _learn_pace(self, items: int, elapsed: float) -> None:
+        pace = items / max(elapsed, 1e-6) * self.config.workers
+        self._items_per_s = 0.9 * self._items_per_s + 0.1 * pace if self._items_per_s else pace
+
+    def _answer(self, batch: list[Pending], header: dict[str, Any], payload: memoryview) -> None:
+        position = 0
+        for pending, entry in zip(batch, header["requests"], strict=True):
+            if "error" in entry:
+                pending.fail(RequestError(500, entry["error"]))
+                continue
+            outputs = []
+            for spec, shape, size in zip(self.config.outputs, entry["shapes"], entry["sizes"], strict=True):
+                outputs.append(Tensor(spec, tuple(shape), payload[position : position + size]))
+                position += size
+            if not pending.future.done():
+                pending.future.set_result(outputs)
+
+    # --- when a worker dies --------------------------------------------------------------
+
+    def _after_death(self, worker: Worker, batch: list[Pending]) -> None:
+        """Queue the batch again at the head, except what took too long or was there at two deaths."""
+        again = []
+        for pending in batch:
+            pending.deaths += 1
+            if pending.future.done():
+                continue
+            if worker.hung:
+                pending.fail(RequestError(504, f"the model did not answer within {self.config.request_timeout_s:g} s; its worker was ended"))
+            elif pending.deaths >= MAX_DEATHS:
+                self._put_in_quarantine(pending.request)
+                pending.fail(RequestError(500, f"{pending.deaths} model workers died computing this request"))
+            else:
+                again.append(pending)
+        for pending in reversed(again):
+            self._retries.appendleft(pending)
+            self._count(pending, 1)
+
+    def _put_in_quarantine(self, request: InferRequest) -> None:
+        if len(self._quarantine) >= QUARANTINE_SIZE:
+            self._quarantine.pop(next(iter(self._quarantine)))
+        self._quarantine[_digest(request)] = time.monotonic() + QUARANTINE_S
+
+    def _refuse_quarantined(self, request: InferRequest) -> None:
+        self._quarantine = {digest: until for digest, until in self._quarantine.items() if until > time.monotonic()}
+        if _digest(request) in self._quarantine:
+            raise RequestError(500, "model workers died computing an identical request; it is not tried again for now")
+
+
+class Hangup:
+    """How the listener tells that the client of a request has hung up."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self) -> None:
+        self.callback: Any = None
+
+
+def make_frame(requests: list[InferRequest]) -> Frame:
+    """One batch for a worker: for each input the rows of all requests, one after the other."""
+    shapes, sizes, parts = [], [], list[Buffer]()
+    items = [request.items for request in requests]
+    for index, tensor in enumerate(requests[0].inputs):
+        rows = [request.inputs[index].data for request in requests]
+        size = sum(map(len, rows))
+        shapes.append(tensor.shape if len(requests) == 1 else (sum(items), *tensor.shape[1:]))
+        sizes.append(size)
+        parts += [*rows, padding(size)]
+    return {"items": items, "shapes": shapes, "sizes": sizes}, parts
+
+
+def _digest(request: InferRequest) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in request.inputs:
+        digest.update(repr(tensor.shape).encode())
+        digest.update(tensor.data)
+    return digest.digest()

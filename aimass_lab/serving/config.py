@@ -1,0 +1,212 @@
+"""Reads a bundle folder: `serving.json` checked key by key, every file checked against its hash in `manifest.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BundleError
+
+SCHEMA = 1
+DATATYPES = frozenset({"BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"})
+PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".pt2", ".joblib", ".dill", ".ckpt"})
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of the model."""
+
+    name: str
+    datatype: str
+    """As the Open Inference Protocol names it: ``"FP32"``."""
+    shape: tuple[int, ...]
+    """Sizes; -1 for any. The first is the batch axis where the model is batched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingConfig:
+    """The content of `serving.json`."""
+
+    schema: int
+    name: str
+    version: str
+    format: str
+    """Which runner loads the model: a file of `runners/`."""
+    model_file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool = True
+    """False: the model has no batch axis, and requests run one at a time."""
+    max_batch_size: int = 1
+    """Items, not requests."""
+    max_wait_s: float = 0.0
+    """How long a batch may be held back for more items; see `wait_policy`."""
+    wait_policy: str = "adaptive"
+    """``"adaptive"``: hold only when the last batch had more than one request; ``"always"``: hold until full."""
+    workers: int = 1
+    threads_per_worker: int = 1
+    max_queue_items: int = 1024
+    max_queue_bytes: int = 256 * 2**20
+    request_timeout_s: float = 30.0
+    """A request not answered by then gets 504; a worker busy with one batch for longer is killed."""
+    max_body_bytes: int = 64 * 2**20
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 60.0
+    start_timeout_s: float = 300.0
+    """How long a worker may take to load and warm up."""
+    drain_grace_s: float = 0.5
+    """After SIGTERM: how long new requests are still accepted, so that balancers and clients can move on."""
+
+
+POSITIVE = {"max_batch_size", "workers", "threads_per_worker", "max_queue_items", "max_queue_bytes", "request_timeout_s"} | {
+    "max_body_bytes", "header_timeout_s", "body_timeout_s", "start_timeout_s",
+}  # fmt: skip
+
+
+def load_config(folder: Path) -> ServingConfig:
+    """Read and check `serving.json`.
+
+    Raises:
+        BundleError: missing, not JSON, or a key that is unknown, missing or of the wrong type.
+    """
+    return parse_config(read_json(folder / "serving.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        BundleError: no such file, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BundleError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    if value.get("schema") != SCHEMA:
+        raise BundleError(f"{path} has schema {value.get('schema')!r}; this server reads schema {SCHEMA}")
+    return value
+
+
+def parse_config(raw: Mapping[str, Any]) -> ServingConfig:
+    """Check the keys and types of a decoded `serving.json`."""
+    known = {field.name: field for field in fields(ServingConfig)}
+    if unknown := sorted(set(raw) - set(known)):
+        raise BundleError(f"serving.json: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    values: dict[str, Any] = {}
+    for name, field in known.items():
+        if name not in raw:
+            if field.default is MISSING:
+                raise BundleError(f"serving.json: {name!r} is missing")
+            continue
+        if name in ("inputs", "outputs"):
+            values[name] = _tensors(name, raw[name])
+        else:
+            values[name] = _scalar(name, str(field.type), raw[name])
+    config = ServingConfig(**values)
+    if config.wait_policy not in ("adaptive", "always"):
+        raise BundleError(f"serving.json: wait_policy is {config.wait_policy!r}; it can be 'adaptive' or 'always'")
+    if config.batched and any(not spec.shape or spec.shape[0] != -1 for spec in config.inputs + config.outputs):
+        raise BundleError("serving.json: the model is batched, so the first size of every input and output must be -1")
+    if not config.batched and config.max_batch_size != 1:
+        raise BundleError("serving.json: a model without batch axis must have max_batch_size 1")
+    return config
+
+
+def _scalar(name: str, kind: str, value: Any) -> Any:
+    accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+    if not isinstance(value, accepted[kind]) or (isinstance(value, bool) and kind != "bool"):
+        raise BundleError(f"serving.json: {name} must be of type {kind}, got {value!r}")
+    if kind == "str" and not value:
+        raise BundleError(f"serving.json: {name} is empty")
+    if isinstance(value, (int, float)) and (value < 0 or (value == 0 and name in POSITIVE)):
+        raise BundleError(f"serving.json: {name} is {value!r}; it must be greater than 0")
+    return value
+
+
+def _tensors(key: str, raw: Any) -> tuple[TensorSpec, ...]:
+    if not isinstance(raw, list) or not raw:
+        raise BundleError(f"serving.json: {key} must be a list of at least one tensor")
+    specs = []
+    for entry in raw:
+        if not isinstance(entry, dict) or set(entry) != {"name", "datatype", "shape"}:
+            raise BundleError(f"serving.json: each of {key} has exactly name, datatype and shape, got {entry!r}")
+        name, datatype, shape = entry["name"], entry["datatype"], entry["shape"]
+        if not isinstance(name, str) or datatype not in DATATYPES:
+            raise BundleError(f"serving.json: {key} {name!r} has datatype {datatype!r}; known are {', '.join(sorted(DATATYPES))}")
+        if not isinstance(shape, list) or any(type(size) is not int or size == 0 or size < -1 for size in shape):
+            raise BundleError(f"serving.json: {key} {name!r} has shape {shape!r}; sizes are positive, or -1 for any")
+        specs.append(TensorSpec(name, datatype, tuple(shape)))
+    if len({spec.name for spec in specs}) != len(specs):
+        raise BundleError(f"serving.json: two of {key} have the same name")
+    return tuple(specs)
+
+
+def check_manifest(folder: Path) -> None:
+    """Compare every file that `manifest.json` names with its hash.
+
+    Raises:
+        BundleError: a file is missing or altered, lies outside the folder or could run code when read;
+            or the model's folder holds a file that the manifest does not name.
+    """
+    files = read_json(folder / "manifest.json").get("files")
+    if not isinstance(files, dict) or not files:
+        raise BundleError(f"{folder / 'manifest.json'} names no files")
+    root = folder.resolve()
+    for name, expected in files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(root) or Path(name).is_absolute():
+            raise BundleError(f"manifest.json names {name!r}, which is outside the bundle")
+        if path.suffix.lower() in PICKLES:
+            raise BundleError(f"the bundle holds {name!r}: files that can run code when loaded are not served")
+        if not path.is_file():
+            raise BundleError(f"{name!r} is missing from the bundle")
+        if file_hash(path) != expected:
+            raise BundleError(f"{name!r} was altered: its hash is not the one in manifest.json")
+    for path in (folder / "model").rglob("*"):
+        if not path.is_dir() and path.relative_to(folder).as_posix() not in files:
+            raise BundleError(f"{path.relative_to(folder).as_posix()!r} lies among the model's files, but manifest.json does not name it")
+    for required in ("serving.json", "vectors.npz", "promises.json", "run.py", load_config(folder).model_file):
+        if required not in files:
+            raise BundleError(f"manifest.json does not name {required!r}")
+
+
+def file_hash(path: Path) -> str:
+    """``sha256:<hex>`` of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def load_vectors(folder: Path, config: ServingConfig) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
+    """Read the stored inputs and expected outputs, in the order of the config.
+
+    Returns:
+        Inputs and outputs; the first axis is samples where the model is batched.
+
+    Raises:
+        BundleError: an array is missing, needs pickle, or does not fit the signature.
+    """
+    try:
+        with np.load(folder / "vectors.npz", allow_pickle=False) as stored:
+            inputs = [stored[f"input.{spec.name}"] for spec in config.inputs]
+            outputs = [stored[f"output.{spec.name}"] for spec in config.outputs]
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"vectors.npz cannot be used: {error}") from None
+    for spec, array in zip(config.inputs + config.outputs, inputs + outputs, strict=True):
+        if len(spec.shape) != array.ndim or any(want not in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)):
+            raise BundleError(f"vectors.npz: {spec.name!r} has shape {array.shape}, which is not {list(spec.shape)}")
+    if any(array.size == 0 for array in inputs) or (config.batched and len({len(array) for array in inputs + outputs}) != 1):
+        raise BundleError("vectors.npz: the arrays hold different numbers of samples, or none")
+    return inputs, outputs

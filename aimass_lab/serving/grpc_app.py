@@ -1,0 +1,222 @@
+"""gRPC: the Open Inference Protocol v2 and gRPC's own health service, on the same models as REST."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from .config import ServingConfig
+from .errors import CLIENT_GONE, RequestError, ServerError, bad
+from .grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, ModelInferResponse, message
+from .protocol import UNSUPPORTED, check_outputs, model_metadata, server_metadata
+from .service import Service
+from .tensors import (
+    InferRequest,
+    Tensor,
+    check_datatype,
+    check_shape,
+    find_spec,
+    from_raw,
+    from_values,
+    join_bytes,
+    make_request,
+    split_bytes,
+)
+
+logger = logging.getLogger(__name__)
+
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    499: grpc.StatusCode.CANCELLED,
+    500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+CONTENTS = {
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents", "INT64": "int64_contents",
+    "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
+    "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+}  # fmt: skip
+"""Which field of InferTensorContents holds a datatype; FP16 travels raw only."""
+SERVING, NOT_SERVING = 1, 2
+OPEN = {"ServerLive", "ServerReady", "Check"}
+"""Methods that need no token: probes."""
+
+Method = Callable[[Any, Any], Awaitable[Any]]
+
+
+class GrpcApp:
+    """The methods of both services."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def handlers(self) -> list[Any]:
+        """Handlers for `grpc.aio.server`."""
+        inference = {
+            name: (getattr(self, name), message(f"inference.{name}Request"), message(f"inference.{name}Response"))
+            for name in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+        }
+        health = {"Check": (self.Check, message("grpc.health.v1.HealthCheckRequest"), message("grpc.health.v1.HealthCheckResponse"))}
+        return [self._handlers(INFERENCE_SERVICE, inference), self._handlers(HEALTH_SERVICE, health)]
+
+    def _handlers(self, service: str, methods: Mapping[str, tuple[Method, Any, Any]]) -> Any:
+        made = {
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method, response), request.FromString, lambda answer: answer.SerializeToString())
+            for name, (method, request, response) in methods.items()
+        }
+        return grpc.method_handlers_generic_handler(service, made)
+
+    def _guarded(self, name: str, method: Method, response: Any) -> Method:
+        """Check the token, translate errors, make the answer from keyword arguments."""
+
+        async def call(request: Any, context: Any) -> Any:
+            try:
+                if name not in OPEN:
+                    metadata = dict(context.invocation_metadata() or ())
+                    self._service.authorize(metadata.get("authorization"))
+                answer = await method(request, context)
+                return answer if isinstance(answer, response) else response(**answer)
+            except RequestError as error:
+                if error.retry_after_s is not None:
+                    context.set_trailing_metadata((("retry-after", f"{error.retry_after_s:.0f}"),))
+                await context.abort(CODES.get(error.status, grpc.StatusCode.UNKNOWN), error.text)
+
+        return call
+
+    async def ServerLive(self, _: Any, __: Any) -> Any:
+        """Always true: whoever answers is alive."""
+        return {"live": True}
+
+    async def ServerReady(self, _: Any, __: Any) -> Any:
+        """Whether new requests should be sent here."""
+        return {"ready": self._service.ready}
+
+    async def ModelReady(self, request: Any, _: Any) -> Any:
+        """Whether a worker of the model is up."""
+        model = self._service.find(request.name, request.version)
+        return {"ready": self._service.started and model.ready and not self._service.draining}
+
+    async def ServerMetadata(self, _: Any, __: Any) -> Any:
+        """Name, version and extensions."""
+        return server_metadata()
+
+    async def ModelMetadata(self, request: Any, _: Any) -> Any:
+        """The model's signature."""
+        model = self._service.find(request.name, request.version)
+        return model_metadata(model.config, model.platform)
+
+    async def Check(self, request: Any, _: Any) -> Any:
+        """Tell whether to send requests here, for the whole server and for the inference service."""
+        if request.service not in ("", INFERENCE_SERVICE):
+            raise RequestError(404, f"no service {request.service[:80]!r}")
+        return {"status": SERVING if self._service.ready else NOT_SERVING}
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:
+        """Compute outputs; raw in the answer when they were raw in the request."""
+        code = 500
+        try:
+            model = self._service.find(request.model_name, request.model_version)
+            checked = parse_request(model.config, request)
+            remaining = context.time_remaining()
+            if remaining is not None and remaining < (checked.timeout_s or remaining + 1):
+                checked.timeout_s = max(remaining, 1e-3)
+            outputs = await self._service.infer(model, checked)
+            answer = make_response(model.config, checked, outputs, raw=bool(request.raw_input_contents))
+            code = 200
+            return answer
+        except RequestError as error:
+            code = error.status
+            raise
+        except BaseException:
+            code = CLIENT_GONE if context.cancelled() else 500
+            raise
+        finally:
+            self._service.metrics.requests.labels("grpc", str(code)).inc()
+
+
+def parse_request(config: ServingConfig, request: Any) -> InferRequest:
+    """Check a ModelInferRequest.
+
+    Raises:
+        RequestError: 400, with what was wrong.
+    """
+    parameters = _parameters(request.parameters)
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise bad(f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs")
+    inputs = []
+    for index, tensor in enumerate(request.inputs):
+        spec = config.inputs[find_spec(config.inputs, tensor.name, "input")]
+        check_datatype(spec, tensor.datatype)
+        _parameters(tensor.parameters)
+        shape = check_shape(spec, list(tensor.shape))
+        if raw and tensor.HasField("contents"):
+            raise bad(f"input {spec.name!r} has contents besides raw_input_contents")
+        inputs.append(from_raw(spec, shape, raw[index]) if raw else _from_contents(spec, shape, tensor.contents))
+    wanted = [find_spec(config.outputs, output.name, "output") for output in request.outputs] or range(len(config.outputs))
+    outputs = check_outputs(config, [(index, bool(raw)) for index in wanted])
+    return make_request(config, id=request.id, inputs=inputs, outputs=outputs, parameters=parameters)
+
+
+def _parameters(parameters: Any) -> dict[str, Any]:
+    values = {name: getattr(value, value.WhichOneof("parameter_choice") or "string_param") for name, value in parameters.items()}
+    if refused := [name for name in UNSUPPORTED if values.get(name)]:
+        raise bad(f"parameter {refused[0]!r} belongs to an extension that this server does not have")
+    return values
+
+
+def _from_contents(spec: Any, shape: tuple[int, ...], contents: Any) -> Tensor:
+    field = CONTENTS.get(spec.datatype)
+    if field is None:
+        raise bad(f"input {spec.name!r}: {spec.datatype} travels in raw_input_contents only")
+    if filled := [descriptor.name for descriptor, _ in contents.ListFields() if descriptor.name != field]:
+        raise bad(f"input {spec.name!r} of {spec.datatype} belongs in {field}, not in {filled[0]}")
+    values = getattr(contents, field)
+    if spec.datatype == "BYTES":
+        return from_raw(spec, shape, join_bytes(list(values)))
+    return from_values(spec, shape, list(values))
+
+
+def make_response(config: ServingConfig, request: InferRequest, outputs: list[Tensor], *, raw: bool) -> Any:
+    """The ModelInferResponse, with the outputs in the order the request asked for."""
+    response = ModelInferResponse(model_name=config.name, model_version=config.version, id=request.id)
+    for index, _ in request.outputs:
+        tensor = outputs[index]
+        entry = response.outputs.add(name=tensor.spec.name, datatype=tensor.spec.datatype, shape=tensor.shape)
+        if raw:
+            response.raw_output_contents.append(bytes(tensor.data))
+        elif tensor.spec.datatype == "BYTES":
+            count = tensor.array().size
+            entry.contents.bytes_contents.extend(split_bytes(tensor.data, count, tensor.spec.name))
+        else:
+            getattr(entry.contents, CONTENTS[tensor.spec.datatype]).extend(tensor.array().ravel().tolist())
+    return response
+
+
+async def start_grpc(service: Service, address: str, max_body_bytes: int) -> tuple[Any, int]:
+    """Start listening.
+
+    Returns:
+        The server, and its port.
+
+    Raises:
+        ServerError: the address is taken or not ours.
+    """
+    options = [("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(options=options)
+    server.add_generic_rpc_handlers(GrpcApp(service).handlers())
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise ServerError(f"cannot listen for gRPC on {address}: the port is taken or the address is not this machine's")
+    await server.start()
+    return server, port

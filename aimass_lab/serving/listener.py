@@ -1,0 +1,144 @@
+"""The HTTP side of a connection: uvicorn's protocol, with limits on slow and oversized senders and word of hang-ups."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64 * 2**10
+KEEP_ALIVE_S = 75.0
+LINGER_S = 0.5
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """Closes connections that are too slow or send endless headers.
+
+    The scope of each request carries ``"aimass.hangup"``: a `batcher.Hangup`, or None, that the
+    application may set; its callback is called when the client goes away.
+    """
+
+    header_timeout_s = 10.0
+    body_timeout_s = 60.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock for the first header."""
+        super().connection_made(transport)
+        self._in_headers = True
+        self._header_bytes = 0
+        self._refused = False
+        self._clock: asyncio.TimerHandle | None = self.loop.call_later(self.header_timeout_s, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever computes for this client."""
+        super().connection_lost(exc)
+        self._stop_clock()
+        for scope in [self.scope, *(cycle.scope for cycle, _ in self.pipeline)]:
+            hangup: Any = scope.get("aimass.hangup") if scope else None
+            if hangup is not None and hangup.callback:
+                hangup.callback()
+
+    def data_received(self, data: bytes) -> None:
+        """Count header bytes until they are complete."""
+        if self._refused:
+            return
+        if self._in_headers:
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large", b"the headers are too large")
+
+    def on_message_begin(self) -> None:
+        """Start the clock for the headers."""
+        super().on_message_begin()
+        self._in_headers = True
+        self._header_bytes = 0
+        self._start_clock(self.header_timeout_s)
+
+    def on_headers_complete(self) -> None:
+        """Start the clock for the body."""
+        self._in_headers = False
+        self._start_clock(self.body_timeout_s)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The client has sent everything in time."""
+        self._stop_clock()
+        super().on_message_complete()
+
+    def _start_clock(self, limit_s: float) -> None:
+        self._stop_clock()
+        self._clock = self.loop.call_later(limit_s, self._too_slow)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _too_slow(self) -> None:
+        self._refuse(b"408 Request Timeout", b"the request was not complete in time")
+
+    def _refuse(self, status: bytes, text: bytes) -> None:
+        """Answer, unless an answer is on its way, and close; first only our side, so that the sender gets to read it."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            body = b'{"error":"%b"}' % text
+            head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(head % (status, len(body)) + body)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without hands on the signals, which belong to the whole server."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def make_http_server(app: Any, *, header_timeout_s: float, body_timeout_s: float, drain_timeout_s: float) -> HttpServer:
+    """An HTTP/1.1 server for an ASGI application; start it with ``serve(sockets=[...])``."""
+    limits = {"header_timeout_s": header_timeout_s, "body_timeout_s": body_timeout_s}
+    protocol = type("Protocol", (LimitedProtocol,), limits)
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        loop="none",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(KEEP_ALIVE_S),
+        timeout_graceful_shutdown=int(drain_timeout_s) + 1,
+    )
+    return HttpServer(config)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener

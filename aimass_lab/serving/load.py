@@ -1,0 +1,325 @@
+"""An open-loop load generator: requests leave at random times whatever the server does, and wait counts from when they should have left."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httptools
+import numpy as np
+
+from .config import ServingConfig, load_vectors
+from .errors import ServerError
+from .protocol import HEADER_LENGTH
+from .tensors import encode
+
+Array = np.ndarray[Any, Any]
+
+MAX_CONNECTIONS = 400
+OPENED_BEFORE = 8
+NO_ANSWER = 0
+"""Status of a request whose connection failed or that got no answer in time."""
+NUM_BODIES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadResult:
+    """What happened to every request of a run."""
+
+    rate: float
+    duration_s: float
+    sent_s: Array
+    """When each request should have left, from the start of the run."""
+    late_s: Array
+    """How much later the generator got to it."""
+    latency_s: Array
+    """From when it should have left to its whole answer; NaN without an answer."""
+    status: Array
+    """HTTP status; 0 without an answer."""
+
+    @property
+    def ok(self) -> Array:
+        """Mask of the requests answered with 200."""
+        return self.status == 200
+
+    @property
+    def num_failed(self) -> int:
+        """Requests not answered with 200."""
+        return int((~self.ok).sum())
+
+    def throughput(self, slack: float = 0.02) -> float:
+        """Requests/s answered while they were offered.
+
+        Args:
+            slack: Share of the duration by which the last answers may come after its end.
+        """
+        in_time = self.ok & (self.sent_s + np.nan_to_num(self.latency_s, nan=np.inf) <= self.duration_s * (1 + slack) + 0.1)
+        return self.rate * float(in_time.sum()) / len(self.status)
+
+    def summary(self) -> dict[str, Any]:
+        """The run in figures, for JSON."""
+        latencies = self.latency_s[self.ok]
+        failed = collections.Counter(self.status[~self.ok].tolist())
+        return {
+            "requests": len(self.status),
+            "rate_per_s": self.rate,
+            "duration_s": self.duration_s,
+            "ok": int(self.ok.sum()),
+            "failed": {"no answer" if status == NO_ANSWER else str(status): count for status, count in failed.items()},
+            "throughput_per_s": self.throughput(),
+            "latency_s": _figures(latencies),
+            "late_s": _figures(self.late_s),
+        }
+
+
+def _figures(values: Array) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    return {f"p{q}": quantile(values, q / 100) for q in (50, 95, 99)} | {"max": float(values.max()), "mean": float(values.mean())}
+
+
+def quantile(values: Array, share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed."""
+    return float(np.quantile(values, share, method="inverted_cdf"))
+
+
+def make_bodies(folder: Path, config: ServingConfig, *, items: int = 1, seed: int = 0) -> list[bytes]:
+    """Complete HTTP requests made of the stored inputs, tensors in binary.
+
+    Raises:
+        BundleError: the stored inputs cannot be read.
+    """
+    arrays, _ = load_vectors(folder, config)
+    if not config.batched:
+        return [http_request(config, arrays)]
+    generator = np.random.default_rng(seed)
+    samples = len(arrays[0])
+    picks = [generator.integers(0, samples, items) for _ in range(NUM_BODIES)]
+    return [http_request(config, [array[pick] for array in arrays]) for pick in picks]
+
+
+def infer_body(config: ServingConfig, arrays: list[Array]) -> tuple[int, bytes]:
+    """Length of the JSON header, and a body with every tensor in binary, in and out."""
+    import orjson
+
+    parts = [encode(spec.datatype, array) for spec, array in zip(config.inputs, arrays, strict=True)]
+    inputs = [
+        {"name": spec.name, "datatype": spec.datatype, "shape": array.shape, "parameters": {"binary_data_size": len(part)}}
+        for spec, array, part in zip(config.inputs, arrays, parts, strict=True)
+    ]
+    header = orjson.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
+    return len(header), b"".join([header, *parts])
+
+
+def infer_path(config: ServingConfig) -> str:
+    """Where inference requests go."""
+    return f"/v2/models/{config.name}/versions/{config.version}/infer"
+
+
+def http_request(config: ServingConfig, arrays: list[Array]) -> bytes:
+    """A whole HTTP request."""
+    length, body = infer_body(config, arrays)
+    head = f"POST {infer_path(config)} HTTP/1.1\r\nHost: load\r\n{HEADER_LENGTH}: {length}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def run_load(
+    url: str,
+    config: ServingConfig,
+    bodies: list[bytes],
+    *,
+    rate: float,
+    duration_s: float,
+    seed: int = 0,
+    meanwhile: Callable[[], None] | None = None,
+) -> LoadResult:
+    """Send requests at random times, `rate` a second on average, and wait for the answers.
+
+    The times are those of a Poisson process of which the number of arrivals is known
+    (independent and uniform), so that runs of one rate and duration offer the same load.
+    It runs in a thread, so it can be called where an event loop already runs.
+
+    Args:
+        url: ``http://HOST:PORT``.
+        config: For its time limit.
+        bodies: Whole HTTP requests, sent in turn.
+        rate: Requests/s.
+        duration_s: How long.
+        seed: Of the times.
+        meanwhile: Called about ten times a second while it runs.
+
+    Raises:
+        ServerError: the server cannot be reached.
+    """
+    count = max(1, round(rate * duration_s))
+    times = np.sort(np.random.default_rng(seed).uniform(0, count / rate, count))
+    done: Future[LoadResult] = Future()
+    stop = threading.Event()
+
+    def work() -> None:
+        # Only select() waits with a precision better than 1 ms.
+        loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        try:
+            done.set_result(loop.run_until_complete(_Load(url, bodies, times, rate, config.request_timeout_s + 5, stop).run()))
+        except BaseException as error:
+            done.set_exception(error)
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=work, name="load", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            if meanwhile is not None:
+                meanwhile()
+    finally:
+        stop.set()
+        thread.join()
+    return done.result()
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection with at most one request under way."""
+
+    def __init__(self, load: _Load) -> None:
+        self._load = load
+        self._number: int | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def send(self, number: int, request: bytes) -> None:
+        self._number = number
+        assert self._transport is not None
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.close()
+
+    def on_message_complete(self) -> None:
+        status, keep_alive = self._parser.get_status_code(), self._parser.should_keep_alive()
+        number, self._number = self._number, None
+        self._parser = httptools.HttpResponseParser(self)
+        if not keep_alive:
+            self.close()
+        if number is not None:
+            self._load.answered(number, status, self if keep_alive else None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._load.lost(self, self._number)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _Load:
+    """One run."""
+
+    def __init__(self, url: str, bodies: list[bytes], times: Array, rate: float, patience_s: float, stop: threading.Event) -> None:
+        address = urlsplit(url)
+        self._host, self._port = address.hostname or "127.0.0.1", address.port or 80
+        self._bodies, self._times, self._rate, self._patience_s, self._stop = bodies, times, rate, patience_s, stop
+        self._idle: list[_Connection] = []
+        self._connections: set[_Connection] = set()
+        self._opening = 0
+        self._waiting: collections.deque[int] = collections.deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unanswered = len(times)
+        self._start = 0.0
+        self._late = np.zeros(len(times))
+        self._latency = np.full(len(times), np.nan)
+        self._status = np.full(len(times), NO_ANSWER)
+
+    async def run(self) -> LoadResult:
+        try:
+            for _ in range(OPENED_BEFORE):
+                self._idle.append(await self._open())
+        except OSError as error:
+            raise ServerError(f"cannot reach http://{self._host}:{self._port}: {error.strerror or error}") from None
+        self._start = time.perf_counter() + 0.01
+        for number, intended in enumerate(self._times.tolist()):
+            if (delay := self._start + intended - time.perf_counter()) > 0:
+                await asyncio.sleep(delay)
+            if self._stop.is_set():
+                break
+            self._late[number] = max(0.0, time.perf_counter() - self._start - intended)
+            self._waiting.append(number)
+            self._send_waiting()
+        end = time.perf_counter() + self._patience_s
+        while self._unanswered and time.perf_counter() < end and not self._stop.is_set():
+            await asyncio.sleep(0.005)
+        for connection in list(self._connections):
+            connection.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.sleep(0)
+        return LoadResult(
+            rate=self._rate,
+            duration_s=len(self._times) / self._rate,
+            sent_s=self._times,
+            late_s=self._late,
+            latency_s=self._latency,
+            status=self._status,
+        )
+
+    async def _open(self) -> _Connection:
+        self._opening += 1
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(lambda: _Connection(self), self._host, self._port)
+        finally:
+            self._opening -= 1
+        self._connections.add(connection)
+        return connection
+
+    def _send_waiting(self) -> None:
+        """Give waiting requests to idle connections; open further ones for the rest."""
+        while self._waiting and self._idle:
+            number = self._waiting.popleft()
+            self._idle.pop().send(number, self._bodies[number % len(self._bodies)])
+        if len(self._waiting) > self._opening and len(self._connections) + self._opening < MAX_CONNECTIONS:
+            task = asyncio.get_running_loop().create_task(self._open_and_send())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _open_and_send(self) -> None:
+        try:
+            self._idle.append(await self._open())
+        except OSError:
+            if self._waiting:
+                self.answered(self._waiting.popleft(), NO_ANSWER, None)
+        self._send_waiting()
+
+    def answered(self, number: int, status: int, connection: _Connection | None) -> None:
+        """Note an answer; the connection, if it lives, is free again."""
+        self._unanswered -= 1
+        self._status[number] = status
+        if status != NO_ANSWER:
+            self._latency[number] = time.perf_counter() - self._start - self._times[number]
+        if connection is not None:
+            self._idle.append(connection)
+        self._send_waiting()
+
+    def lost(self, connection: _Connection, number: int | None) -> None:
+        """A connection is closed, perhaps before its request was answered."""
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if number is not None:
+            self.answered(number, NO_ANSWER, None)

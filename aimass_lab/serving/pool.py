@@ -1,0 +1,241 @@
+"""Model workers as supervised child processes: started, warmed up, watched, and started again when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from .config import ServingConfig
+from .errors import ServerError
+from .frames import FrameReader, pack
+from .tensors import Buffer
+
+logger = logging.getLogger(__name__)
+
+BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+    "import importlib; importlib.import_module(sys.argv[2] + '.worker').main(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))"
+)
+"""A worker sees the packages that its parent sees, whatever the working directory holds."""
+MAX_FAILED_STARTS = 5
+"""In a row; then the server gives up, so that whoever runs it can act."""
+MAX_BACKOFF_S = 5.0
+
+Frame = tuple[dict[str, Any], list[Buffer]]
+Reply = tuple[dict[str, Any], memoryview]
+
+
+class WorkerDied(Exception):
+    """The worker's process ended, or was ended, before it answered."""
+
+
+class Worker(asyncio.Protocol):
+    """One worker process, and the socket to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.closed = asyncio.Event()
+        self.batches = 0
+        self.hung = False
+        self._reader = FrameReader()
+        self._reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()  # the first frame comes unasked
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand a complete frame to whoever waits for it."""
+        for reply in self._reader.feed(data):
+            if not self._reply.done():
+                self._reply.set_result(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The process is gone, or as good as: make sure, and tell whoever waits."""
+        self.kill()
+        if not self._reply.done():
+            self._reply.set_exception(WorkerDied())
+            self._reply.exception()  # nobody may be waiting: a worker that dies idle is no error of a request
+        self.closed.set()
+
+    @property
+    def greeting(self) -> asyncio.Future[Reply]:
+        """The first frame: ready, or why not."""
+        return self._reply
+
+    def send(self, frame: Frame) -> asyncio.Future[Reply]:
+        """Give it a batch; one at a time.
+
+        Returns:
+            The reply to come, or `WorkerDied`.
+        """
+        self._reply = asyncio.get_running_loop().create_future()
+        if self.closed.is_set() or self._transport is None:
+            self._reply.set_exception(WorkerDied())
+        else:
+            self._transport.writelines(pack(*frame))
+        return self._reply
+
+    def kill(self, *, hung: bool = False) -> None:
+        """End the process at once."""
+        self.hung |= hung
+        self.process.kill()
+
+    def close(self) -> None:
+        """Close the socket, upon which the process ends by itself when it is done."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+class WorkerPool:
+    """Keeps `config.workers` workers alive.
+
+    Args:
+        folder: The bundle.
+        config: How many workers, and how long they may take.
+        warm_up: Batches that a new worker must answer before it counts as ready.
+        on_ready: Called with a worker that can take a batch.
+        on_restart: Called when a worker had to be replaced.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ServingConfig,
+        warm_up: list[Frame],
+        on_ready: Callable[[Worker], None],
+        on_restart: Callable[[], None],
+    ) -> None:
+        self.ready: set[Worker] = set()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Gets a `ServerError` when there is no use in going on."""
+        self._folder = folder
+        self._config = config
+        self._warm_up = warm_up
+        self._on_ready = on_ready
+        self._on_restart = on_restart
+        self._failed_starts = 0
+        self._stopping = False
+        self._started: list[asyncio.Future[None]] = []
+        self._keepers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start all workers and wait until they are ready.
+
+        Raises:
+            ServerError: one does not load the model or does not answer the warm-up.
+        """
+        loop = asyncio.get_running_loop()
+        self._started = [loop.create_future() for _ in range(self._config.workers)]
+        self._keepers = [loop.create_task(self._keep(first)) for first in self._started]
+        await asyncio.gather(*self._started)
+
+    async def stop(self) -> None:
+        """Let every worker finish and end; whoever does not within two seconds is killed."""
+        self._stopping = True
+        for worker in self.ready:
+            worker.close()
+        _, late = await asyncio.wait(self._keepers, timeout=2.0) if self._keepers else ((), ())
+        for task in late:
+            task.cancel()
+        for worker in list(self.ready):
+            worker.kill()
+
+    async def _keep(self, first: asyncio.Future[None]) -> None:
+        """Keep one place filled."""
+        unproductive = 0
+        while not self._stopping:
+            try:
+                worker = await self._start_worker()
+            except ServerError as error:
+                if not first.done():
+                    first.set_exception(error)
+                    return
+                unproductive += 1
+                self._count_failed_start(error)
+            else:
+                self._failed_starts = 0
+                if not first.done():
+                    first.set_result(None)
+                await self._watch(worker)
+                unproductive = 0 if worker.batches else unproductive + 1
+            if not self._stopping:
+                self._on_restart()
+                await asyncio.sleep(min(0.05 * 2**unproductive, MAX_BACKOFF_S) if unproductive else 0)
+
+    def _count_failed_start(self, error: ServerError) -> None:
+        logger.warning("a worker did not start: %s", error)
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS and not self.failed.done():
+            self.failed.set_exception(ServerError(f"{self._failed_starts} workers in a row did not start; the last: {error}"))
+
+    async def _watch(self, worker: Worker) -> None:
+        """Offer a ready worker until it dies."""
+        self.ready.add(worker)
+        try:
+            self._on_ready(worker)
+            await worker.closed.wait()
+        finally:
+            self.ready.discard(worker)
+            worker.kill()
+            code = worker.process.wait()  # it was killed, so this does not block
+            if not self._stopping:
+                logger.warning("worker %d ended with code %d after %d batches", worker.process.pid, code, worker.batches)
+
+    async def _start_worker(self) -> Worker:
+        """Start a process, wait for its greeting and warm it up.
+
+        Raises:
+            ServerError: it ended, took too long, or said what is wrong.
+        """
+        try:
+            worker = await self._spawn()
+        except OSError as error:
+            raise ServerError(f"cannot start a model worker: {error.strerror or error}") from None
+        timer = asyncio.get_running_loop().call_later(self._config.start_timeout_s, lambda: worker.kill(hung=True))
+        try:
+            await self._greet_and_warm_up(worker)
+        except BaseException as error:
+            worker.kill()
+            code = worker.process.wait()
+            if isinstance(error, WorkerDied):
+                limit = f"did not get ready within {self._config.start_timeout_s:g} s" if worker.hung else f"ended with code {code}"
+                raise ServerError(f"a model worker {limit} while starting") from None
+            raise
+        finally:
+            timer.cancel()
+        return worker
+
+    async def _greet_and_warm_up(self, worker: Worker) -> None:
+        header, _ = await worker.greeting
+        if "error" in header:
+            raise ServerError(header["error"])
+        for frame in self._warm_up:
+            header, _ = await worker.send(frame)
+            if errors := [entry["error"] for entry in header["requests"] if "error" in entry]:
+                raise ServerError(f"warm-up: {errors[0]}")
+
+    async def _spawn(self) -> Worker:
+        ours, theirs = socket.socketpair()
+        threads = str(self._config.threads_per_worker)
+        arguments = [json.dumps(sys.path), __package__ or "", str(self._folder), str(theirs.fileno()), str(os.getpid())]
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-c", BOOT, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),  # stdout belongs to the front end's one line
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+            )
+        worker = Worker(process)
+        await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
+        return worker

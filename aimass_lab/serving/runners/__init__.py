@@ -1,0 +1,1 @@
+"""Model formats, one file each; a runner is found by the name of its file."""

@@ -1,0 +1,147 @@
+"""The front-end process from start to exit: listen, start the workers, say ready, serve, drain on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from .app import App
+from .config import ServingConfig, check_manifest, load_config
+from .errors import ServerError
+from .listener import HttpServer, bind, make_http_server
+from .metrics import Metrics
+from .service import Model, Service, read_token
+
+logger = logging.getLogger(__name__)
+
+FORCED_EXIT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What the command line decides."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int | None = 8001
+    """0: a free one; None: no gRPC."""
+    workers: int | None = None
+    """None: as the bundle says."""
+    token_file: Path | None = None
+    until_stdin_closes: bool = False
+    """Stop also when standard input ends, so that a server started by a program never outlives it."""
+
+
+def serve(folder: Path, options: ServeOptions) -> None:
+    """Serve a bundle until SIGTERM or SIGINT.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        ServerError: the server cannot start, or gave up on its workers.
+    """
+    check_manifest(folder)
+    config = load_config(folder)
+    if options.workers is not None:
+        config = replace(config, workers=options.workers)
+    token = read_token(options.token_file, os.environ.get("AIMASS_TOKEN"))
+    if token is None and not is_loopback(options.host):
+        raise ServerError(f"{options.host} can be reached from other machines: give --token-file FILE or set AIMASS_TOKEN")
+    uvloop.run(_serve(folder, config, options, token))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, token: str | None) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(FORCED_EXIT)  # asked twice; the workers die with their parent
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    if options.until_stdin_closes:
+        loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
+    metrics = Metrics()
+    model = Model(folder, config, metrics)
+    service = Service([model], metrics, token)
+    try:
+        listener = bind(options.host, options.port)
+    except OSError as error:
+        raise ServerError(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}") from None
+    http = make_http_server(
+        App(service, config.max_body_bytes),
+        header_timeout_s=config.header_timeout_s,
+        body_timeout_s=config.body_timeout_s,
+        drain_timeout_s=config.request_timeout_s,
+    )
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    grpc_server, grpc_port = None, 0
+    if options.grpc_port is not None:
+        from .grpc_app import start_grpc  # here, because gRPC costs time and memory that not everybody wants to spend
+
+        grpc_server, grpc_port = await start_grpc(service, f"{host}:{options.grpc_port}", config.max_body_bytes)
+    http_task = loop.create_task(http.serve(sockets=[listener]))
+    try:
+        await _first(loop.create_task(model.pool.start()), stop)
+        if not stop.is_set():
+            service.started = True
+            suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
+            print(f"ready http://{host}:{listener.getsockname()[1]}{suffix}", flush=True)
+            await _first(model.pool.failed, stop)
+            await _drain(service, config, http, http_task, grpc_server)
+    finally:
+        http.should_exit = http.force_exit = True
+        if grpc_server is not None:
+            await grpc_server.stop(0)
+        await asyncio.gather(http_task, return_exceptions=True)
+        await model.pool.stop()
+
+
+def _on_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        loop.remove_reader(sys.stdin.fileno())
+        stop.set()
+
+
+async def _first(work: asyncio.Future[None], stop: asyncio.Event) -> None:
+    """Wait for the work to end or for the signal to stop; the work's error is raised."""
+
+    async def until_stop() -> None:
+        await stop.wait()
+
+    stopped = asyncio.ensure_future(until_stop())
+    await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+        stopped.cancel()
+        work.result()
+    else:
+        work.cancel()
+
+
+async def _drain(service: Service, config: ServingConfig, http: HttpServer, http_task: asyncio.Task[None], grpc_server: Any) -> None:
+    """Send clients elsewhere, stop accepting after a grace time, finish what was accepted."""
+    service.draining = True
+    await asyncio.sleep(config.drain_grace_s)
+    http.should_exit = True
+    if grpc_server is not None:
+        await asyncio.gather(http_task, grpc_server.stop(config.request_timeout_s))
+    else:
+        await http_task

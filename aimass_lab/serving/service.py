@@ -1,0 +1,122 @@
+"""What REST and gRPC share: the models that are served, who may ask, and whether the server is ready."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+import numpy as np
+
+from .batcher import Batcher, Hangup, make_frame
+from .config import ServingConfig, load_vectors
+from .errors import RequestError, ServerError
+from .metrics import Metrics
+from .pool import Frame, Worker, WorkerPool
+from .runners.base import find_format
+from .tensors import InferRequest, Tensor, encode
+
+
+class Model:
+    """One version of one model: its signature, its queue and its workers."""
+
+    def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics) -> None:
+        self.config = config
+        self.platform = find_format(config.format).PLATFORM
+        self.batcher = Batcher(config, metrics)
+        self._metrics = metrics
+        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, metrics.restarts.inc)
+        metrics.workers_ready.set_function(lambda: len(self.pool.ready))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker is up."""
+        return bool(self.pool.ready)
+
+    def _on_ready(self, worker: Worker) -> None:
+        self.batcher.offer(worker)
+
+
+class Service:
+    """The models by name and version, behind one door.
+
+    Args:
+        models: What is served.
+        metrics: Where answers are counted.
+        token: What callers must show; None lets everybody in.
+    """
+
+    def __init__(self, models: list[Model], metrics: Metrics, token: str | None) -> None:
+        self.models = {(model.config.name, model.config.version): model for model in models}
+        self.metrics = metrics
+        self.started = False
+        """Set once all workers have been ready; from then on requests wait for a worker that is being replaced."""
+        self.draining = False
+        """Set by SIGTERM: not ready any more, though requests are still answered."""
+        self._token = token.encode() if token else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests should be sent here."""
+        return self.started and not self.draining and all(model.ready for model in self.models.values())
+
+    def authorize(self, header: str | None) -> None:
+        """Compare an `Authorization` header with the token, in constant time.
+
+        Raises:
+            RequestError: 401.
+        """
+        if self._token is None:
+            return
+        given = (header or "").encode("utf-8", "replace")
+        if not hmac.compare_digest(given, b"Bearer " + self._token):
+            raise RequestError(401, "a valid token is needed: Authorization: Bearer TOKEN")
+
+    def find(self, name: str, version: str | None) -> Model:
+        """The model called `name`, in the version asked for or the only one.
+
+        Raises:
+            RequestError: 404.
+        """
+        for (known, known_version), model in self.models.items():
+            if known == name and version in (None, "", known_version):
+                return model
+        shown = repr(name[:80]) + (f" in version {version[:80]!r}" if version else "")
+        raise RequestError(404, f"no model {shown}; there are: {', '.join(f'{n!r} version {v!r}' for n, v in self.models)}")
+
+    async def infer(self, model: Model, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
+        """Compute all outputs of a checked request.
+
+        Raises:
+            RequestError: 503 while the server starts, and whatever `Batcher.infer` raises.
+        """
+        if not self.started:
+            raise RequestError(503, "the model is still loading", retry_after_s=1.0)
+        return await model.batcher.infer(request, hangup)
+
+
+def warm_up_frames(folder: Path, config: ServingConfig) -> list[Frame]:
+    """A batch of one and a full batch, made of the bundle's stored inputs."""
+    arrays, _ = load_vectors(folder, config)
+    frames = []
+    for size in sorted({1, config.max_batch_size}):
+        rows = [np.resize(array, (size, *array.shape[1:])) if config.batched else array for array in arrays]
+        tensors = [Tensor(spec, array.shape, encode(spec.datatype, array)) for spec, array in zip(config.inputs, rows, strict=True)]
+        frames.append(make_frame([InferRequest(id="", inputs=tensors, items=size, outputs=[])]))
+    return frames
+
+
+def read_token(file: Path | None, environment: str | None) -> str | None:
+    """The token from a file or else from the environment; None where there is neither.
+
+    Raises:
+        ServerError: the file cannot be read, or the token is empty.
+    """
+    if file is None:
+        return environment.strip() or None if environment else None
+    try:
+        token = file.read_text().strip()
+    except OSError as error:
+        raise ServerError(f"cannot read the token file {file}: {error.strerror}") from None
+    if not token:
+        raise ServerError(f"the token file {file} is empty")
+    return token

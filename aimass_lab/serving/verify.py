@@ -1,0 +1,382 @@
+"""Proves what a bundle promises: starts its server, compares stored outputs, runs the load, measures, says PASS or FAIL."""
+
+from __future__ import annotations
+
+import http.client
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+
+from .config import ServingConfig, check_manifest, load_config, load_vectors, read_json
+from .errors import BundleError, ServerError
+from .launch import Server, start
+from .load import LoadResult, infer_body, infer_path, make_bodies, quantile, run_load
+from .protocol import HEADER_LENGTH, parse_object
+from .tensors import Array, decode, encode
+
+Number = dict[str, Any]
+Progress = Callable[[str], None]
+
+NAMES = {
+    "errors": "request", "fidelity": "ratio", "latency_p50": "s", "latency_p95": "s", "latency_p99": "s",
+    "throughput": "request/s", "memory": "B", "startup": "s",
+}  # fmt: skip
+"""What can be promised, and its unit."""
+RELATIONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": lambda measured, limit: measured <= limit,
+    ">=": lambda measured, limit: measured >= limit,
+    "==": lambda measured, limit: measured == limit,
+}
+FOREIGN_SHARE = 0.1
+"""More of the machine than this busy with other work makes the run noisy."""
+LATE_SHARE, LATE_S = 0.1, 1e-3
+"""So is one whose generator is later than this share of the measured p99, and than this time."""
+SETTLE_REQUESTS = 20
+
+
+def verify(folder: Path | str, *, duration_s: float | None = None, python: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Measure every promise of a bundle.
+
+    Args:
+        folder: The bundle.
+        duration_s: Seconds of load; None: as in the promised scenario.
+        python: The interpreter that runs the server; None: this one.
+        progress: Told in a few words what happens now.
+
+    Returns:
+        A check record: ``{"record": "check", "subject", "passed", "promises": [...], "findings": [...]}``.
+    """
+    folder = Path(folder).resolve()
+    say = progress or (lambda text: None)
+    findings: list[dict[str, str]] = []
+    promises: list[dict[str, Any]] = []
+    measured: dict[str, Number] = {}
+    try:
+        promised = read_json(folder / "promises.json")
+        promises = check_promises(promised)
+        say("checking hashes")
+        check_manifest(folder)
+        measured = _measure(folder, promised["scenario"], duration_s, python, say, findings)
+    except (BundleError, ServerError) as error:
+        findings.append(_finding("E-BUNDLE" if isinstance(error, BundleError) else "E-SERVER", "", str(error)))
+    judged = [_judge(promise, measured.get(promise["name"]), findings) for promise in promises]
+    passed = bool(judged) and all(promise["passed"] for promise in judged) and not any(f["code"].startswith("E-") for f in findings)
+    return {"record": "check", "subject": str(folder), "passed": passed, "promises": judged, "findings": findings}
+
+
+def check_promises(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """The list of promises in a decoded `promises.json`.
+
+    Raises:
+        BundleError: a promise or the scenario is not understood; a promise that nobody can check is worth nothing.
+    """
+    promises, scenario = raw.get("promises"), raw.get("scenario")
+    if not isinstance(promises, list) or not promises:
+        raise BundleError("promises.json promises nothing")
+    wanted = {"requests_per_s", "duration_s", "items_per_request", "seed"}
+    if not isinstance(scenario, dict) or set(scenario) != wanted or not all(isinstance(scenario[key], (int, float)) for key in wanted):
+        raise BundleError(f"promises.json: the scenario must have the numbers {', '.join(sorted(wanted))}")
+    if min(scenario["requests_per_s"], scenario["duration_s"], scenario["items_per_request"]) <= 0:
+        raise BundleError("promises.json: rate, duration and items of the scenario must be greater than 0")
+    for promise in promises:
+        if not isinstance(promise, dict) or promise.get("name") not in NAMES or promise.get("relation") not in RELATIONS:
+            raise BundleError(f"promises.json: {promise!r} is not understood; names are {', '.join(NAMES)}, relations <=, >=, ==")
+        limit = promise.get("limit")
+        if not isinstance(limit, dict) or not isinstance(limit.get("value"), (int, float)) or limit.get("unit") != NAMES[promise["name"]]:
+            raise BundleError(f"promises.json: the limit of {promise['name']} must have a value in {NAMES[promise['name']]}")
+    return promises
+
+
+def _finding(code: str, path: str, text: str) -> dict[str, str]:
+    return {"code": code, "path": path, "text": text}
+
+
+def _judge(promise: dict[str, Any], measured: Number | None, findings: list[dict[str, str]]) -> dict[str, Any]:
+    kept = {"name": promise["name"], "relation": promise["relation"], "limit": promise["limit"], "measured": measured, "passed": False}
+    if measured is not None:
+        kept["passed"] = RELATIONS[promise["relation"]](measured["value"], promise["limit"]["value"])
+    elif not any(finding["code"].startswith("E-") for finding in findings):
+        findings.append(_finding("E-NOT-MEASURED", promise["name"], f"{promise['name']} could not be measured: no request was answered"))
+    return kept
+
+
+def _number(value: float, unit: str, method: str, **more: Any) -> Number:
+    return {"value": value, "unit": unit, "source": "measured", "method": method, **more}
+
+
+# --- measuring ---------------------------------------------------------------------------
+
+
+def _measure(
+    folder: Path, scenario: dict[str, Any], duration_s: float | None, python: str | None, say: Progress, findings: list[dict[str, str]]
+) -> dict[str, Number]:
+    """Run the server through everything."""
+    config = load_config(folder)
+    rate, items, seed = float(scenario["requests_per_s"]), int(scenario["items_per_request"]), int(scenario["seed"])
+    duration = float(duration_s or scenario["duration_s"])
+    bodies = make_bodies(folder, config, items=items, seed=seed)
+    say("starting the server")
+    with start(folder, python=python) as server:
+        watch = Watch(server.pid)
+        measured = {"startup": _number(server.startup_s, "s", "from starting the process to ready", n=1)}
+        say("comparing stored outputs over REST and gRPC")
+        if (error := _fidelity(folder, config, server, findings)) is not None:
+            measured["fidelity"] = error
+        settling = max(rate, SETTLE_REQUESTS)
+        run_load(server.url, config, bodies, rate=settling, duration_s=SETTLE_REQUESTS / settling, seed=seed + 1)
+        say(f"sending {rate:g} requests/s for {duration:g} s")
+        watch.begin()
+        result = run_load(server.url, config, bodies, rate=rate, duration_s=duration, seed=seed, meanwhile=watch.sample)
+        foreign = watch.end()
+        measured |= _load_numbers(result)
+        measured["memory"] = _number(watch.peak_bytes, "B", f"peak {watch.kind} of the server and its workers, read 10 times a second")
+        say("stopping the server")
+        if (code := server.stop()) != 0:
+            findings.append(_finding("E-SHUTDOWN", "", f"the server ended with code {code} instead of 0"))
+    if noise := _noise(result, foreign):
+        findings.append(_finding("W-NOISY", "", noise))
+        for name in ("latency_p50", "latency_p95", "latency_p99", "throughput", "startup"):
+            if name in measured:
+                measured[name]["quality"] = "noisy"
+    return measured
+
+
+def _load_numbers(result: LoadResult) -> dict[str, Number]:
+    """The figures of a load run."""
+    count = len(result.status)
+    how = f"open loop, Poisson arrivals, {result.rate:g} requests/s for {result.duration_s:g} s"
+    numbers = {
+        "errors": _number(result.num_failed, "request", f"requests not answered with 200; {how}", n=count),
+        "throughput": _number(result.throughput(), "request/s", f"answers that kept up with the offered load; {how}", n=count),
+    }
+    latencies = np.sort(result.latency_s[result.ok])
+    for name, share in (("latency_p50", 0.5), ("latency_p95", 0.95), ("latency_p99", 0.99)) if len(latencies) else ():
+        numbers[name] = _number(
+            quantile(latencies, share),
+            "s",
+            f"from when a request should have left to its whole answer; {how}",
+            n=len(latencies),
+            interval=quantile_interval(latencies, share),
+            interval_kind="95 % order-statistic interval",
+        )
+    return numbers
+
+
+def quantile_interval(ordered: Array, share: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Distribution-free interval of a quantile, from the binomial law of the number of values below it.
+
+    Args:
+        ordered: Sorted values.
+        share: Which quantile.
+        confidence: Of the interval; where there are too few values for it, an end is the least or greatest value.
+    """
+    count = len(ordered)
+    ranks = np.arange(count + 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
+    below = np.cumsum(np.exp(logs[count] - logs - logs[::-1] + ranks * math.log(share) + (count - ranks) * math.log1p(-share)))
+    tail = (1 - confidence) / 2
+    low = int(np.searchsorted(below, tail, side="right")) - 1
+    high = int(np.searchsorted(below, 1 - tail, side="left"))
+    return float(ordered[min(max(low, 0), count - 1)]), float(ordered[min(high, count - 1)])
+
+
+def _noise(result: LoadResult, foreign_cores: float) -> str | None:
+    """Why the times should not be trusted; None when they can."""
+    reasons = []
+    cores = os.cpu_count() or 1
+    if foreign_cores > FOREIGN_SHARE * cores:
+        reasons.append(f"other work kept {foreign_cores:.1f} of {cores} cores busy")
+    late = quantile(result.late_s, 0.99)
+    p99 = quantile(result.latency_s[result.ok], 0.99) if result.ok.any() else 0.0
+    if late > max(LATE_S, LATE_SHARE * p99):
+        reasons.append(f"the load generator sent late (p99 {late * 1e3:.1f} ms)")
+    return " and ".join(reasons) + " during the load" if reasons else None
+
+
+class Watch:
+    """Memory of a process tree, and how busy the machine is with anything else."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self.peak_bytes = 0
+        self.kind = "PSS" if Path(f"/proc/{pid}/smaps_rollup").exists() else "RSS"
+        """PSS counts shared pages once; where the system does not tell it, RSS."""
+        self._began = (0.0, 0.0, 0.0)
+
+    def begin(self) -> None:
+        """Start the clocks."""
+        self._began = (time.monotonic(), _busy_s(), self._own_s())
+        self.sample()
+
+    def end(self) -> float:
+        """Cores that neither the server nor this process kept busy, on average since `begin`."""
+        self.sample()
+        elapsed, busy, own = (now - then for now, then in zip((time.monotonic(), _busy_s(), self._own_s()), self._began, strict=True))
+        return max(0.0, (busy - own) / elapsed)
+
+    def sample(self) -> None:
+        """Read the memory now."""
+        self.peak_bytes = max(self.peak_bytes, sum(self._memory(process) for process in self._tree()))
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            return [self._process, *self._process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _memory(self, process: psutil.Process) -> int:
+        try:
+            if self.kind == "RSS":
+                return int(process.memory_info().rss)
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        except (OSError, psutil.Error):
+            return 0  # it ended while we looked
+
+    def _own_s(self) -> float:
+        total = time.process_time()
+        for process in self._tree():
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            total += times.user + times.system
+        return total
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    idle: float = times.idle + getattr(times, "iowait", 0.0)
+    return sum(times[:8]) - idle
+
+
+# --- fidelity ----------------------------------------------------------------------------
+
+
+def _fidelity(folder: Path, config: ServingConfig, server: Server, findings: list[dict[str, str]]) -> Number | None:
+    """Largest relative L2 error of a stored sample, over both protocols, singly and in full batches."""
+    inputs, outputs = load_vectors(folder, config)
+    worst, count = 0.0, 0
+    for protocol, infer in (("REST", _rest_client(config, server)), ("gRPC", _grpc_client(config, server))):
+        try:
+            for part in _parts(config, len(inputs[0])):
+                got = infer([array[part] for array in inputs])
+                worst = max(worst, relative_error(config, got, [array[part] for array in outputs]))
+                count += len(got[0]) if config.batched else 1
+        except ServerError as error:
+            findings.append(_finding("E-FIDELITY", protocol, f"the stored inputs got no answer over {protocol}: {error}"))
+            return None
+    return _number(worst, "ratio", "largest relative L2 error of a stored sample, over REST and gRPC, singly and in full batches", n=count)
+
+
+def _parts(config: ServingConfig, samples: int) -> list[Any]:
+    """Which samples go together: all in full batches, and the first few alone."""
+    if not config.batched:
+        return [...]
+    size = config.max_batch_size
+    return [slice(i, i + size) for i in range(0, samples, size)] + [slice(i, i + 1) for i in range(min(samples, 4))]
+
+
+def relative_error(config: ServingConfig, got: list[Array], expected: list[Array]) -> float:
+    """Largest ``||got - expected|| / ||expected||`` over samples and outputs; texts count as 1 where they differ."""
+    worst = 0.0
+    for spec, a, b in zip(config.outputs, got, expected, strict=True):
+        if a.shape != b.shape:
+            raise ServerError(f"output {spec.name!r} has shape {list(a.shape)} instead of {list(b.shape)}")
+        if spec.datatype == "BYTES":
+            worst = max(worst, float(encode("BYTES", a) != encode("BYTES", b)))
+            continue
+        rows = len(b) if config.batched else 1
+        x, y = (array.reshape(rows, -1).astype(np.float64) for array in (a, b))
+        errors = np.linalg.norm(x - y, axis=1) / np.maximum(np.linalg.norm(y, axis=1), np.finfo(np.float64).tiny ** 0.5)
+        if not np.isfinite(errors).all():
+            raise ServerError(f"output {spec.name!r} is not finite where it is compared")
+        worst = max(worst, float(errors.max()))
+    return worst
+
+
+Infer = Callable[[list[Array]], list[Array]]
+
+
+def _rest_client(config: ServingConfig, server: Server) -> Infer:
+    address = urlsplit(server.url)
+
+    def infer(arrays: list[Array]) -> list[Array]:
+        length, body = infer_body(config, arrays)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=config.request_timeout_s + 5)
+        try:
+            connection.request("POST", infer_path(config), body, {HEADER_LENGTH: str(length)})
+            response = connection.getresponse()
+            answer = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(str(error) or type(error).__name__) from None
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise ServerError(f"{response.status} {answer[:500].decode('utf-8', 'replace')}")
+        header = int(response.headers[HEADER_LENGTH])
+        tail, arrays = answer[header:], []
+        for entry in parse_object(answer[:header])["outputs"]:
+            size = entry["parameters"]["binary_data_size"]
+            arrays.append(decode(entry["datatype"], entry["shape"], tail[:size]))
+            tail = tail[size:]
+        return arrays
+
+    return infer
+
+
+def _grpc_client(config: ServingConfig, server: Server) -> Infer:
+    import grpc
+
+    from .grpc_messages import INFERENCE_SERVICE, ModelInferRequest, ModelInferResponse
+
+    def infer(arrays: list[Array]) -> list[Array]:
+        request = ModelInferRequest(model_name=config.name, model_version=config.version)
+        for spec, array in zip(config.inputs, arrays, strict=True):
+            request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
+            request.raw_input_contents.append(bytes(encode(spec.datatype, array)))
+        with grpc.insecure_channel(server.grpc_address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+            call = channel.unary_unary(f"/{INFERENCE_SERVICE}/ModelInfer", lambda m: m.SerializeToString(), ModelInferResponse.FromString)
+            try:
+                answer = call(request, timeout=config.request_timeout_s + 5)
+            except grpc.RpcError as error:
+                raise ServerError(f"{error.code().name} {error.details()}") from None
+        pairs = zip(answer.outputs, answer.raw_output_contents, strict=True)
+        return [decode(output.datatype, tuple(output.shape), data) for output, data in pairs]
+
+    return infer
+
+
+# --- for people --------------------------------------------------------------------------
+
+
+def report(check: dict[str, Any]) -> str:
+    """One line per promise, the findings, and the verdict on the last line."""
+    width = max((len(promise["name"]) for promise in check["promises"]), default=0)
+    lines = []
+    for promise in check["promises"]:
+        limit, measured = promise["limit"], promise["measured"]
+        shown = "not measured" if measured is None else format_number(measured["value"], measured["unit"])
+        promised = format_number(limit["value"], limit["unit"])
+        verdict = "PASS" if promise["passed"] else "FAIL"
+        lines.append(f"{verdict}  {promise['name']:{width}}  {shown:>14}   promised {promise['relation']} {promised}")
+    lines += [f"{finding['code']}: {finding['text']}" for finding in check["findings"]]
+    return "\n".join([*lines, "PASS" if check["passed"] else "FAIL"])
+
+
+def format_number(value: float, unit: str) -> str:
+    """``0.0172, "s"`` -> ``17.2 ms``."""
+    if unit == "s":
+        return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+    if unit == "B":
+        return f"{value / 2**20:.1f} MiB"
+    if unit == "ratio":
+        return f"{value:.2e}"
+    return f"{value:,.5g} {unit}"

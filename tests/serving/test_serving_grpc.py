@@ -1,0 +1,202 @@
+"""gRPC: the Open Inference Protocol v2 as an independent client speaks it, and its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import descriptor_pb2
+
+from aimass_lab.serving.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, message
+from aimass_lab.serving.launch import Server
+
+from .conftest import TYPES, WEIGHT, metric, wait_for
+from .test_serving_rest import values_of, wire
+
+X = np.float32([[1, 2, 3, 4]])
+
+
+@pytest.fixture(scope="module")
+def triton() -> Any:
+    return pytest.importorskip("tritonclient.grpc", reason="tritonclient with gRPC is not installed")
+
+
+@pytest.fixture
+def client(triton: Any, linear: Server) -> Iterator[Any]:
+    with triton.InferenceServerClient(linear.grpc_address) as client:
+        yield client
+
+
+def request(**changes: Any) -> Any:
+    """A good ModelInferRequest with raw contents, changed."""
+    made = message("inference.ModelInferRequest")(model_name="net", id="9")
+    made.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    made.raw_input_contents.append(X.tobytes())
+    for name, value in changes.items():
+        made.ClearField(name)
+        if isinstance(value, list):
+            getattr(made, name).extend(value)
+        else:
+            setattr(made, name, value)
+    return made
+
+
+def send(server: Server, made: Any, method: str = "ModelInfer", service: str = INFERENCE_SERVICE, response: str = "", **options: Any) -> Any:
+    """Call a method over a channel of its own."""
+    answer = message(response or f"inference.{method}Response")
+    with grpc.insecure_channel(server.grpc_address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        call = channel.unary_unary(f"/{service}/{method}", lambda m: m.SerializeToString(), answer.FromString)
+        return call(made, **({"timeout": 20} | options))
+
+
+def code_of(server: Server, made: Any, **options: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        send(server, made, **options)
+    return caught.value.code().name, caught.value.details()
+
+
+def test_messages_are_those_of_an_independent_description(triton: Any) -> None:
+    """Same field names, numbers, types and labels as the protocol's messages in tritonclient, for all that we describe."""
+    theirs = triton.service_pb2.DESCRIPTOR.pool
+
+    def fields(descriptor: Any) -> dict[int, tuple[Any, ...]]:
+        described = descriptor_pb2.DescriptorProto()
+        descriptor.CopyToProto(described)
+        return {field.number: (field.name, field.type, field.label) for field in described.field}
+
+    def compare(ours: Any) -> None:
+        other = theirs.FindMessageTypeByName(ours.full_name)
+        assert fields(ours).items() <= fields(other).items(), ours.full_name
+        for field in ours.fields:
+            if field.message_type is not None:
+                compare(field.message_type)
+
+    for method in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"):
+        for side in ("Request", "Response"):
+            compare(message(f"inference.{method}{side}").DESCRIPTOR)
+
+
+def test_tritonclient_grpc(triton: Any, client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("net", "1")
+    assert client.get_server_metadata().name == "aimass_serve"
+    metadata = client.get_model_metadata("net")
+    assert (metadata.platform, list(metadata.versions), list(metadata.inputs[0].shape)) == ("onnx_onnxv1", ["1"], [-1, 4])
+    x = np.random.default_rng(3).normal(size=(7, 4)).astype(np.float32)
+    given = triton.InferInput("x", [7, 4], "FP32")
+    given.set_data_from_numpy(x)
+    result = client.infer("net", [given], outputs=[triton.InferRequestedOutput("y")], request_id="5", client_timeout=20)
+    np.testing.assert_allclose(result.as_numpy("y"), x @ WEIGHT, rtol=1e-5)
+    assert result.get_response().id == "5"
+
+
+def test_typed_contents_get_typed_contents(linear: Server) -> None:
+    made = request(raw_input_contents=[])
+    made.inputs[0].contents.fp32_contents.extend(X.ravel().tolist())
+    answer = send(linear, made)
+    assert list(answer.raw_output_contents) == []
+    np.testing.assert_allclose(answer.outputs[0].contents.fp32_contents, (X @ WEIGHT)[0], rtol=1e-5)
+
+
+CONTENTS = {
+    "BOOL": "bool", "INT8": "int", "INT16": "int", "INT32": "int", "INT64": "int64", "UINT8": "uint", "UINT16": "uint", "UINT32": "uint",
+    "UINT64": "uint64", "FP32": "fp32", "FP64": "fp64", "BYTES": "bytes",
+}  # fmt: skip
+
+
+def every_type(*, raw: bool) -> Any:
+    made = message("inference.ModelInferRequest")(model_name="net")
+    for datatype in TYPES:
+        entry = made.inputs.add(name=f"in_{datatype}", datatype=datatype, shape=[1, 3])
+        values = values_of(datatype)
+        if raw:
+            made.raw_input_contents.append(wire(datatype, values))
+        elif datatype != "FP16":
+            getattr(entry.contents, f"{CONTENTS[datatype]}_contents").extend([v.encode() for v in values] if datatype == "BYTES" else values)
+    return made
+
+
+def test_every_datatype_raw(identity: Server) -> None:
+    answer = send(identity, every_type(raw=True))
+    assert [output.name for output in answer.outputs] == [f"out_{datatype}" for datatype in TYPES]
+    assert list(answer.raw_output_contents) == [wire(datatype, values_of(datatype)) for datatype in TYPES]
+
+
+def test_typed_fp16_is_refused(identity: Server) -> None:
+    code, text = code_of(identity, every_type(raw=False))
+    assert (code, "raw_input_contents only" in text) == ("INVALID_ARGUMENT", True)
+
+
+def test_unknown_model(linear: Server) -> None:
+    assert code_of(linear, request(model_name="other"))[0] == "NOT_FOUND"
+    assert code_of(linear, request(model_version="2"))[0] == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("case", ["both", "short", "count", "wrong field", "int8 range", "duplicate", "rows", "output"])
+def test_invalid_argument(linear: Server, identity: Server, case: str) -> None:
+    made, server = request(), linear
+    if case == "both":
+        made.inputs[0].contents.fp32_contents.append(1)
+    elif case == "short":
+        made = request(raw_input_contents=[b"abc"])
+    elif case == "count":
+        made.raw_input_contents.append(b"")
+    elif case == "wrong field":
+        made = request(raw_input_contents=[])
+        made.inputs[0].contents.fp64_contents.extend([1, 2, 3, 4])
+    elif case == "int8 range":
+        made, server = message("inference.ModelInferRequest")(model_name="net"), identity
+        made.inputs.add(name="in_INT8", datatype="INT8", shape=[1, 1]).contents.int_contents.append(200)
+    elif case == "duplicate":
+        made.inputs.append(made.inputs[0])
+        made.raw_input_contents.append(X.tobytes())
+    elif case == "rows":
+        made.inputs[0].shape[0] = 2**40
+    else:
+        made.outputs.add(name="nothing")
+    assert code_of(server, made)[0] == "INVALID_ARGUMENT"
+    assert len(send(linear, request()).raw_output_contents) == 1
+
+
+def test_message_over_the_limit(linear: Server) -> None:
+    assert code_of(linear, request(raw_input_contents=[bytes(2 * 2**20)]))[0] == "RESOURCE_EXHAUSTED"
+
+
+def test_deadline_and_no_compute_after_it(run_faulty: Callable[..., Server]) -> None:
+    server = run_faulty(grpc_port=0)
+
+    def row(*values: float) -> Any:
+        made = request(raw_input_contents=[np.float32(values).tobytes()])
+        made.inputs[0].shape[1] = len(values)
+        return made
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(send, server, row(1, 1))
+        wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 1)
+        assert code_of(server, row(2, 0), timeout=0.2)[0] == "DEADLINE_EXCEEDED"
+        wait_for(lambda: metric(server, "aimass_queue_items") == 0)
+        assert np.frombuffer(slow.result().raw_output_contents[0], np.float32).tolist() == [2, 2]
+    assert metric(server, "aimass_queue_seconds_count") == 1
+
+
+def test_model_failure_is_internal(run_faulty: Callable[..., Server]) -> None:
+    server = run_faulty(grpc_port=0)
+    made = request(raw_input_contents=[np.float32([101, 0]).tobytes()])
+    made.inputs[0].shape[1] = 2
+    code, text = code_of(server, made)
+    assert (code, "asked to raise" in text) == ("INTERNAL", True)
+
+
+def test_health_service(linear: Server) -> None:
+    ask = message("grpc.health.v1.HealthCheckRequest")
+    for service in ("", INFERENCE_SERVICE):
+        answer = send(linear, ask(service=service), "Check", HEALTH_SERVICE, "grpc.health.v1.HealthCheckResponse")
+        assert answer.status == 1
+    with pytest.raises(grpc.RpcError) as caught:
+        send(linear, ask(service="else"), "Check", HEALTH_SERVICE, "grpc.health.v1.HealthCheckResponse")
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND

@@ -1,0 +1,184 @@
+"""The proof: a bundle that keeps its promises passes, one that does not fails, and the figures are right."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from aimass_lab.records import Check
+from aimass_lab.serving.config import load_config
+from aimass_lab.serving.launch import start
+from aimass_lab.serving.load import make_bodies, quantile, run_load
+from aimass_lab.serving.verify import quantile_interval, verify
+
+from .conftest import PROMISES, WEIGHT, linear_onnx, promise, rehash, write_faulty, write_linear
+
+
+def by_name(check: dict[str, Any]) -> dict[str, Any]:
+    return {entry["name"]: entry for entry in check["promises"]}
+
+
+def test_a_good_bundle_passes_on_the_command_line(tmp_path: Path) -> None:
+    folder = write_linear(tmp_path / "b", promises=[*PROMISES, promise("throughput", ">=", 100.0, "request/s")])
+    done = subprocess.run([sys.executable, str(folder / "run.py"), "verify"], capture_output=True, text=True, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[-1]) == (0, "PASS"), done.stdout + done.stderr
+    assert [line.split()[:2] for line in lines[: len(PROMISES) + 1]] == [["PASS", entry["name"]] for entry in PROMISES] + [["PASS", "throughput"]]
+    assert "promised <= 5 s" in lines[3]
+
+
+def test_json_is_a_check_record(linear_folder: Path) -> None:
+    command = [sys.executable, str(linear_folder / "run.py"), "verify", "--json", "--duration", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    check = msgspec.json.decode(done.stdout, type=Check)
+    assert check.passed
+    assert check.subject == str(linear_folder)
+    measured = {entry.name: entry.measured for entry in check.promises}
+    assert all(number is not None and number.source == "measured" for number in measured.values())
+    p99 = measured["latency_p99"]
+    assert p99 is not None
+    assert p99.interval is not None
+    assert p99.n == 50
+    assert p99.interval[0] <= p99.value <= p99.interval[1]
+
+
+def test_other_weights_fail_fidelity(linear_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(linear_folder, tmp_path / "b")
+    (folder / "model/net/1/model.onnx").write_bytes(linear_onnx(WEIGHT * np.float32(1.01)))
+    rehash(folder)
+    check = verify(folder, duration_s=0.3)
+    assert not check["passed"]
+    assert {name for name, entry in by_name(check).items() if not entry["passed"]} == {"fidelity"}
+    assert by_name(check)["fidelity"]["measured"]["value"] == pytest.approx(0.01, rel=1e-2)
+
+
+def test_an_impossible_promise_fails(tmp_path: Path) -> None:
+    check = verify(write_linear(tmp_path / "b", promises=[promise("latency_p99", "<=", 1e-6, "s"), promise("errors", "==", 0, "request")]))
+    assert not check["passed"]
+    assert [entry["passed"] for entry in check["promises"]] == [False, True]
+
+
+def test_more_load_than_it_can_take_fails(tmp_path: Path) -> None:
+    """The model takes 50 ms a batch of one, so 20 requests/s at most; 60 are offered."""
+    slow = np.float32([[1, 0.05]] * 2)
+    folder = write_faulty(
+        tmp_path / "b", max_batch_size=1, rate=60.0, request_timeout_s=1.0,
+        promises=[promise("errors", "==", 0, "request"), promise("throughput", ">=", 60.0, "request/s"), promise("latency_p99", "<=", 0.5, "s")],
+    )  # fmt: skip
+    np.savez(folder / "vectors.npz", **{"input.x": slow, "output.y": slow * 2})
+    rehash(folder)
+    check = verify(folder, duration_s=2.0)
+    assert [entry["passed"] for entry in check["promises"]] == [False, False, False]
+    assert by_name(check)["throughput"]["measured"]["value"] < 30
+
+
+def test_an_altered_file_is_a_finding(linear_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(linear_folder, tmp_path / "b")
+    (folder / "run.py").write_text("print('mine')")
+    check = verify(folder)
+    assert not check["passed"]
+    assert [finding["code"] for finding in check["findings"]] == ["E-BUNDLE"]
+    assert "'run.py' was altered" in check["findings"][0]["text"]
+    assert all(entry["measured"] is None and not entry["passed"] for entry in check["promises"])
+
+
+@pytest.mark.parametrize("unknown", [promise("speed", "<=", 1, "s"), promise("errors", "<", 1, "request"), promise("memory", "<=", 1, "MiB")])
+def test_a_promise_that_nobody_can_check_is_refused(tmp_path: Path, unknown: dict[str, Any]) -> None:
+    check = verify(write_linear(tmp_path / "b", promises=[*PROMISES, unknown]))
+    assert not check["passed"]
+    assert "promises.json" in check["findings"][0]["text"]
+
+
+def test_a_server_that_does_not_start_is_a_finding(linear_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(linear_folder, tmp_path / "b")
+    (folder / "model/net/1/model.onnx").write_bytes(b"nothing")
+    rehash(folder)
+    check = verify(folder)
+    assert [finding["code"] for finding in check["findings"]] == ["E-SERVER"]
+    assert "not an ONNX file" in check["findings"][0]["text"]
+
+
+def test_a_busy_machine_is_said(linear_folder: Path) -> None:
+    """Half of all cores, at least, are kept busy by other processes."""
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(max(1, (os.cpu_count() or 1) // 2))]
+    try:
+        check = verify(linear_folder, duration_s=1.0)
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    (finding,) = [finding for finding in check["findings"] if finding["code"] == "W-NOISY"]
+    assert "cores busy" in finding["text"]
+    assert by_name(check)["latency_p99"]["measured"]["quality"] == "noisy"
+
+
+def test_load_counts_waiting_from_the_intended_time(linear_folder: Path) -> None:
+    """While the server stands still for 0.5 s, requests go on leaving; those that left at once waited almost as long."""
+    config = load_config(linear_folder)
+    stops: list[int] = []
+    with start(linear_folder, grpc_port=None) as server:
+
+        def stand_still_once() -> None:
+            if not stops:
+                stops.append(1)
+                os.kill(server.pid, signal.SIGSTOP)
+                time.sleep(0.5)
+                os.kill(server.pid, signal.SIGCONT)
+
+        result = run_load(server.url, config, make_bodies(linear_folder, config), rate=200, duration_s=1.5, seed=3, meanwhile=stand_still_once)
+    assert len(result.status) == 300
+    assert result.num_failed == 0
+    assert (result.latency_s > 0.1).sum() >= 50  # 0.4 s x 200/s; a generator that waits for answers would have had few of them
+    assert result.latency_s.max() >= 0.4
+
+
+def test_load_runs_where_an_event_loop_runs(linear_folder: Path) -> None:
+    config = load_config(linear_folder)
+
+    async def inside() -> Any:
+        with start(linear_folder, grpc_port=None) as server:
+            return run_load(server.url, config, make_bodies(linear_folder, config), rate=100, duration_s=0.2)
+
+    assert asyncio.run(inside()).summary()["ok"] == 20
+
+
+def test_load_command(linear_folder: Path) -> None:
+    with start(linear_folder, grpc_port=None) as server:
+        command = [sys.executable, str(linear_folder / "run.py"), "load", "--url", server.url, "--rate", "100", "--duration", "0.3", "--items", "4"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    summary = json.loads(done.stdout)
+    assert (done.returncode, summary["ok"], summary["failed"]) == (0, 30, {})
+    after = subprocess.run(command, capture_output=True, text=True)
+    assert (after.returncode, "cannot reach" in after.stderr) == (4, True)
+
+
+def test_quantile_interval_holds_the_true_quantile_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    hits, runs = 0, 400
+    for _ in range(runs):
+        values = np.sort(generator.exponential(size=500))
+        low, high = quantile_interval(values, 0.95)
+        assert low <= quantile(values, 0.95) <= high
+        hits += low <= -np.log(0.05) <= high
+    assert 0.92 <= hits / runs <= 0.99
+
+
+def test_quantile_interval_is_that_of_the_binomial_law() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    ordered = np.arange(1, 1001, dtype=float)
+    low, high = quantile_interval(ordered, 0.99)
+    below = stats.binom(1000, 0.99).cdf
+    assert below(low - 1) <= 0.025 < below(low)
+    assert below(high - 2) < 0.975 <= below(high - 1)

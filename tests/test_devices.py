@@ -1,0 +1,114 @@
+"""The device catalogue, and the user's additions to it."""
+
+import pytest
+
+from aimass_lab.devices import CATALOGUE, get_device, load_devices
+from aimass_lab.errors import InputError, UnknownNameError
+
+
+@pytest.fixture(autouse=True)
+def no_user_catalogue(monkeypatch, tmp_path):
+    monkeypatch.delenv("AIMASS_DEVICES", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def figures(device):
+    singles = [device.memory_bytes, device.memory_bytes_per_s, device.link_bytes_per_s, device.pcie_bytes_per_s, device.tdp_w]
+    return [number for number in singles if number] + list(device.flops_per_s.values())
+
+
+def test_the_accelerators_people_serve_on_are_there():
+    devices = load_devices()
+    assert len([d for d in devices.values() if d.kind == "gpu"]) >= 12
+    assert {"t4", "a10", "a30", "a40", "a100-40", "a100-80", "l4", "l40s", "h100-pcie", "h100-sxm", "h200-sxm", "rtx-4090", "mi300x"} <= set(devices)
+
+
+@pytest.mark.parametrize("name", sorted(load_devices()))
+def test_every_figure_is_cited_and_plausible(name):
+    device = get_device(name)
+    for number in figures(device):
+        assert number.source == "datasheet"
+        assert "http" in number.method
+    if device.kind == "gpu":
+        assert 8e9 <= device.memory_bytes.value <= 1e12
+        assert 2e11 <= device.memory_bytes_per_s.value <= 2e13
+        peaks = {dtype: number.value for dtype, number in device.flops_per_s.items()}
+        assert peaks["float32"] <= peaks["float16"]  # tensor cores are never the slower way
+        assert peaks.get("bfloat16", peaks["float16"]) == peaks["float16"]  # on all of these devices
+        assert device.price_usd_per_h is None
+
+
+def test_the_processor_has_no_invented_peaks():
+    cpu = get_device("cpu")
+    assert cpu.kind == "cpu"
+    assert figures(cpu) == []
+
+
+def test_figures_of_one_known_device():
+    """The A100's own arithmetic: 108 SMs x 64 lanes x 2 FLOP x 1.41 GHz, and 1024 half-precision FMAs an SM and clock."""
+    a100 = get_device("a100-80")
+    assert a100.flops_per_s["float32"].value == pytest.approx(108 * 64 * 2 * 1.41e9, rel=0.01)
+    assert a100.flops_per_s["float16"].value == pytest.approx(108 * 1024 * 2 * 1.41e9, rel=0.01)
+    assert a100.flops_per_s["tf32"].value * 2 == a100.flops_per_s["float16"].value
+    assert "float8" not in a100.flops_per_s
+
+
+def test_unknown_device_names_the_known_ones():
+    with pytest.raises(UnknownNameError, match="did you mean 'h100-sxm'"):
+        get_device("h100-sxn")
+
+
+def test_user_adds_a_price_and_a_device(tmp_path):
+    extra = write(tmp_path / "mine.toml", '[l4]\nprice_usd_per_h = 0.8\n\n[box]\nkind = "gpu"\nmemory_bytes = 12_000_000_000\n')
+    devices = load_devices(extra)
+    assert devices["l4"].price_usd_per_h.value == 0.8
+    assert devices["l4"].price_usd_per_h.source == "user"
+    assert devices["l4"].memory_bytes == load_devices()["l4"].memory_bytes
+    assert devices["box"].memory_bytes.source == "user"
+    assert devices["box"].memory_bytes_per_s is None
+
+
+def test_user_files_are_found_by_variable_and_by_place(tmp_path, monkeypatch):
+    write(tmp_path / "config" / "aimass_lab" / "devices.toml", '[home]\nkind = "cpu"\n')
+    assert "home" in load_devices()
+    monkeypatch.setenv("AIMASS_DEVICES", str(write(tmp_path / "named.toml", '[named]\nkind = "cpu"\n')))
+    assert "named" in load_devices()
+    assert "home" not in load_devices()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[l4]\nmemory_bites = 1\n", "memory_bites"),
+        ("[l4]\nmemory_bytes = -1\n", "memory_bytes"),
+        ('[l4]\nmemory_bytes = "24 GB"\n', "memory_bytes"),
+        ("[l4.flops_per_s]\nfloat64 = 1e12\n", "float64"),
+        ("[new]\nmemory_bytes = 1e9\n", "no kind"),
+        ('[new]\nkind = "fpga"\n', "fpga"),
+        ("l4 = 3\n", r"\[l4\]"),
+        ("[l4\n", "cannot read"),
+    ],
+)
+def test_a_wrong_file_says_what_is_wrong(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        load_devices(write(tmp_path / "wrong.toml", text))
+
+
+def test_a_named_file_must_exist(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIMASS_DEVICES", str(tmp_path / "missing.toml"))
+    with pytest.raises(InputError, match=r"missing\.toml"):
+        load_devices()
+
+
+def test_the_catalogue_refuses_uncited_figures(tmp_path, monkeypatch):
+    uncited = write(tmp_path / "devices.toml", '[x]\nkind = "gpu"\nmemory_bytes = 1e9\n')
+    monkeypatch.setattr("aimass_lab.devices.CATALOGUE", uncited)
+    with pytest.raises(InputError, match="without a source"):
+        load_devices()
+    assert CATALOGUE.name == "devices.toml"

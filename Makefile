@@ -43,8 +43,10 @@ schemas: $(VENV)/.lab  ## Write the published JSON Schemas again
 benchmark: $(VENV)/.test  ## Measure the figures that the README quotes
 	$(BIN)/python tests/benchmarks/first_result.py
 
-lock: $(VENV)/.dev  ## Write constraints.lock from what is installed
-	$(PIP) freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.lock
+lock: $(VENV)/.dev  ## Write constraints.lock again: the newest versions that fit, for every supported Python; torch stays as pinned
+	echo "$(TORCH)" > $(VENV)/torch-pin.txt
+	$(BIN)/uv pip compile pyproject.toml --universal --all-extras --python-version 3.10 --no-annotate --no-header --quiet --upgrade \
+	  --constraint $(VENV)/torch-pin.txt --output-file constraints.lock
 
 clean:  ## Remove the environment and everything that was built
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build

@@ -23,6 +23,7 @@ _HOMES = {
     "AimassError": "errors",
     "Study": "study",
     "Workload": "workload",
+    "chart": "frontends.charts",
     "check": "operations",
     "compare": "operations",
     "estimate_demand": "demand",
@@ -34,6 +35,7 @@ _HOMES = {
     "search": "search",
     "serve": "operations",
     "show": "operations",
+    "to_frames": "frontends.frames",
     "write_bundle": "bundle",
 }
 __all__ = sorted([*_HOMES, "__version__"])

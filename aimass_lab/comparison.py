@@ -57,7 +57,9 @@ def _overlap(a: Number, b: Number) -> bool:
 def _context_notes(run_before: Run, a: Record, run_after: Run, b: Record) -> list[Note]:
     notes = []
     if run_before.model_digest != run_after.model_digest:
-        notes.append(Note(code="W-MODEL", text=f"the models differ: {run_before.model} ({run_before.model_digest}) and {run_after.model} ({run_after.model_digest})"))
+        notes.append(
+            Note(code="W-MODEL", text=f"the models differ: {run_before.model} ({run_before.model_digest}) and {run_after.model} ({run_after.model_digest})")
+        )
     for name, what in (("batch_size", "batch sizes"), ("environment", "environments")):
         x, y = getattr(a, name, None), getattr(b, name, None)
         if name == "environment" and x is not None and y is not None:
@@ -71,9 +73,7 @@ def _module_note(a: Profile, b: Profile) -> list[Note]:
     """Name the module that explains most of a change of the whole."""
     change = b.latency_p50.value - a.latency_p50.value
     before = {m.name: m for m in a.modules}
-    moved: list[tuple[float, ModuleTime]] = [
-        (m.self_time.value - before[m.name].self_time.value, m) for m in b.modules if m.name in before
-    ]
+    moved: list[tuple[float, ModuleTime]] = [(m.self_time.value - before[m.name].self_time.value, m) for m in b.modules if m.name in before]
     if not moved or change == 0:
         return []
     delta, module = max(moved, key=lambda pair: pair[0] * change)

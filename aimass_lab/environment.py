@@ -87,7 +87,7 @@ def read_environment(device: torch.device, *, foreign_cores: float | None = None
         threads=torch.get_num_threads(),
         clock_hz=_clock_hz(),
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # a subclass of str, which JSON encoders refuse
         platform=platform.platform(),
         foreign_cores=foreign_cores,
         taken_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -126,12 +126,15 @@ class LoadMeter:
     @staticmethod
     def _read() -> tuple[float, float, float] | None:
         try:
-            fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-        except (OSError, ValueError):
+            lines = Path("/proc/stat").read_text().splitlines()
+            # Only the cores this process may use: what runs on the others takes nothing from it.
+            cores = {f"cpu{i}" for i in os.sched_getaffinity(0)}
+            fields = [[int(x) for x in words[1:9]] for words in map(str.split, lines) if words and words[0] in cores]
+        except (OSError, ValueError, AttributeError):
             return None
-        user, nice, system, _idle, _iowait, irq, softirq, steal = fields[:8]
         own = os.times()
-        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        # user, nice, system, idle, iowait, irq, softirq, steal
+        busy = sum(sum(ticks) - ticks[3] - ticks[4] for ticks in fields) / os.sysconf("SC_CLK_TCK")
         return time.perf_counter(), busy, own.user + own.system + own.children_user + own.children_system
 
     @property

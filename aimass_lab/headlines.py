@@ -45,7 +45,8 @@ def headline(record: Record) -> str:
 
 @headline.register
 def _(record: Profile) -> str:
-    return f"p50 {format_number(record.latency_p50)}, p99 {format_number(record.latency_p99)} at batch {record.batch_size}, peak {format_number(record.peak_memory_bytes)} on {record.environment.device_name}"
+    latencies = f"p50 {format_number(record.latency_p50)}, p99 {format_number(record.latency_p99)}"
+    return f"{latencies} at batch {record.batch_size}, peak {format_number(record.peak_memory_bytes)} on {record.environment.device_name}"
 
 
 @headline.register
@@ -57,12 +58,14 @@ def _(record: CellProfile) -> str:
 def _(record: Demand) -> str:
     fits = "" if record.fits is None else ", fits" if record.fits else ", does not fit"
     where = f" on {record.device}" if record.device else ""
-    return f"{format_number(record.flops)}, weights {format_number(record.weight_bytes)}, peak {format_number(record.peak_memory_bytes)} at batch {record.batch_size}{fits}{where}"
+    memory = f"weights {format_number(record.weight_bytes)}, peak {format_number(record.peak_memory_bytes)}"
+    return f"{format_number(record.flops)}, {memory} at batch {record.batch_size}{fits}{where}"
 
 
 @headline.register
 def _(record: TrialResult) -> str:
-    return f"{record.setting.technique}: {record.verdict}, {record.speedup.value:.2f}× {_ratio_band(record.speedup)} at batch {record.batch_size}, fidelity {record.fidelity.value:.4f}"
+    speed = f"{record.speedup.value:.2f}× {_ratio_band(record.speedup)}"
+    return f"{record.setting.technique}: {record.verdict}, {speed} at batch {record.batch_size}, fidelity {record.fidelity.value:.4f}"
 
 
 @headline.register

@@ -46,6 +46,7 @@ def check(path: str, *, seconds: Seconds | None = None, progress: Progress | Non
     Args:
         path: Folder of a bundle, or file or folder of a spec.
         seconds: Time of a bundle's load test; what the bundle says if not given.
+        progress: Told how far it is.
     """
     from .bundle import is_bundle, verify_bundle
     from .spec import check_spec_path

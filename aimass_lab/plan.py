@@ -12,11 +12,13 @@ from .queueing import Arrivals, Bursty, Poisson, ServiceTimes
 from .records import BatchPoint, ModelInfo, Note, Number, Plan, PlanOption, Target, derived
 from .scheduling import make_policy
 from .simulate import BAND_KIND, Band, RequestClass, Simulation, WaitPolicy
-from .units import format_bytes, format_decimal, format_seconds
+from .units import format_bytes, format_quantity, format_seconds
 
 MAX_OPTIONS = 30
 _RELAXED = 1.5
 """A target this much above the smallest p99 that can be reached is offered as feasible: closer to it, replicas soar."""
+_SIMULATION = Number(value=1, unit="ratio", source="estimated", method="the simulated queue stands for the real one")
+"""An input of everything that is planned: however sure the measurements are, what follows from them is a prediction."""
 _DOUBT = 0.05
 """Share by which p99s may differ and still be nearly the same."""
 
@@ -160,7 +162,7 @@ class _Request:
         points = [(f"batch {point.batch_size}", point.latency_p50) for point in self.ladders[device]]
         ladder = derived(points[0][1].value, "s", "batch ladder", points)
         asked = [("requests_per_s", self.target.requests_per_s), ("latency_p99_target", self.target.latency_p99)]
-        return [*asked, ("service_time", ladder), *([("overhead", self.overhead)] if self.overhead else [])]
+        return [*asked, ("service_time", ladder), *([("overhead", self.overhead)] if self.overhead else []), ("simulation", _SIMULATION)]
 
     def replicas(self, device: str, count: int, method: str) -> Number:
         return derived(count, "replica", method, self.inputs(device))
@@ -357,16 +359,16 @@ def _reason(request: _Request, option: Allocation, chosen: Allocation, feasible:
     if option.reason == "alone":
         return f"a request alone already takes {format_seconds(option.candidate.alone_s() + request.overhead_s)} (p99)"
     if option.reason == "throughput":
-        return f"needs at least {option.replicas} replicas for the rate alone, more than another allocation needs"
+        return f"needs at least {_replicas(option.replicas)} for the rate alone, more than another allocation needs"
     if option.reason == "latency":
         assert option.simulation is not None
         seen = "the queue grows" if option.simulation.unstable else f"p99 is {_latency(option.simulation, request.overhead_s)}"
-        return f"with {option.replicas} replicas {seen}: not safely within the target"
+        return f"with {_replicas(option.replicas)} {seen}: not safely within the target"
     if option.replicas > request.target.max_replicas:
         return f"needs {option.replicas} replicas, {request.target.max_replicas} are allowed"
     ours, best = option.candidate.weight(option.replicas), chosen.candidate.weight(chosen.replicas)
     if ours > best:
-        return "meets the target at a higher cost" if request.priced else f"meets the target with {option.replicas - chosen.replicas} more replicas"
+        return "meets the target at a higher cost" if request.priced else f"meets the target with {_replicas(option.replicas - chosen.replicas)} more"
     return "meets the target too, with a higher p99 or a larger batch"
 
 
@@ -394,14 +396,18 @@ def _p99(allocation: Allocation) -> float:
     return allocation.simulation.latency_p99_s.value if allocation.simulation else math.inf
 
 
+def _replicas(count: int) -> str:
+    return f"{count} replica{'' if count == 1 else 's'}"
+
+
 def _rate(value: float) -> str:
-    return format_decimal(value, "request/s")
+    return format_quantity(value, "request/s")
 
 
 def _latency(simulation: Simulation, overhead_s: float) -> str:
     band = simulation.latency_p99_s
-    high = format_seconds(band.high + overhead_s) if math.isfinite(band.high) else "no bound"
-    return f"{format_seconds(band.value + overhead_s)}, up to {high}"
+    high = f"up to {format_seconds(band.high + overhead_s)}" if math.isfinite(band.high) else "without an upper end"
+    return f"{format_seconds(band.value + overhead_s)}, {high}"
 
 
 def _limits(memory_limit: Mapping[str, Number]) -> str:

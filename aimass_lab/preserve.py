@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 COPY_LIMIT_BYTES = 2**30
@@ -18,16 +19,19 @@ COPY_LIMIT_BYTES = 2**30
 
 
 @contextlib.contextmanager
-def preserved(model: nn.Module, *, evaluate: bool = True) -> Iterator[None]:
+def preserved(model: nn.Module, *, evaluate: bool = True, values: bool = True) -> Iterator[None]:
     """Run a block on `model` and put back everything that the block, or the model itself, changed.
 
-    Put back: train/eval mode of every submodule, values of parameters and buffers (batch norm
-    in training mode writes its buffers), ``.grad``, hooks and plain attributes of every module,
-    the random state of Python, NumPy and torch on every device, and grad mode.
+    Put back: train/eval mode of every submodule, values of parameters, buffers (batch norm in
+    training mode writes them) and tensors that are plain attributes, ``.grad``, hooks and plain
+    attributes of every module, the random state of Python, NumPy and torch on every device, and
+    grad mode.
 
     Args:
         model: The user's model.
         evaluate: Put every submodule into eval mode for the block.
+        values: Keep copies of values. False is for a block that runs the model on stand-ins for
+            its weights only: copying them would cost more than the block.
 
     Raises:
         ModelError: the model's own forward wrote into a parameter of a model too large to keep
@@ -37,10 +41,11 @@ def preserved(model: nn.Module, *, evaluate: bool = True) -> Iterator[None]:
 
     modules = list(model.modules())
     attributes = [_shallow(module) for module in modules]
-    parameters = [(name, p, p._version) for name, p in model.named_parameters()]
+    parameters = [(name, p, _version(p)) for name, p in model.named_parameters()] if values else []
     small = sum(p.numel() * p.element_size() for _, p, _ in parameters) <= COPY_LIMIT_BYTES
-    kept = [*model.buffers(), *(p for _, p, _ in parameters if small)]
-    copies = [(t, t.detach().clone()) for t in kept if t.device.type != "meta"]
+    plain = [v for module in modules for v in vars(module).values() if isinstance(v, torch.Tensor)]
+    kept_tensors = [*model.buffers(), *plain, *(p for _, p, _ in parameters if small)] if values else []
+    copies = [(t, t.detach().clone()) for t in kept_tensors if t.device.type != "meta"]
     grads = [(p, p.grad) for p in model.parameters()]
     random_state = _random_state()
     grad_enabled = torch.is_grad_enabled()
@@ -54,19 +59,25 @@ def preserved(model: nn.Module, *, evaluate: bool = True) -> Iterator[None]:
         torch.set_grad_enabled(grad_enabled)
         for module, kept in zip(modules, attributes, strict=True):
             _restore(module, kept)
-        with torch.no_grad():
-            for tensor, value in copies:
-                if not _same(tensor, value):
+        for tensor, value in copies:
+            if not _same(tensor, value):
+                # a tensor made under inference mode may only be written there
+                with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
                     tensor.copy_(value)
         for parameter, grad in grads:
             parameter.grad = grad
         _set_random_state(random_state)
-    written = [name for name, p, version in parameters if not small and p._version != version]
+    written = [name for name, p, version in parameters if not small and _version(p) != version]
     if written:
         raise ModelError(
             f"the model's forward writes into its own parameter {written[0]!r}, so running it changes the model",
             help="write into a buffer instead, or profile a copy.deepcopy(model)",
         )
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often torch saw `tensor` written; tensors made under inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _same(a: Any, b: Any) -> bool:

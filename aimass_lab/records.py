@@ -126,7 +126,11 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     text: str
 
 
-class Environment(Record, kw_only=True, tag="environment"):
+INTERRUPTED = "W-INTERRUPTED"
+"""Code of the note on a result that the user cut short."""
+
+
+class Environment(Record, frozen=True, kw_only=True, tag="environment"):
     """What a measurement holds for. Facts read from the operating system, torch and the driver."""
 
     device: str
@@ -211,7 +215,7 @@ class ModuleTime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """`self_time` over the whole call."""
 
 
-class Profile(Record, kw_only=True, tag="profile"):
+class Profile(Record, frozen=True, kw_only=True, tag="profile"):
     """One model on one input, measured on one device."""
 
     model: ModelInfo
@@ -244,7 +248,7 @@ class Profile(Record, kw_only=True, tag="profile"):
     notes: tuple[Note, ...] = ()
 
 
-class CellProfile(Record, kw_only=True, tag="cell_profile"):
+class CellProfile(Record, frozen=True, kw_only=True, tag="cell_profile"):
     """One notebook cell, run once."""
 
     environment: Environment
@@ -286,7 +290,7 @@ class ModuleDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     bytes_moved: Number
 
 
-class Demand(Record, kw_only=True, tag="demand"):
+class Demand(Record, frozen=True, kw_only=True, tag="demand"):
     """What one call of a model asks of any device; nothing was run."""
 
     model: ModelInfo
@@ -332,7 +336,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     batch_size: int | None = None
 
 
-class TrialResult(Record, kw_only=True, tag="trial"):
+class TrialResult(Record, frozen=True, kw_only=True, tag="trial"):
     """One setting on a copy of the model, beside the original."""
 
     model: ModelInfo
@@ -358,12 +362,15 @@ class TrialResult(Record, kw_only=True, tag="trial"):
     metric_variant: Number | None = None
     num_changed_layers: Number
     num_eligible_layers: Number
+    """Layers that hold weights."""
     apply_time: Number
+    """Copying the model and changing the copy."""
     compile_time: Number | None = None
+    """What the variant's first call took more than later ones; None where nothing is compiled."""
     notes: tuple[Note, ...] = ()
 
 
-class SearchResult(Record, kw_only=True, tag="search"):
+class SearchResult(Record, frozen=True, kw_only=True, tag="search"):
     """Many settings tried, best first."""
 
     model: ModelInfo
@@ -408,7 +415,7 @@ class PlanOption(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Why it is not the answer, or that it is."""
 
 
-class Plan(Record, kw_only=True, tag="plan"):
+class Plan(Record, frozen=True, kw_only=True, tag="plan"):
     """Devices, replicas and batching for a request rate under a latency target."""
 
     model: ModelInfo
@@ -421,9 +428,9 @@ class Plan(Record, kw_only=True, tag="plan"):
     scheduling_policy: str
     latency_p50: Number | None
     latency_p99: Number | None
-    """None where the queue grows without bound, or where nothing was simulated."""
-    utilization: Number | None
-    """Share of time a replica computes; None as for `latency_p99`."""
+    """None where the queue grows without bound."""
+    utilization: Number
+    """Share of time a replica computes; 1 where the queue grows without bound."""
     throughput_limit: Number
     """Requests per second at which the queue of these replicas starts to grow without bound."""
     cost: Number | None = None
@@ -438,7 +445,7 @@ class Plan(Record, kw_only=True, tag="plan"):
 # --- spec --------------------------------------------------------------------------------
 
 
-class ServingSpec(Record, kw_only=True, tag="serving_spec"):
+class ServingSpec(Record, frozen=True, kw_only=True, tag="serving_spec"):
     """The resource spec: what to run, with how much, and where each number comes from."""
 
     api_version: str = "aimass.dev/v1"
@@ -466,16 +473,20 @@ class ServingSpec(Record, kw_only=True, tag="serving_spec"):
     requests_per_s: Number
     latency_p99_target: Number
     latency_p99: Number | None
-    utilization: Number | None
+    utilization: Number
     cost: Number | None = None
     image: str
     """Container image; the bundle's Dockerfile builds it."""
+    export_format: str = "kubernetes"
+    """The exporter it was asked for; no part of what is promised, so not of the digest."""
     notes: tuple[Note, ...] = ()
 
     @property
     def digest(self) -> str:
         """Of the canonical JSON; every export carries it."""
-        return "sha256:" + hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+        content = msgspec.structs.replace(self, export_format="")
+        read_back = msgspec.json.decode(msgspec.json.encode(content), type=ServingSpec)  # 4 becomes 4.0 where a float belongs
+        return "sha256:" + hashlib.sha256(msgspec.json.encode(read_back, order="deterministic")).hexdigest()
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -491,7 +502,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 # --- bundle ------------------------------------------------------------------------------
 
 
-class Bundle(Record, kw_only=True, tag="bundle"):
+class Bundle(Record, frozen=True, kw_only=True, tag="bundle"):
     """A serving bundle that was written."""
 
     folder: str
@@ -517,7 +528,7 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     passed: bool | None = None
 
 
-class Check(Record, kw_only=True, tag="check"):
+class Check(Record, frozen=True, kw_only=True, tag="check"):
     """A spec or bundle, verified."""
 
     subject: str
@@ -540,7 +551,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     summary: str
 
 
-class History(Record, kw_only=True, tag="history"):
+class Service(Record, frozen=True, kw_only=True, tag="service"):
+    """A bundle that is being served."""
+
+    folder: str
+    url: str
+    grpc_address: str | None
+    pid: int
+
+
+class History(Record, frozen=True, kw_only=True, tag="history"):
     """What was measured, newest first."""
 
     store: str
@@ -558,7 +578,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     verdict: Literal["lower", "higher", "same within spread", "changed"]
 
 
-class Comparison(Record, kw_only=True, tag="comparison"):
+class Comparison(Record, frozen=True, kw_only=True, tag="comparison"):
     """Two runs, side by side."""
 
     before: Run
@@ -570,7 +590,7 @@ class Comparison(Record, kw_only=True, tag="comparison"):
 # --- JSON --------------------------------------------------------------------------------
 
 AnyRecord = (
-    Environment | Profile | CellProfile | Demand | TrialResult | SearchResult | Plan | ServingSpec | Bundle | Check | History | Comparison
+    Environment | Profile | CellProfile | Demand | TrialResult | SearchResult | Plan | ServingSpec | Bundle | Check | Service | History | Comparison
 )
 RECORDS: tuple[type[Record], ...] = get_args(AnyRecord)
 R = TypeVar("R", bound=Record)
@@ -597,7 +617,7 @@ def any_from_json(text: str | bytes) -> AnyRecord:
     Raises:
         msgspec.ValidationError: the text is no record of ours; the message has the path.
     """
-    return msgspec.json.decode(text, type=AnyRecord)  # type: ignore[no-any-return, arg-type]
+    return msgspec.json.decode(text, type=AnyRecord)
 
 
 def json_schema(kind: type[Record]) -> dict[str, Any]:

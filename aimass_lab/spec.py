@@ -229,8 +229,11 @@ def _lint_agreement(spec: ServingSpec) -> Iterator[Finding]:
 def _lint_trust(spec: ServingSpec) -> Iterator[Finding]:
     numbers = dict(spec_numbers(spec))
     for field, number in numbers.items():
-        if number.weakest_source not in ("measured", "user"):
+        if number.weakest_source in ("assumed", "datasheet"):
             yield Finding(code="W-NOT-MEASURED", path=f"/{field}", text=f"rests on something {number.weakest_source}: {number.method}")
+    for note in spec.notes:
+        if note.code == "W-NOT-MEASURED":
+            yield Finding(code=note.code, path="/device", text=note.text)
     noisy = [field for field, number in numbers.items() if number.quality == "noisy"]
     if noisy:
         text = f"the machine was busy while this was measured, or what it rests on ({', '.join(noisy)}); measure again when it is quiet"

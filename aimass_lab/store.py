@@ -103,7 +103,9 @@ class Store:
     def _check_version(self, connection: sqlite3.Connection) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            raise StoreError(f"the history {self.path} was written by a newer version (schema {version}, known up to {SCHEMA_VERSION})", help="upgrade aimass-lab")
+            raise StoreError(
+                f"the history {self.path} was written by a newer version (schema {version}, known up to {SCHEMA_VERSION})", help="upgrade aimass-lab"
+            )
         if version < SCHEMA_VERSION:
             connection.execute(_CREATE)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,8 +147,12 @@ class Study:
 
         setting = Setting(technique=technique, options=dict(option or {}), batch_size=batch)
         variant = apply_setting(self.workload, setting)
-        result = run_trial(self.workload, setting, variant=variant, budget_s=parse_seconds(seconds), progress=self.progress)
-        self._variants[technique] = variant
+        try:
+            result = run_trial(self.workload, setting, variant=variant, budget_s=parse_seconds(seconds), progress=self.progress)
+        except BaseException:
+            variant.release()  # the notebook keeps the traceback, and with it this frame
+            raise
+        self._variants[variant_name(technique, setting.options)] = variant
         return self._keep("trial", result)
 
     @verb
@@ -229,6 +234,7 @@ class Study:
             service_time,
             target,
             prices=_prices(price),
+            memory_limit=dict(zip(names, map(self._memory_limit, names), strict=True)),
             policy=policy,
             burstiness=burst,
             progress=self.progress,
@@ -313,30 +319,37 @@ class Study:
 
     # --- variants ------------------------------------------------------------------------
 
-    def variant(self, technique: str) -> nn.Module:
+    def variant(self, name: str) -> nn.Module:
         """The copy that a trial made, to be called like the model.
 
+        Args:
+            name: The technique, with the options that were given: ``"bf16"``, ``"int8_dynamic(compile=true)"``.
+
         Raises:
-            InputError: this study did not try `technique`, or released it.
+            InputError: this study did not try it, or undid it.
         """
         try:
-            return self._variants[technique].model
+            return self._variants[name].model
         except KeyError:
             tried = ", ".join(self._variants) or "none yet"
-            raise InputError(f"{technique!r} was not tried in this study, or was undone", help=f"tried: {tried}; study.trial({technique!r}) makes it") from None
+            raise InputError(f"{name!r} was not tried in this study, or was undone", help=f"tried: {tried}; study.trial(...) makes one") from None
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Names of the techniques whose copies are held, oldest first."""
+        """Names of the copies that are held, oldest first."""
         return tuple(self._variants)
 
     def undo(self) -> str | None:
         """Forget the copy that the last trial made and give its memory back; the model itself was never touched.
 
         Returns:
-            The technique that was forgotten; None when there is nothing to undo.
+            The name of what was forgotten; None when there is nothing to undo.
         """
-        return self._variants.popitem()[0] if self._variants else None
+        if not self._variants:
+            return None
+        name, variant = self._variants.popitem()
+        variant.release()
+        return name
 
     # --- inside --------------------------------------------------------------------------
 
@@ -383,6 +396,12 @@ class Study:
 
         return estimate_ladder(self.workload, device)
 
+    def _memory_limit(self, device: str) -> Number:
+        """What a replica may use of `device`."""
+        from .demand import memory_limit
+
+        return memory_limit(self.workload, device)
+
     def _plan_for(self, rate: Rate, p99: Seconds, device: tuple[str, ...] | None) -> Plan:
         """The plan for this target: the last one if it is for the same, a new one if not.
 
@@ -413,7 +432,6 @@ class Study:
             export_format=export_format,
         )
 
-
     def _replica_memory(self, plan: Plan) -> Number:
         """Memory of one replica before any headroom: what the model needs at the planned batch, and what serves it."""
         from .demand import estimate_demand
@@ -438,6 +456,11 @@ class Study:
     def _profile_environment(self) -> Environment | None:
         profile = self._last(Profile)
         return profile.environment if profile else None
+
+
+def variant_name(technique: str, options: Mapping[str, object]) -> str:
+    """What a study calls the copy that a trial made: ``"int8_dynamic(compile=true)"``."""
+    return technique + (f"({','.join(f'{k}={v}' for k, v in sorted(options.items()))})" if options else "")
 
 
 def make_target(rate: Rate, p99: Seconds, *, max_replicas: int = 1000, headroom: float = 0.0) -> Target:

@@ -43,7 +43,14 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def sample_latency(
-    function: Callable[[], Any], device: torch.device, *, budget_s: float, warmup: int = 1, min_samples: int = MIN_SAMPLES, max_samples: int = MAX_SAMPLES
+    function: Callable[[], Any],
+    device: torch.device,
+    *,
+    budget_s: float,
+    warmup: int = 1,
+    min_samples: int = MIN_SAMPLES,
+    max_samples: int = MAX_SAMPLES,
+    into: list[float] | None = None,
 ) -> list[float]:
     """Call `function` until its median is known well enough or the time is up.
 
@@ -54,6 +61,7 @@ def sample_latency(
         warmup: Calls made first and not counted.
         min_samples: Fewest samples to return.
         max_samples: Most samples to return.
+        into: An empty list to append to, so that an interrupted caller keeps what was measured.
 
     Returns:
         Seconds of each counted call.
@@ -61,7 +69,7 @@ def sample_latency(
     deadline = time.perf_counter() + budget_s
     for _ in range(warmup):
         function()
-    samples: list[float] = []
+    samples: list[float] = [] if into is None else into
     while len(samples) < max_samples:
         samples.append(timed(function, device))
         enough = len(samples) >= max(min_samples, 20) and len(samples) % 10 == 0
@@ -147,7 +155,9 @@ def _normal_quantile(p: float) -> float:
     return NormalDist().inv_cdf(p)
 
 
-def ratio_interval(numerator: Sequence[float], denominator: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+def ratio_interval(
+    numerator: Sequence[float], denominator: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
     """Ratio of medians of interleaved samples with its bootstrap interval; rounds are resampled as pairs.
 
     Args:

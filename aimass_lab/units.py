@@ -57,8 +57,22 @@ def format_decimal(value: float, unit: str) -> str:
     return f"{_significant(value)} {unit}".rstrip()
 
 
+_COUNTED = {"item", "request", "replica", "core", "device", "worker", "parameter", "layer", "op"}
+
+
+def format_count(value: float, unit: str) -> str:
+    """``3, "replica"`` -> ``3 replicas``; ``4790.2, "item/s"`` -> ``4,790 items/s``; millions are shortened."""
+    noun, slash, per = unit.partition("/")
+    words = f"{noun}{'' if value == 1 and not slash else 's'}{slash}{per}"
+    if abs(value) >= 1e6:
+        return f"{format_decimal(value, '')} {words}"
+    return f"{value:,.0f} {words}" if float(value).is_integer() else f"{_significant(value)} {words}"
+
+
 def format_quantity(value: float, unit: str) -> str:
     """Format `value` of SI `unit` for people."""
+    if unit.partition("/")[0] in _COUNTED:
+        return format_count(value, unit)
     if unit == "s":
         return format_seconds(value)
     if unit == "B":

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import AimassError, InputError, ModelError
+from .errors import AimassError, DoesNotFitError, InputError, ModelError
 from .records import ModelInfo, TensorSpec
 
 if TYPE_CHECKING:
@@ -78,14 +79,19 @@ class Call:
             raise InputError(f"batch size {batch_size!r} is not a positive integer")
         if batch_size == self.batch_size:
             return self
-        if not any(self.is_batched(t) for t in self.tensors()):
+        device = next((t.device for t in self.tensors() if self.is_batched(t)), None)
+        if device is None:
             raise InputError(
                 f"no input has the batch axis {self.batch_axis}, so the batch size cannot be set to {batch_size}",
                 help="say which axis counts the items: Workload(model, inputs, batch_axis=...)",
             )
         import torch
 
-        rows = torch.arange(batch_size) % self.batch_size
+        # On the device of the inputs: on the meta device, indices cost nothing either.
+        return self.take(torch.arange(batch_size, device=device) % self.batch_size)
+
+    def take(self, rows: torch.Tensor) -> Call:
+        """The items with the indices `rows`, in this order."""
         return self.map(lambda t: t.index_select(self.batch_axis, rows.to(t.device)) if self.is_batched(t) else t)
 
     def rows(self, start: int, stop: int) -> Call:
@@ -218,9 +224,7 @@ class Workload:
             return
         for name, tensor in self.call.named_tensors(self.model):
             if len(model_devices) == 1 and tensor.dim() > 0 and tensor.device != device:
-                raise InputError(
-                    f"the model is on {device} and the input {name!r} is on {tensor.device}", help=f"move the inputs: {name}.to({str(device)!r})"
-                )
+                raise InputError(f"the model is on {device} and the input {name!r} is on {tensor.device}", help=f"move the inputs: {name}.to({str(device)!r})")
 
     @property
     def torch_device(self) -> torch.device:
@@ -245,9 +249,7 @@ def describe_model(model: nn.Module, call: Call, name: str) -> ModelInfo:
         weight_bytes=weight_bytes(model),
         dtype=dtypes.most_common(1)[0][0] if dtypes else "none",
         digest=digest_model(model),
-        inputs=tuple(
-            TensorSpec(name=n, dtype=str(t.dtype).removeprefix("torch."), shape=batched_shape(t, call)) for n, t in call.named_tensors(model)
-        ),
+        inputs=tuple(TensorSpec(name=n, dtype=str(t.dtype).removeprefix("torch."), shape=batched_shape(t, call)) for n, t in call.named_tensors(model)),
     )
 
 
@@ -300,22 +302,26 @@ def call_model(model: nn.Module, call: Call) -> Any:
         ModelError: the model raised; the message has its message and the inputs.
         DoesNotFitError: the device's memory did not suffice.
     """
-    import torch
-
-    from .errors import DoesNotFitError
-
     try:
         return model(*call.args, **call.kwargs)
     except AimassError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise DoesNotFitError(f"the device ran out of memory on {call.describe()}", help="use a smaller batch size") from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
-            raise DoesNotFitError(f"this machine ran out of memory on {call.describe()}", help="use a smaller batch size") from error
-        raise _model_error(model, call, error) from error
     except Exception as error:
-        raise _model_error(model, call, error) from error
+        if not is_out_of_memory(error):
+            raise _model_error(model, call, error) from error
+        # The frames of the traceback hold the tensors that filled the memory: let go of them, or it stays full.
+        traceback.clear_frames(error.__traceback__)
+        place = f"{type(model).__name__} on {call.describe()}"
+    raise DoesNotFitError(f"out of memory while running {place}", help="use a smaller batch size")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python raised because an allocation was refused; on the CPU torch raises a plain `RuntimeError`."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("not enough memory", "can't allocate memory", "Cannot allocate memory"))
 
 
 def _model_error(model: nn.Module, call: Call, error: Exception) -> ModelError:

@@ -129,7 +129,7 @@ def test_every_number_says_where_it_comes_from():
     noisy = make_plan(MODEL, {"cpu": ladder(0.004, 0.0012, quality="noisy")}, target(900, 0.030))
     for field in ("replicas", "max_batch_size", "max_wait", "latency_p50", "latency_p99", "utilization", "throughput_limit"):
         assert getattr(measured, field).source == "derived"
-        assert getattr(measured, field).trust == "user"  # the weakest input is what the person asked for
+        assert getattr(measured, field).trust == "estimated"  # whatever was measured, a simulated queue is a prediction
         assert getattr(guessed, field).trust == "estimated"
         assert getattr(noisy, field).quality == "noisy"
     assert measured.latency_p99.interval_kind

@@ -61,7 +61,12 @@ def build_parser(verb: Verb, *, model_required: bool) -> Parser:
         verb: Its definition.
         model_required: Whether a verb of a study must name its model; in a notebook the last one is meant if it does not.
     """
-    parser = Parser(prog=f"aimass {verb.name}", description=f"{verb.summary}\n\n{verb.description}".strip(), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        prog=f"aimass {verb.name}",
+        description=f"{verb.summary}\n\n{verb.description}".strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     if verb.of_study:
         text = "path/to/file.py:factory or package.module:factory, which returns (model, example_inputs) or a Workload; in a notebook also a variable"
         parser.add_argument("model", metavar="MODEL", nargs=None if model_required else "?", help=text)

@@ -108,7 +108,7 @@ def _(record: CellProfile) -> Page:
 
 @lay_out.register
 def _(record: Demand) -> Page:
-    operators = sorted(record.operators, key=lambda o: -o.flops.value)[:TOP_MODULES]
+    operators = sorted((o for o in record.operators if o.bytes_moved.value), key=lambda o: -o.flops.value)[:TOP_MODULES]
     modules = sorted(record.modules, key=lambda m: -m.flops.value)[:TOP_MODULES]
     return Page(
         title=f"Demand of {record.model.name}",
@@ -155,7 +155,7 @@ def _(record: TrialResult) -> Page:
     options = ", ".join(f"{k}={v}" for k, v in record.setting.options.items())
     return Page(
         title=f"Trial of {record.setting.technique}{f' ({options})' if options else ''} on {record.model.name}",
-        headline=f"{record.verdict}: {headline(record).partition(': ')[2]}",
+        headline=headline(record).partition(": ")[2],
         tone=_TONES[record.verdict],
         facts=(
             ("speed-up", record.speedup),
@@ -275,7 +275,9 @@ def _(record: Service) -> Page:
 @lay_out.register
 def _(record: History) -> Page:
     rows = tuple((str(r.id), r.taken_at, r.verb, r.model, r.summary) for r in record.runs)
-    return Page(title="History", headline=headline(record), tables=(Table(title="Runs", columns=("run", "taken at (UTC)", "verb", "model", "found"), rows=rows),))
+    return Page(
+        title="History", headline=headline(record), tables=(Table(title="Runs", columns=("run", "taken at (UTC)", "verb", "model", "found"), rows=rows),)
+    )
 
 
 @lay_out.register

@@ -71,8 +71,9 @@ def _import(source: str, reference: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    # A user's torch.py must not take the place of the real one.
-    name = path.stem if path.stem not in sys.modules else f"{path.stem}_{abs(hash(path))}"
+    taken = sys.modules.get(path.stem)
+    # A user's torch.py must not take the place of the real one; the same file read again takes its own place.
+    name = path.stem if taken is None or getattr(taken, "__file__", None) == str(path) else f"{path.parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -25,13 +25,14 @@ class AimassMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
+        self._shell = shell
         self._studies: dict[int, Any] = {}
         """Study by the id of its model; the study holds the model, so the id stays its own."""
         self._last: Any = None
         self._servers: list[Any] = []
 
-    @no_var_expand  # type: ignore[untyped-decorator]
-    @line_cell_magic  # type: ignore[untyped-decorator]
+    @no_var_expand
+    @line_cell_magic
     def aimass(self, line: str, cell: str | None = None) -> Any:
         """Profile, shrink, plan and serve a model: ``%aimass VERB ...``; ``%aimass`` alone lists the verbs."""
         try:
@@ -88,7 +89,7 @@ class AimassMagics(Magics):
 
         if len(words) < 2 or words[0].startswith("-") or not words[1].isidentifier():
             return words, None
-        value = self.shell.user_ns.get(words[1])
+        value = self._shell.user_ns.get(words[1])
         if isinstance(value, (torch.Tensor, tuple, Mapping)):
             return [words[0], *words[2:]], value
         if value is not None and not isinstance(value, (str, int, float, type)) and not callable(value):
@@ -114,7 +115,7 @@ class AimassMagics(Magics):
         from ..workload import Workload
         from .locate import locate_workload
 
-        value = self.shell.user_ns.get(name)
+        value = self._shell.user_ns.get(name)
         if isinstance(value, study_type):
             return value
         if isinstance(value, Workload):
@@ -149,7 +150,9 @@ class AimassMagics(Magics):
         if words != ["profile"]:
             raise InputError(f"%%aimass {' '.join(words)} is not a command for a cell", help="%%aimass profile profiles the cell")
         outcome: list[Any] = []
-        record = profile_callable(lambda: outcome.append(self.shell.run_cell(cell)), label="cell")
+        outer = self._shell.displayhook.exec_result
+        record = profile_callable(lambda: outcome.append(self._shell.run_cell(cell)), label="cell")
+        self._shell.displayhook.exec_result = outer  # the inner run leaves None, and our record would not reach the caller
         error = outcome[0].error_before_exec or outcome[0].error_in_exec
         if error is not None:
             raise UsageError(f"the cell raised {type(error).__name__}; its own traceback is above")

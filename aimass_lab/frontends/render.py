@@ -25,7 +25,8 @@ color:var(--jp-ui-font-color1,inherit);max-width:60rem}
 .aimass .src{font-size:.82em;padding:0 .3em;border-radius:3px;border:1px solid currentColor;opacity:.75;margin-left:.35em}
 .aimass .bar{display:inline-block;height:.65em;background:var(--jp-brand-color1,#1976d2);margin-right:.4em;vertical-align:baseline}
 .aimass .facts{columns:2;column-gap:2.5rem;margin:0 0 .6rem;padding:0;list-style:none}
-.aimass .facts li{break-inside:avoid;display:flex;gap:.5rem;justify-content:space-between;border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.25));padding:.1rem 0}
+.aimass .facts li{break-inside:avoid;display:flex;gap:.5rem;justify-content:space-between;
+border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.25));padding:.1rem 0}
 .aimass .facts span:first-child{color:var(--jp-ui-font-color2,inherit);white-space:nowrap}
 .aimass .facts span:last-child{text-align:right;overflow-wrap:anywhere}
 .aimass pre{font-size:11.5px;max-height:22rem;overflow:auto;background:var(--jp-layout-color2,rgba(128,128,128,.12));padding:.5rem}
@@ -129,7 +130,7 @@ def _html_cell(value: Cell, bar: bool) -> str:
         drawn = f'<span class="bar" style="width:{100 * max(0.0, min(1.0, value.value)):.1f}px"></span>' if bar else ""
         return f'<td class="num" title="{escape(_provenance(value))}">{drawn}{escape(format_number(value))}</td>'
     text = "–" if value is None else str(value)
-    return f'<td{" class=wide" if len(text) > 60 else ""}>{escape(text)}</td>'
+    return f"<td{' class=wide' if len(text) > 60 else ''}>{escape(text)}</td>"
 
 
 def _html_table(table: Table) -> str:

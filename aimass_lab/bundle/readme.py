@@ -1,0 +1,111 @@
+"""The texts of a bundle: README, Dockerfile and the script that runs it, from templates beside this file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ..records import BatchPoint, Note, Number, Promise, ServingSpec
+from ..units import format_quantity
+
+TEMPLATES = Path(__file__).with_name("templates")
+MAX_CURL_ELEMENTS = 4096
+FORMAT_TEXTS = {"onnx": "ONNX, one file, run by ONNX Runtime; loading it runs no code"}
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def fill(template: str, **values: Any) -> str:
+    """The template with every placeholder filled in."""
+    return Template((TEMPLATES / f"{template}.in").read_text(encoding="utf-8")).substitute(values)
+
+
+def dockerfile(*, name: str, version: str, startup: Number) -> str:
+    """The Dockerfile; its health check begins to count when the promised start-up time is over."""
+    return fill("Dockerfile", name=name, version=version, python=PYTHON, start_period=max(5, round(startup.value)))
+
+
+def readme(
+    *,
+    serving: dict[str, Any],
+    spec: ServingSpec,
+    promises: Sequence[Promise],
+    scenario: dict[str, Any],
+    points: Sequence[BatchPoint],
+    notes: Sequence[Note],
+    num_samples: int,
+) -> str:
+    """README.md of the bundle."""
+    return fill(
+        "README.md",
+        name=serving["name"],
+        version=serving["version"],
+        image=spec.image,
+        model_type=spec.model.type,
+        num_parameters=f"{spec.model.num_parameters:,}",
+        python=PYTHON,
+        curl=_curl(serving),
+        batching=_batching(serving),
+        signature="\n".join(_signature_row("input", t) for t in serving["inputs"]) + "\n" + "\n".join(_signature_row("output", t) for t in serving["outputs"]),
+        scenario=f"{scenario['requests_per_s']:.4g} requests/s for {scenario['duration_s']:g} s, {scenario['items_per_request']} item each, at random times",
+        promises="\n".join(_promise_row(promise) for promise in promises),
+        measured=_measured(points, serving),
+        notes=_notes(notes),
+        model_file=serving["model_file"],
+        format_text=FORMAT_TEXTS.get(serving["format"], serving["format"]),
+        num_samples=num_samples,
+    )
+
+
+def _curl(serving: dict[str, Any]) -> str:
+    """A request that works as it stands, unless the inputs are too large to print."""
+    tensors = []
+    for spec in serving["inputs"]:
+        shape = [1 if size == -1 else size for size in spec["shape"]]
+        count = 1
+        for size in shape:
+            count *= size
+        zero = False if spec["datatype"] == "BOOL" else 0
+        data = [zero] * count if count <= MAX_CURL_ELEMENTS else ["..."]
+        tensors.append({"name": spec["name"], "shape": shape, "datatype": spec["datatype"], "data": data})
+    body = json.dumps({"inputs": tensors}, separators=(",", ":"))
+    return f"curl -s http://127.0.0.1:8000/v2/models/{serving['name']}/infer -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _batching(serving: dict[str, Any]) -> str:
+    if not serving["batched"]:
+        return "The model has no batch axis: one request, one call, shapes as given."
+    return f"-1 counts the items of a request. Requests that wait together run together, at most {serving['max_batch_size']} items at once."
+
+
+def _signature_row(kind: str, tensor: dict[str, Any]) -> str:
+    return f"| {kind} | `{tensor['name']}` | {tensor['datatype']} | {tensor['shape']} |"
+
+
+def _promise_row(promise: Promise) -> str:
+    limit = promise.limit
+    source = limit.source if limit.trust is None else f"{limit.source} from {limit.trust}"
+    return f"| {promise.name} | {promise.relation} {format_quantity(limit.value, limit.unit)} | {source} | {limit.method} |"
+
+
+def _measured(points: Sequence[BatchPoint], serving: dict[str, Any]) -> str:
+    if not points:
+        return ""
+    rows = [
+        f"| {p.batch_size} | {format_quantity(p.latency_p50.value, 's')} | {format_quantity(p.latency_p99.value, 's')} "
+        f"| {format_quantity(p.throughput.value, 'item/s')} |"
+        for p in points
+    ]
+    how = points[0].latency_p50
+    threads = serving["threads_per_worker"]
+    head = f"## Measured without the server\n\nThe model alone in one process, {threads} thread(s), environment {how.environment}, quality {how.quality}:\n\n"
+    return head + "| batch | p50 | p99 | throughput |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
+
+
+def _notes(notes: Sequence[Note]) -> str:
+    if not notes:
+        return ""
+    return "## Doubts\n\n" + "\n".join(f"- {note.code}: {note.text}" for note in notes) + "\n\n"

@@ -1,0 +1,254 @@
+"""Writes a bundle: exports the model, proves the file, starts it once, and writes down what it can promise."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, UnsupportedError
+from ..formats import FORMATS, FormatFile
+from ..formats.base import input_arrays
+from ..formats.measure import measure_format
+from ..records import BatchPoint, Bundle, Note, Number, Plan, Promise, ServingSpec, TensorSpec, derived, to_json
+from ..workload import Workload, weight_bytes
+from . import calibrate as calibration
+from . import readme
+from .choices import Choices, choose
+from .folder import SCHEMA, new_folder, read_bundle, write_json, write_manifest
+from .promises import Asked, make_promises, risk_notes
+from .requirements import pinned_requirements
+from .samples import measure_fidelity, reference_outputs, stored_call
+from .unplanned import unplanned_spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DATATYPES = {
+    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8", "int16": "INT16",
+    "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
+}  # fmt: skip
+"""torch's dtypes in the words of the Open Inference Protocol."""
+DEFAULT_RATE_SHARE = 0.5
+DEFAULT_RATE_LIMIT = 200.0
+"""Requests/s, where nobody asked for a rate: beyond, a proof on a small machine would measure the load generator."""
+MEASURE_BUDGET_S = 3.0
+OVERHEAD_BYTES = 96 * 2**20
+"""Vectors, server and texts."""
+LIMITS = {"max_queue_items": 1024, "request_timeout_s": 30.0, "max_body_bytes": 64 * 2**20}
+SERVER = Path(__file__).parents[1] / "serving"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Proof:
+    """What the bundle promises, and on what grounds."""
+
+    rate: Number
+    promises: tuple[Promise, ...]
+    run: calibration.Calibration | None
+    notes: tuple[Note, ...]
+
+
+def write_bundle(
+    folder: str | Path,
+    workload: Workload,
+    *,
+    spec: ServingSpec | None = None,
+    plan: Plan | None = None,
+    rate: float | None = None,
+    latency_p99_s: float | None = None,
+    max_batch_size: int | None = None,
+    max_wait_s: float | None = None,
+    threads: int | None = None,
+    name: str | None = None,
+    version: str = "1",
+    format: str = "onnx",
+    variant: nn.Module | None = None,
+    calibrate: bool = True,
+    force: bool = False,
+    progress: Callable[[float, str], None] | None = None,
+) -> Bundle:
+    """Write a folder that serves the model without this package, and proves its own promises.
+
+    What is not given is taken from the spec, then from the plan, then chosen from what is
+    measured. The folder appears whole or not at all; the workload's model is left as it was.
+
+    Args:
+        folder: Where to write; it must not exist, or be empty.
+        workload: The model, and the inputs that are stored as vectors.
+        spec: The resource spec; goes into the bundle as it is.
+        plan: The plan it comes from.
+        rate: Requests per second that all replicas together are to hold.
+        latency_p99_s: Latency that 99 % of the requests are to stay under.
+        max_batch_size: Largest batch, in items.
+        max_wait_s: Longest time that an incomplete batch is held.
+        threads: Threads of the worker.
+        name: DNS label; made from the model's name if not given.
+        version: A positive whole number.
+        format: A name of `FORMATS`.
+        variant: What to serve in the model's place, the result of the spec's technique; its
+            fidelity is judged against the model.
+        calibrate: Start the bundle once, for a few seconds, so that its promises are founded.
+        force: Replace a bundle that is already there.
+        progress: Called with the share done and what is being done.
+
+    Raises:
+        BundleError: something is in the way, the disk is full, the file computes something else
+            than the model, the model's outputs are not finite, or the bundle does not run.
+        UnsupportedError: the format cannot express the model.
+        InputError: an argument that cannot be used.
+        ModelError: the model raises.
+    """
+    say = progress or (lambda share, text: None)
+    folder = Path(folder).expanduser().resolve()
+    choices = choose(
+        workload.name, spec, plan, rate=rate, latency_p99_s=latency_p99_s, max_batch_size=max_batch_size, max_wait_s=max_wait_s,
+        threads=threads, name=name, version=version,
+    )  # fmt: skip
+    served = _served(workload, variant, choices)
+    with new_folder(folder, needed_bytes=2 * weight_bytes(served) + OVERHEAD_BYTES, force=force) as temporary:
+        say(0.05, f"exporting to {format}")
+        file, choices = _export(temporary, workload, served, format, choices)
+        serving = _write_serving(temporary, file, choices)
+        say(0.4, "comparing it with the original")
+        fidelity, num_samples = _write_vectors(temporary, workload, file, choices)
+        say(0.5, "measuring it")
+        points, slower = measure_format(file, served, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
+        _write_runtime(temporary)
+        say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
+        proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate and not choices.on_accelerator)
+        proof = replace(proof, notes=(*choices.notes, *slower, *proof.notes))
+        _write_texts(temporary, workload, choices, serving, spec, proof, points, num_samples)
+        write_manifest(temporary)
+    say(1.0, f"written to {folder}")
+    return read_bundle(folder)
+
+
+def _served(workload: Workload, variant: nn.Module | None, choices: Choices) -> nn.Module:
+    if variant is None and choices.setting.technique != "none":
+        raise InputError(
+            f"the spec is for the technique {choices.setting.technique!r}, and the model that it makes was not given",
+            help="try the technique first and pass its copy: write_bundle(..., variant=...)",
+        )
+    return workload.model if variant is None else variant
+
+
+def _export(folder: Path, workload: Workload, served: nn.Module, format: str, choices: Choices) -> tuple[FormatFile, Choices]:
+    member = FORMATS[format]()
+    path = folder / "model" / choices.name / choices.version / member.file_name
+    path.parent.mkdir(parents=True)
+    names = [name for name, _ in workload.call.named_tensors(workload.model)]
+    file = member.export(served, workload.call, path, max_batch_size=choices.max_batch_size, names=names, threads=choices.threads)
+    if not file.batched:
+        choices = replace(choices, max_batch_size=1, max_wait_s=0.0)
+    return file, replace(choices, notes=choices.notes + file.notes)
+
+
+def _write_serving(folder: Path, file: FormatFile, choices: Choices) -> dict[str, Any]:
+    """Write `serving.json`, which tells the server everything but its address."""
+    serving = {
+        "schema": SCHEMA,
+        "name": choices.name,
+        "version": choices.version,
+        "format": file.format,
+        "model_file": file.path.relative_to(folder).as_posix(),
+        "inputs": [_tensor(spec) for spec in file.inputs],
+        "outputs": [_tensor(spec) for spec in file.outputs],
+        "batched": file.batched,
+        "max_batch_size": choices.max_batch_size,
+        "max_wait_s": choices.max_wait_s,
+        "workers": choices.workers,
+        "threads_per_worker": choices.threads,
+        **LIMITS,
+    }
+    write_json(folder / "serving.json", serving)
+    return serving
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    if spec.dtype not in DATATYPES:
+        raise UnsupportedError(
+            f"the tensor {spec.name!r} has dtype {spec.dtype}, which the server's protocol cannot carry",
+            help="let the model take and return float32, and cast inside",
+        )
+    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": list(spec.shape)}
+
+
+def _write_vectors(folder: Path, workload: Workload, file: FormatFile, choices: Choices) -> tuple[Number, int]:
+    """Write `vectors.npz`.
+
+    Returns:
+        The file's error on the vectors, and how many there are.
+    """
+    import numpy as np
+
+    call = stored_call(workload, file)
+    inputs, outputs = input_arrays(file.inputs, call), reference_outputs(workload, call, file)
+    arrays = {f"input.{name}": array for name, array in inputs.items()} | {f"output.{name}": array for name, array in outputs.items()}
+    np.savez(folder / "vectors.npz", allow_pickle=False, **arrays)
+    runner = FORMATS[file.format]().open(file.path, threads=choices.threads)
+    fidelity = measure_fidelity(runner, file, inputs, outputs, max_batch_size=choices.max_batch_size)
+    return fidelity, call.batch_size if file.batched else 1
+
+
+def _write_runtime(folder: Path) -> None:
+    """Copy the server, and what is needed to run it."""
+    shutil.copytree(SERVER, folder / "aimass_serve", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    (folder / "run.py").write_text(readme.fill("run.py"), encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(pinned_requirements()) + "\n", encoding="utf-8")
+    (folder / ".dockerignore").write_text(readme.fill("dockerignore"), encoding="utf-8")
+
+
+def _prove(
+    folder: Path, file: FormatFile, choices: Choices, spec: ServingSpec | None, fidelity: Number, points: Sequence[BatchPoint], *, calibrate: bool
+) -> _Proof:
+    """Settle the promises; with `calibrate`, on what the bundle itself measures."""
+    rate, run = choices.rate or _default_rate(points), None
+    if calibrate and choices.rate is not None:
+        run = calibration.calibrate(folder, rate.value)
+    elif calibrate:
+        limit = choices.latency_p99.value if choices.latency_p99 else 0.05 + 10 * points[0].latency_p50.value
+        rate, run = calibration.find_rate(folder, rate, latency_limit_s=limit)
+    asked = Asked(
+        requests_per_s=rate,
+        latency_p99=choices.latency_p99,
+        memory_bytes=spec.memory_bytes if spec else None,
+        startup_time=spec.startup_time if spec else None,
+    )
+    promises = make_promises(asked, fidelity, model_bytes=file.path.stat().st_size, workers=choices.workers, calibration=run)
+    return _Proof(rate=rate, promises=promises, run=run, notes=risk_notes(asked, promises, run))
+
+
+def _capacity(points: Sequence[BatchPoint]) -> Number:
+    return max((point.throughput for point in points), key=lambda number: number.value)
+
+
+def _default_rate(points: Sequence[BatchPoint]) -> Number:
+    """A rate that leaves room, for a bundle of which nobody said what it must hold."""
+    capacity = _capacity(points)
+    value = min(DEFAULT_RATE_SHARE * capacity.value, DEFAULT_RATE_LIMIT)
+    method = f"{DEFAULT_RATE_SHARE:.0%} of what one worker can do, at most {DEFAULT_RATE_LIMIT:g} requests/s"
+    return derived(value, "request/s", method, [("capacity", capacity)])
+
+
+def _write_texts(
+    folder: Path,
+    workload: Workload,
+    choices: Choices,
+    serving: dict[str, Any],
+    spec: ServingSpec | None,
+    proof: _Proof,
+    points: Sequence[BatchPoint],
+    num_samples: int,
+) -> None:
+    """Write promises, spec, README and Dockerfile."""
+    load = calibration.scenario(proof.rate.value)
+    write_json(folder / "promises.json", {"schema": SCHEMA, "scenario": load, "promises": proof.promises, "notes": proof.notes})
+    spec = spec or unplanned_spec(choices, workload.info(), rate=proof.rate, capacity=_capacity(points), promises=proof.promises, run=proof.run)
+    (folder / "spec.json").write_text(to_json(spec) + "\n", encoding="utf-8")
+    text = readme.readme(serving=serving, spec=spec, promises=proof.promises, scenario=load, points=points, notes=proof.notes, num_samples=num_samples)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    startup = next(promise.limit for promise in proof.promises if promise.name == "startup")
+    (folder / "Dockerfile").write_text(readme.dockerfile(name=choices.name, version=choices.version, startup=startup), encoding="utf-8")

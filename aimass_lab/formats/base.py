@@ -1,0 +1,161 @@
+"""What a model format is: it writes a model to one file, and runs that file in a runtime of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import BundleError, MissingPackageError, UnsupportedError
+from ..preserve import preserved
+from ..records import Note, Number, TensorSpec
+from ..registry import Registry
+from ..workload import Call
+from .signature import Signature, as_numpy, read_signature, relative_error, run
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+Arrays = dict[str, "np.ndarray[Any, Any]"]
+Runner = Callable[[Mapping[str, "np.ndarray[Any, Any]"]], Arrays]
+"""A loaded model: arrays by input name to arrays by output name."""
+
+EXACT_TOLERANCE = 1e-3
+"""Relative L2 error of a float32 export, above which it is wrong: summing in another order gives about 1e-6."""
+ROUNDED_TOLERANCE = 2e-2
+"""The same where the model computes in 16 or fewer bits, whose roundings a runtime may place elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatFile:
+    """A model that was written, and proved in its own runtime."""
+
+    path: Path
+    format: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+    """Whether axis 0 of every input and output counts the items; if not, shapes are fixed."""
+    error: Number
+    """Largest relative L2 error of an output against the torch model that was exported."""
+    notes: tuple[Note, ...] = ()
+
+
+class Format(ABC):
+    """One way to write a model. Members say how to export and how to load; checking is the same for all."""
+
+    name: ClassVar[str]
+    file_name: ClassVar[str]
+    runtime: ClassVar[str]
+    """What runs it, as people call it."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Import names of the packages that exporting and running need."""
+
+    def export(self, model: nn.Module, call: Call, path: Path, *, max_batch_size: int = 1, names: Sequence[str] | None = None, threads: int = 1) -> FormatFile:
+        """Write `model` to `path`, and check in the format's own runtime that it computes the same.
+
+        The model is left as it was, bit by bit.
+
+        Args:
+            model: What to write; exported in evaluation mode.
+            call: Example inputs; all sizes but the batch's are fixed to theirs.
+            path: File to write; its folder exists.
+            max_batch_size: Largest batch that will be served, the largest that is checked.
+            names: Of the input tensors, in order; read off ``forward`` if not given.
+            threads: That the runtime may use for the check.
+
+        Raises:
+            UnsupportedError: the format or its runtime cannot express this model.
+            BundleError: the file computes something else than the model, or the model's outputs are not finite.
+            ModelError: the model raises on its example inputs, or gives no tensor.
+            MissingPackageError: a package that the format needs is not installed.
+        """
+        import torch
+
+        self.check_packages()
+        with preserved(model), torch.no_grad():
+            signature = read_signature(model, call, names=names)
+            _check_dtypes(signature)
+            example = call.with_batch(max(2, call.batch_size)) if signature.batched else call
+            self._write(model, example, signature, path)
+            runner = self.open(path, threads=threads)
+            error = self._compare(runner, model, call, signature, max_batch_size)
+        notes = () if signature.batched else (Note(code="W-NOT-BATCHED", text=f"requests run one at a time: {signature.unbatched_because}"),)
+        return FormatFile(path=path, format=self.name, inputs=signature.inputs, outputs=signature.outputs, batched=signature.batched, error=error, notes=notes)
+
+    def check_packages(self) -> None:
+        """Raise MissingPackageError where a package of `requires` is not installed."""
+        for package in self.requires:
+            if importlib.util.find_spec(package) is None:
+                raise MissingPackageError(package, f"the format {self.name!r}")
+
+    @abstractmethod
+    def _write(self, model: nn.Module, call: Call, signature: Signature, path: Path) -> None:
+        """Write the file, with the names of `signature`; model and gradients are already as they should be."""
+
+    @abstractmethod
+    def open(self, path: Path, *, threads: int = 1) -> Runner:
+        """Load the file in its own runtime.
+
+        Raises:
+            UnsupportedError: the runtime does not take it.
+        """
+
+    def load_and_run(self, path: Path, inputs: Mapping[str, np.ndarray[Any, Any]], *, threads: int = 1) -> Arrays:
+        """Load the file in its own runtime and call it once."""
+        return self.open(path, threads=threads)(inputs)
+
+    def _compare(self, runner: Runner, model: nn.Module, call: Call, signature: Signature, max_batch_size: int) -> Number:
+        sizes = sorted({1, 2, max_batch_size}) if signature.batched else [call.batch_size]
+        tolerance = _tolerance(model)
+        worst = 0.0
+        for size in sizes:
+            batch = call.with_batch(size) if signature.batched else call
+            got = runner(input_arrays(signature.inputs, batch))
+            for name, tensor in run(model, batch):
+                error = relative_error(as_numpy(tensor), got[name])
+                worst = max(worst, error)
+                if not error <= tolerance:
+                    raise BundleError(
+                        f"the {self.name} file computes something else than the model: the output {name!r} of {size} items has a relative error of "
+                        f"{error:.3g} in {self.runtime}, and {tolerance:g} is the most that rounding explains",
+                        help="nothing was written; this is a fault of the exporter: try another format, or rewrite the part of the model that it gets wrong",
+                    )
+        return Number(
+            value=worst,
+            unit="ratio",
+            source="measured",
+            method=f"largest relative L2 error of an output in {self.runtime} against torch, batch sizes {', '.join(map(str, sizes))}",
+            n=sum(sizes),
+        )
+
+
+def input_arrays(specs: Sequence[TensorSpec], call: Call) -> Arrays:
+    """The call's tensors by name, as the runtime takes them."""
+    return {spec.name: as_numpy(tensor) for spec, tensor in zip(specs, call.tensors(), strict=True)}
+
+
+def _check_dtypes(signature: Signature) -> None:
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype == "bfloat16":
+            raise UnsupportedError(
+                f"the tensor {spec.name!r} is bfloat16, which NumPy and the serving protocols lack",
+                help="let the model take and return float32, and cast inside",
+            )
+
+
+def _tolerance(model: nn.Module) -> float:
+    import torch
+
+    def exact(tensor: torch.Tensor) -> bool:
+        return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.dtype not in (torch.float16, torch.bfloat16)
+
+    return EXACT_TOLERANCE if all(exact(t) for t in [*model.parameters(), *model.buffers()]) else ROUNDED_TOLERANCE
+
+
+FORMATS: Registry[type[Format]] = Registry("model format", "aimass_lab.formats")

@@ -1,0 +1,213 @@
+"""What binds a call here: its demand held against rates measured on the attached device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+
+from ..environment import LoadMeter, read_environment
+from ..records import Number, Quality, Unit
+from ..timing import timed
+from ..units import format_bytes, format_decimal, format_seconds
+from .trace import Trace
+
+PROBE_S = 0.08
+"""Seconds spent on each of the three rates."""
+
+CHAIN = 50
+"""Small layers in a row, timed together."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the attached device was seen to reach in this process."""
+
+    flops_per_s: Number
+    """Of a matrix product in the model's dtype."""
+    memory_bytes_per_s: Number
+    """Of a copy, read and write counted."""
+    overhead: Number
+    """Seconds that one layer takes before it computes: Python, dispatcher, launch."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the time of a call would go if every operator reached the device's rates."""
+
+    compute_s: float
+    """Operators whose arithmetic takes longer than their memory traffic."""
+    memory_s: float
+    """The other operators."""
+    overhead_s: float
+    """Of starting every operator."""
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Measure the device's rates: about a quarter of a second, once per process.
+
+    While other processes load the machine the rates come out low: then they are marked noisy and measured
+    again the next time, and the best of all times is kept.
+
+    Args:
+        device: The attached device.
+        dtype: What the model computes in; float32 stands in for types without a matrix product.
+    """
+    floating = dtype if dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16) else torch.float32
+    key = (str(device), floating, torch.get_num_threads())
+    known = _known_rates.get(key)
+    if known is None or known.flops_per_s.quality == "noisy":
+        with LoadMeter() as load, torch.inference_mode():
+            seconds = _probe(device, floating)
+        quality: Quality = "noisy" if load.noisy else "ok"
+        fresh = _rates(seconds, device, floating, quality)
+        known = _known_rates[key] = fresh if known is None else _better(known, fresh)
+    return known
+
+
+_known_rates: dict[tuple[str, torch.dtype, int], Rates] = {}
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Best seconds of each probe."""
+
+    product_s: float
+    copy_s: float
+    start_s: float
+
+
+def _probe(device: torch.device, dtype: torch.dtype) -> _Probe:
+    # float32 first, then cast: the random generators lack some dtypes on some devices
+    generator, size = torch.Generator().manual_seed(0), _product_size(device)
+    x = torch.rand((size // 2, size), generator=generator).to(device, dtype)
+    weight = torch.rand((size, size), generator=generator).to(device, dtype)
+    linear = torch.nn.functional.linear
+    product_s = _best(lambda: linear(x, weight), device)
+    source, target = (torch.zeros(_copy_bytes(device), dtype=torch.uint8, device=device) for _ in range(2))
+    copy_s = _best(lambda: target.copy_(source), device)
+    small_x, layer = x[:1, :8].contiguous(), torch.nn.Linear(8, 8, device=device, dtype=dtype)
+    chain_s = _best(lambda: [layer(small_x) for _ in range(CHAIN)], device)
+    return _Probe(product_s, copy_s, chain_s / CHAIN)
+
+
+def _product_size(device: torch.device) -> int:
+    return 4096 if device.type == "cuda" else 1024
+
+
+def _copy_bytes(device: torch.device) -> int:
+    return 2**29 if device.type == "cuda" else 2**25
+
+
+def _rates(seconds: _Probe, device: torch.device, dtype: torch.dtype, quality: Quality) -> Rates:
+    environment, size, copied = read_environment(device).id, _product_size(device), _copy_bytes(device)
+
+    def number(value: float, unit: Unit, method: str) -> Number:
+        return Number(value=value, unit=unit, source="measured", method=method, environment=environment, quality=quality)
+
+    name = str(dtype).removeprefix("torch.")
+    return Rates(
+        flops_per_s=number(size**3 / seconds.product_s, "FLOP/s", f"best {name} matrix product of {size // 2}x{size}x{size}"),
+        memory_bytes_per_s=number(2 * copied / seconds.copy_s, "B/s", f"best copy of {format_bytes(copied)}, read and write counted"),
+        overhead=number(seconds.start_s, "s", f"best mean of {CHAIN} layers with next to nothing to compute"),
+    )
+
+
+def _better(a: Rates, b: Rates) -> Rates:
+    """The best of two measurements of each rate; a quiet one settles the quality."""
+    quality: Quality = "noisy" if a.flops_per_s.quality == b.flops_per_s.quality == "noisy" else "ok"
+    best = (
+        max(a.flops_per_s, b.flops_per_s, key=lambda n: n.value),
+        max(a.memory_bytes_per_s, b.memory_bytes_per_s, key=lambda n: n.value),
+        min(a.overhead, b.overhead, key=lambda n: n.value),
+    )
+    return Rates(*(msgspec.structs.replace(number, quality=quality) for number in best))
+
+
+def _best(function: Callable[[], Any], device: torch.device) -> float:
+    """The fastest of the calls that fit `PROBE_S`: other load can only slow a call down."""
+    deadline = time.perf_counter() + PROBE_S
+    function()
+    best = timed(function, device)
+    while time.perf_counter() < deadline:
+        best = min(best, timed(function, device))
+    return best
+
+
+def split_time(trace: Trace, flops_per_s: float, bytes_per_s: float, overhead_s: float) -> Split:
+    """Roofline of each operator, added up (Williams, Waterman, Patterson 2009).
+
+    Args:
+        trace: The call's operators.
+        flops_per_s: The device's rate of arithmetic.
+        bytes_per_s: The device's rate of memory traffic.
+        overhead_s: Of starting one operator.
+    """
+    compute_s = memory_s = 0.0
+    for row in trace.rows:
+        arithmetic, traffic = row.flops / flops_per_s, (row.bytes_read + row.bytes_written) / bytes_per_s
+        if arithmetic >= traffic:
+            compute_s += arithmetic
+        else:
+            memory_s += traffic
+    return Split(compute_s, memory_s, overhead_s * len(trace.rows))
+
+
+def say_what_binds(trace: Trace, rates: Rates, latency_s: float) -> str:
+    """One sentence on what the call spends its time on.
+
+    Args:
+        trace: The call's operators.
+        rates: Of the device that ran it.
+        latency_s: Measured time of the call.
+    """
+    split = split_time(trace, rates.flops_per_s.value, rates.memory_bytes_per_s.value, rates.overhead.value)
+    explained = {"compute": split.compute_s, "memory": split.memory_s, "overhead": split.overhead_s}
+    largest = max(explained, key=lambda name: explained[name])
+    sentence = _SENTENCES[largest](trace, rates, latency_s)
+    share = sum(explained.values()) / latency_s
+    if share < 0.3:
+        return f"no single limit found: at the rates reached here the work needs {share:.0%} of the {format_seconds(latency_s)}; nearest is {sentence}"
+    return sentence
+
+
+def _compute(trace: Trace, rates: Rates, latency_s: float) -> str:
+    rate = trace.flops / latency_s
+    peak = rates.flops_per_s.value
+    return (
+        f"compute-bound: {format_decimal(trace.flops, 'FLOP')} in {format_seconds(latency_s)} is {format_decimal(rate, 'FLOP/s')}, "
+        f"{_against(rate / peak)} {format_decimal(peak, 'FLOP/s')} that matrix products reach here{_doubt(rates)}"
+    )
+
+
+def _memory(trace: Trace, rates: Rates, latency_s: float) -> str:
+    rate = trace.bytes_moved / latency_s
+    peak = rates.memory_bytes_per_s.value
+    return (
+        f"memory-bound: operators move {format_bytes(trace.bytes_moved)} in {format_seconds(latency_s)}, which is {format_bytes(rate)}/s, "
+        f"{_against(rate / peak)} {format_bytes(peak)}/s that a copy reaches here{_doubt(rates)}"
+    )
+
+
+def _against(share: float) -> str:
+    # Above 1 is possible: caches beat a copy of large buffers, and no probe finds the best shape.
+    return f"{share:.0%} of the" if share <= 1 else "more than the"
+
+
+def _doubt(rates: Rates) -> str:
+    return " (rates measured on a busy machine)" if rates.flops_per_s.quality == "noisy" else ""
+
+
+def _overhead(trace: Trace, rates: Rates, latency_s: float) -> str:
+    start = rates.overhead.value
+    return (
+        f"overhead-bound: starting {len(trace.rows)} operators at {format_seconds(start)} each takes {format_seconds(start * len(trace.rows))} "
+        f"of the {format_seconds(latency_s)}; larger batches or torch.compile spread that cost"
+    )
+
+
+_SENTENCES: dict[str, Callable[[Trace, Rates, float], str]] = {"compute": _compute, "memory": _memory, "overhead": _overhead}

@@ -1,0 +1,263 @@
+"""Run a model again and again and write down what happens: the raw observations of a profile."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from ..errors import AimassError, DoesNotFitError, InputError, ModelError
+from ..preserve import preserved
+from ..records import INTERRUPTED, Note
+from ..timing import percentile, sample_latency, stopwatch, timed
+from ..units import format_bytes
+from ..workload import Call, Workload, call_model, is_out_of_memory, output_tensors
+from .bottleneck import Rates, measure_rates
+from .law import fit_batch_law
+from .memory import address_space_capped, free_bytes, peak_of_call, release_cached
+from .modules import ModuleTimer, Times
+from .trace import Trace, is_compiled, trace_call
+
+DEFAULT_LADDER = tuple(2**k for k in range(9))
+FEWEST_SAMPLES = 3
+"""Timed calls at a batch size whatever they cost."""
+INSTRUMENTED_CALLS = 3
+"""Most calls with module hooks."""
+MODULE_SHARE = 0.1
+"""Share of the time budget for them; the first is always made."""
+BASE_SHARE = 0.3
+"""Share of the time budget that goes to the latency at the requested batch size."""
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass
+class Observations:
+    """Everything that was seen, in the order it is seen in; an interrupted profile has the first part of it."""
+
+    batch_size: int
+    trace: Trace | None = None
+    first_call_s: float = 0.0
+    process_bytes: int = 0
+    input_bytes: int = 0
+    call_peaks: dict[int, int | None] = field(default_factory=dict)
+    """Allocator peak of one call by batch size."""
+    input_sizes: dict[int, int] = field(default_factory=dict)
+    rounds: list[dict[int, Times]] = field(default_factory=list)
+    """Times by module, one entry per call with hooks."""
+    instrumented_s: list[float] = field(default_factory=list)
+    samples: dict[int, list[float]] = field(default_factory=dict)
+    """Seconds of the calls without hooks by batch size."""
+    rates: Rates | None = None
+    notes: list[Note] = field(default_factory=list)
+
+    def note(self, code: str, text: str) -> None:
+        """Add a note."""
+        self.notes.append(Note(code=code, text=text))
+
+
+class Measurement:
+    """One profile in the making.
+
+    Args:
+        workload: Model and inputs.
+        batch_size: Items per call.
+        ladder: Batch sizes to measure as well; None picks powers of two for as long as the time allows.
+        budget_s: Seconds for everything.
+        force: Run even if the estimate says that memory will not suffice.
+        progress: Told the share that is done and what comes next.
+    """
+
+    def __init__(self, workload: Workload, *, batch_size: int, ladder: Sequence[int] | None, budget_s: float, force: bool, progress: Progress | None) -> None:
+        self.workload, self.model = workload, workload.model
+        self.device = workload.torch_device
+        self.seen = Observations(batch_size)
+        self._ladder, self._budget_s, self._force = ladder, budget_s, force
+        self._deadline = time.perf_counter() + budget_s
+        self._progress = progress or (lambda share, text: None)
+        self._grad_mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.inference_mode
+
+    def run(self) -> Observations:
+        """Observe everything; an interrupt after the first latency keeps what is there.
+
+        Raises:
+            DoesNotFitError: the batch needs more memory than there is.
+            ModelError: the model raised.
+        """
+        self._progress(0.0, "reading the model")
+        self._foresee()
+        if any(module.training for module in self.model.modules()):
+            self.seen.note("W-TRAINING-MODE", "the model is in training mode; it was measured in eval mode and put back")
+        guard = address_space_capped(self.device) if self._force else contextlib.nullcontext()
+        device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        try:
+            with guard, device, preserved(self.model):
+                self._observe()
+        except DoesNotFitError:
+            release_cached(self.device)
+            raise
+        return self.seen
+
+    def _foresee(self) -> None:
+        """Trace the call without running it, and refuse what cannot fit."""
+        with contextlib.suppress(ModelError):  # a model that only a real call can follow is traced after the first one
+            self.seen.trace = trace_call(self.model, self.workload.call, batch_size=self.seen.batch_size, may_run=False)
+        trace = self.seen.trace
+        if trace is None or self._force:
+            return
+        needed, free = trace.input_bytes + trace.activation_peak_bytes, free_bytes(self.device)
+        if needed <= free:
+            return
+        law = fit_batch_law(self.model, self.workload.call, known=trace, may_run=False)
+        largest = law.largest_batch(trace.weight_bytes + free, bound=True) if law else None
+        advice = f"a batch of {largest} is predicted to fit; " if largest else ""
+        raise DoesNotFitError(
+            f"a batch of {self.seen.batch_size} does not fit: it needs about {format_bytes(needed)} beside the weights, "
+            f"and {format_bytes(free)} are free on {self.device}",
+            help=f"{advice}force=True tries nevertheless",
+        )
+
+    def _observe(self) -> None:
+        try:
+            call = self._call_with(self.seen.batch_size)
+            self._first_call(call)
+            self._memory_and_modules(call)
+            samples = self.seen.samples.setdefault(self.seen.batch_size, [])
+            self._progress(0.3, f"timing batch {self.seen.batch_size}")
+            budget_s = BASE_SHARE * self._budget_s
+            sample_latency(lambda: self._run(call), self.device, budget_s=budget_s, warmup=0, min_samples=FEWEST_SAMPLES, into=samples)
+            self._progress(0.6, "measuring what the device reaches")
+            self.seen.rates = measure_rates(self.device, _main_dtype(self.model))
+            self._climb()
+        except KeyboardInterrupt:
+            if not any(self.seen.samples.values()):
+                raise
+            self.seen.note(INTERRUPTED, "the profile was interrupted; it holds what was measured until then")
+        self._progress(1.0, "done")
+
+    def _call_with(self, batch_size: int) -> Call:
+        try:
+            return self.workload.call.with_batch(batch_size)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise DoesNotFitError(f"the inputs of a batch of {batch_size} do not fit into memory", help="use a smaller batch size") from None
+            raise
+
+    def _run(self, call: Call) -> Any:
+        with self._grad_mode():
+            return call_model(self.model, call)
+
+    def _first_call(self, call: Call) -> None:
+        self._progress(0.1, "first call")
+        try:
+            outputs = self._timed_first(call)
+        except ModelError:
+            self._grad_mode = torch.no_grad
+            outputs = self._timed_first(call)
+            self.seen.note("W-NO-INFERENCE-MODE", "the model cannot run under torch.inference_mode; it was measured under torch.no_grad")
+        self.seen.process_bytes = int(psutil.Process().memory_info().rss)
+        self._check_finite(outputs)
+        if self.seen.trace is None:
+            with contextlib.suppress(AimassError):
+                self.seen.trace = trace_call(self.model, call)
+        if self.seen.trace is None:
+            self.seen.note("missing:trace", "the model's operators could not be followed; FLOPs and activations are not known")
+        elif self.seen.trace.ran:
+            self.seen.note("W-REAL-RUN", f"operators were counted over one real call, because {self.seen.trace.why_ran}")
+
+    def _timed_first(self, call: Call) -> Any:
+        outputs: list[Any] = []
+        self.seen.first_call_s = timed(lambda: outputs.append(self._run(call)), self.device)
+        return outputs[0]
+
+    def _check_finite(self, outputs: Any) -> None:
+        for name, tensor in output_tensors(outputs):
+            if tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized:
+                bad = int((~torch.isfinite(tensor)).sum())
+                if bad:
+                    self.seen.note("W-NAN", f"{bad} of {tensor.numel()} values of the output {name!r} are NaN or infinite")
+
+    def _memory_and_modules(self, call: Call) -> None:
+        self._progress(0.15, "reading memory")
+        self._read_peak(call)
+        if self.seen.call_peaks[call.batch_size] is None:
+            self.seen.note("missing:allocator", "another profiler is running, so allocations could not be read; memory is estimated from shapes")
+        if is_compiled(self.model):
+            self.seen.note("missing:modules", "the model is compiled: its modules run fused and cannot be timed apart")
+            return
+        self._progress(0.2, "timing modules")
+        with stopwatch() as elapsed:
+            self._time_modules(call, elapsed)
+
+    def _time_modules(self, call: Call, elapsed: Callable[[], float]) -> None:
+        for number in range(INSTRUMENTED_CALLS):
+            if number and elapsed() > MODULE_SHARE * self._budget_s:
+                return
+            timer = ModuleTimer(self.device)
+            with timer:
+                self.seen.instrumented_s.append(timed(lambda: self._run(call), self.device))
+            self.seen.rounds.append(timer.totals())
+
+    def _read_peak(self, call: Call) -> None:
+        self.seen.input_sizes[call.batch_size] = sum(t.numel() * t.element_size() for t in call.tensors())
+        self.seen.call_peaks[call.batch_size] = peak_of_call(lambda: self._run(call), self.device)
+
+    # --- the ladder
+
+    def _climb(self) -> None:
+        base = self.seen.batch_size
+        wanted = DEFAULT_LADDER if self._ladder is None else sorted(set(self._ladder))
+        steps = [size for size in wanted if size != base]
+        for number, size in enumerate(steps):
+            self._progress(0.65 + 0.35 * number / len(steps), f"timing batch {size}")
+            reason = self._why_not(size)
+            if reason is None:
+                reason = self._step(size, steps_left=len(steps) - number)
+            if reason:
+                self.seen.note("W-LADDER", f"the ladder ends before batch {size}: {reason}")
+            if reason is not None:
+                return
+
+    def _why_not(self, size: int) -> str | None:
+        """Why a step cannot be made; an empty text where only the time is up, which needs no words."""
+        if self._ladder is None:
+            below = max((b for b in self.seen.samples if b <= size), default=self.seen.batch_size)
+            predicted_s = percentile(self.seen.samples[below], 50) * max(1.0, size / below)
+            if time.perf_counter() + (FEWEST_SAMPLES + 1) * predicted_s > self._deadline:
+                return ""
+        peak = self.seen.call_peaks.get(self.seen.batch_size)
+        base_bytes = (peak or 0) + self.seen.input_sizes.get(self.seen.batch_size, 0)
+        needed, free = base_bytes * max(1.0, size / self.seen.batch_size), free_bytes(self.device)
+        if needed > 0.9 * free:
+            return f"it needs about {format_bytes(needed)}, and {format_bytes(free)} are free"
+        return None
+
+    def _step(self, size: int, *, steps_left: int) -> str | None:
+        samples: list[float] = []
+        try:
+            call = self._call_with(size)
+            self._read_peak(call)
+            budget_s = max(0.0, self._deadline - time.perf_counter()) / steps_left
+            self.seen.samples[size] = samples
+            sample_latency(lambda: self._run(call), self.device, budget_s=budget_s, warmup=0, min_samples=FEWEST_SAMPLES, into=samples)
+        except (DoesNotFitError, ModelError, InputError) as error:
+            return error.message
+        finally:
+            if not samples:
+                self.seen.samples.pop(size, None)
+                release_cached(self.device)
+        return None
+
+
+def _main_dtype(model: nn.Module) -> torch.dtype:
+    """What most of the model's weights are kept in."""
+    sizes: dict[torch.dtype, int] = {}
+    for p in model.parameters():
+        sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
+    return max(sizes, key=lambda d: sizes[d]) if sizes else torch.float32

@@ -1,0 +1,123 @@
+"""How much memory one call takes: exact readings of torch's allocators."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+def peak_of_call(function: Callable[[], Any], device: torch.device) -> int | None:
+    """Most bytes that torch's allocator held at once during one call, beyond what it held before.
+
+    On the CPU every allocation and release is written down by torch's profiler; on a GPU the caching
+    allocator keeps the peak itself. Memory that a library takes from the operating system directly is not seen.
+
+    Returns:
+        The bytes; None where they cannot be read because the caller is being profiled already.
+    """
+    if device.type == "cuda":
+        return _cuda_peak(function, device)
+    if torch._C._autograd._profiler_enabled():
+        function()
+        return None
+    return _cpu_peak(function)
+
+
+def _cuda_peak(function: Callable[[], Any], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    function()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _cpu_peak(function: Callable[[], Any]) -> int:
+    from torch._C._autograd import DeviceType
+    from torch.autograd.profiler import profile
+
+    recorder = profile(use_kineto=True, profile_memory=True, use_device=None)
+    with _quiet_stderr():
+        recorder.__enter__()
+    try:
+        function()
+    finally:
+        with _quiet_stderr():
+            recorder.__exit__(None, None, None)
+    results: Any = recorder.kineto_results
+    events = (e for e in results.events() if e.name() == "[memory]" and e.device_type() == DeviceType.CPU)
+    changes = sorted(((e.start_ns(), e.nbytes()) for e in events), key=lambda change: change[0])
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Drop what C++ writes to stderr: the profiler announces its start and stop there, and a notebook would show it."""
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # no stderr: nothing to keep quiet
+        yield
+        return
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process could still take on the device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    import psutil
+
+    from ..environment import usable_memory_bytes
+
+    return min(int(psutil.virtual_memory().available), usable_memory_bytes() - psutil.Process().memory_info().rss)
+
+
+@contextlib.contextmanager
+def address_space_capped(device: torch.device) -> Iterator[None]:
+    """Let an allocation that the machine cannot back fail with an error.
+
+    Linux promises more memory than there is and kills the process that uses it; under a limit on the
+    address space the allocator is refused instead, and the notebook survives. Elsewhere nothing is done.
+    """
+    if device.type != "cpu" or not sys.platform.startswith("linux") or torch.cuda.is_initialized():
+        yield
+        return
+    import resource
+
+    import psutil
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    cap = int(psutil.Process().memory_info().vms + 0.9 * free_bytes(device))
+    limit = cap if hard == resource.RLIM_INFINITY else min(cap, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def release_cached(device: torch.device) -> None:
+    """Give back what a failed call left behind."""
+    import gc
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

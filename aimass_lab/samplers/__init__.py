@@ -1,0 +1,1 @@
+"""Ways to choose the next point of a search: one file each, found by looking."""

@@ -1,0 +1,144 @@
+"""A person's first minute: JupyterLab in a real browser, in the light and the dark theme."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine, and no right to install it"),
+]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+CELLS = (
+    """
+    import torch
+    from torch import nn
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
+    x = torch.randn(4, 64)
+    """,
+    "%load_ext aimass_lab\n%aimass profile model x --seconds 1",
+    "%aimass trial model none --seconds 0.5",
+    "%aimass plan model --rate 200 --p99 50ms",
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab of its own, with one notebook; gives its address."""
+    folder = tmp_path_factory.mktemp("lab")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(cell).strip()) for cell in CELLS])
+    nbformat.write(notebook, folder / "first.ipynb")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    environment = {**os.environ, **own, "AIMASS_STORE": str(folder / "history.db"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=t",
+               f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.extension_manager=readonly", "--LabApp.expose_app_in_browser=True"]  # fmt: skip
+    with (folder / "lab.log").open("w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process:
+        try:
+            wait_for(f"http://127.0.0.1:{port}/api/status?token=t", folder / "lab.log")
+            yield f"http://127.0.0.1:{port}/lab/tree/first.ipynb?token=t&reset"
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def wait_for(url, log):
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(url, timeout=2) as response:
+                if json.load(response):
+                    return
+        except OSError:
+            time.sleep(0.25)
+    raise AssertionError(f"JupyterLab did not start: {Path(log).read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    """The notebook, open and run."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1600})
+        page.goto(lab)
+        page.wait_for_selector(".jp-Notebook", timeout=60_000)
+        page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea-output .aimass').length >= 3", timeout=120_000)
+        yield page
+        browser.close()
+
+
+def theme(page, name):
+    page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)
+    page.wait_for_function("light => document.body.dataset.jpThemeLight === light", arg=str("Light" in name).lower(), timeout=20_000)
+
+
+def contrast(page, selector):
+    """WCAG contrast of an element's text against what lies behind it."""
+    return page.evaluate(
+        """selector => {
+          const parse = c => c.match(/[0-9.]+/g).map(Number);
+          const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+          const element = document.querySelector(selector);
+          let behind = element, color = [255, 255, 255];
+          for (; behind; behind = behind.parentElement) {
+            const c = parse(getComputedStyle(behind).backgroundColor);
+            if (c.length === 3 || c[3] === 1) { color = c; break; }
+          }
+          const [a, b] = [light(parse(getComputedStyle(element).color)), light(color)];
+          return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        }""",
+        selector,
+    )
+
+
+@pytest.mark.parametrize("name", ["JupyterLab Light", "JupyterLab Dark"])
+def test_results_are_readable_in_both_themes(page, name, tmp_path):
+    theme(page, name)
+    for selector in (".aimass h4", ".aimass .lead", ".aimass .facts li span:first-child", ".aimass td", ".aimass .src"):
+        assert contrast(page, selector) >= 4.5, selector
+    folder = Path(os.environ.get("AIMASS_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, card in enumerate(page.query_selector_all(".jp-OutputArea-output .aimass")):
+        card.screenshot(path=folder / f"{name.split()[1].lower()}-{i}.png")
+    assert list(folder.glob("*.png"))
+
+
+def test_no_cell_failed_and_every_result_says_where_it_comes_from(page):
+    assert page.query_selector_all(".jp-OutputArea-output[data-mime-type*='error']") == []
+    words = {element.inner_text().strip() for element in page.query_selector_all(".aimass .src")}
+    assert "measured" in words
+
+
+def test_wide_tables_scroll_instead_of_breaking_the_page(page):
+    page.set_viewport_size({"width": 700, "height": 1000})
+    page.wait_for_timeout(500)
+    too_wide = page.evaluate("() => [...document.querySelectorAll('.aimass')].filter(e => e.getBoundingClientRect().right > window.innerWidth + 2).length")
+    page.set_viewport_size({"width": 1400, "height": 1600})
+    assert too_wide == 0
+
+
+def test_a_saved_notebook_shows_its_results_without_a_kernel(page, lab):
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(1500)
+    page.evaluate("() => window.jupyterapp.commands.execute('kernelmenu:shutdown')")
+    page.goto(lab)
+    page.wait_for_selector(".jp-OutputArea-output .aimass", timeout=60_000)
+    assert len(page.query_selector_all(".jp-OutputArea-output .aimass")) >= 3

@@ -1,0 +1,588 @@
+"""Bundles: a real one is written once, and read, moved, run, altered and refused."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from aimass_lab.bundle import calibrate as calibration
+from aimass_lab.bundle import check_hashes, is_bundle, read_bundle, require_bundle, verify_bundle, write_bundle, writer
+from aimass_lab.bundle.calibrate import Calibration, find_rate
+from aimass_lab.bundle.choices import choose, dns_name
+from aimass_lab.bundle.promises import Asked, make_promises, risk_notes
+from aimass_lab.bundle.requirements import pinned_requirements
+from aimass_lab.errors import BundleError, InputError, UnsupportedError
+from aimass_lab.records import Bundle, Finding, ModelInfo, Number, ServingSpec, Setting, Unit, from_json
+from aimass_lab.serving.config import check_manifest, load_config, load_vectors
+from aimass_lab.workload import Workload
+
+
+class Digits(nn.Module):
+    """A small CNN with batch norm, in training mode as a careless user leaves it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.body(image)
+
+
+def digits(num_items: int = 6) -> Workload:
+    torch.manual_seed(0)
+    return Workload(Digits(), torch.randn(num_items, 1, 8, 8))
+
+
+def number(value: float, unit: Unit, **more: Any) -> Number:
+    return Number(value=value, unit=unit, **{"source": "measured", "method": "test", **more})
+
+
+def make_spec(workload: Workload, *, rate: float = 40, replicas: int = 2, technique: str = "none", device: str = "cpu") -> ServingSpec:
+    return ServingSpec(
+        name="digits",
+        model=workload.info(),
+        setting=Setting(technique=technique),
+        device=device,
+        accelerators=number(0, "device"),
+        replicas=number(replicas, "replica", source="estimated"),
+        min_replicas=number(1, "replica"),
+        max_replicas=number(4, "replica"),
+        cpu_cores=number(1, "core"),
+        memory_bytes=number(2**30, "B"),
+        max_batch_size=number(4, "item"),
+        max_wait=number(0.001, "s"),
+        scale_at=number(20, "request/s"),
+        startup_time=number(10, "s"),
+        requests_per_s=number(rate, "request/s", source="user"),
+        latency_p99_target=number(0.5, "s", source="user"),
+        latency_p99=None,
+        utilization=number(0.1, "ratio"),
+        image="digits:1",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MEASURE_BUDGET_S", 0.1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Workload, dict[str, torch.Tensor], list[tuple[float, str]]]:
+    """The one bundle that is written with all that belongs to it."""
+    images = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    images[5] = images[0]  # a sample given twice is stored once
+    torch.manual_seed(0)
+    workload = Workload(Digits(), images, name="Digits CNN")
+    before = copy.deepcopy(workload.model.state_dict())
+    said: list[tuple[float, str]] = []
+    # a second is more than a busy machine takes for this model, and what is tested is the proof, not the speed
+    folder = tmp_path_factory.mktemp("made") / "some" / "digits"
+    bundle = write_bundle(folder, workload, rate=30, latency_p99_s=1.0, max_batch_size=8, threads=1, progress=lambda share, text: said.append((share, text)))
+    return bundle, workload, before, said
+
+
+@pytest.fixture
+def moved(made: tuple[Bundle, ...], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made[0].folder, tmp_path / "elsewhere"))
+
+
+# --- what is written -----------------------------------------------------------------------
+
+
+def test_the_model_is_left_bit_by_bit_as_it_was(made: tuple[Any, ...]) -> None:
+    _, workload, before, _ = made
+    assert workload.model.training
+    assert all(torch.equal(value, before[name]) for name, value in workload.model.state_dict().items())
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in workload.model.modules())
+
+
+def test_progress_goes_forward_to_the_end(made: tuple[Any, ...]) -> None:
+    shares = [share for share, _ in made[3]]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_the_manifest_has_the_hash_of_every_file(made: tuple[Any, ...]) -> None:
+    folder = Path(made[0].folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"}
+    assert manifest["files"] == {name: "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
+    assert (manifest["schema"], manifest["name"], manifest["version"]) == (1, "digits-cnn", "1")
+    expected = {"serving.json", "vectors.npz", "promises.json", "spec.json", "run.py", "requirements.txt", "Dockerfile", ".dockerignore", "README.md"}
+    assert expected | {"model/digits-cnn/1/model.onnx"} <= set(found)
+    assert not list(folder.rglob("__pycache__"))
+    assert check_hashes(folder) == ()
+    assert made[0].digest == "sha256:" + hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_the_server_accepts_what_was_written(made: tuple[Any, ...]) -> None:
+    folder = Path(made[0].folder)
+    config = load_config(folder)
+    check_manifest(folder)
+    assert (config.name, config.version, config.format, config.batched, config.max_batch_size) == ("digits-cnn", "1", "onnx", True, 8)
+    assert [(s.name, s.datatype, s.shape) for s in config.inputs] == [("image", "FP32", (-1, 1, 8, 8))]
+    assert [(s.name, s.datatype, s.shape) for s in config.outputs] == [("output", "FP32", (-1, 10))]
+
+
+def test_the_vectors_are_distinct_samples_and_the_original_models_answers(made: tuple[Any, ...]) -> None:
+    bundle, workload, _, _ = made
+    inputs, outputs = load_vectors(Path(bundle.folder), load_config(Path(bundle.folder)))
+    assert len(inputs[0]) == 32
+    assert len({row.tobytes() for row in inputs[0]}) == 32
+    with torch.no_grad():
+        expected = copy.deepcopy(workload.model).eval()(torch.from_numpy(inputs[0]))
+    np.testing.assert_allclose(outputs[0], expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_promises_are_what_was_asked_and_what_was_measured(made: tuple[Any, ...]) -> None:
+    limits = {promise.name: promise for promise in made[0].promises}
+    assert [(p.name, p.relation) for p in made[0].promises] == [
+        ("errors", "=="), ("fidelity", "<="), ("latency_p99", "<="), ("throughput", ">="), ("memory", "<="), ("startup", "<="),
+    ]  # fmt: skip
+    assert (limits["latency_p99"].limit.value, limits["latency_p99"].limit.source) == (1.0, "user")
+    assert limits["throughput"].limit.value == pytest.approx(0.97 * 30)
+    assert 1e-4 <= limits["fidelity"].limit.value < 2e-4
+    for name in ("fidelity", "memory", "startup"):
+        assert limits[name].limit.weakest_source == "measured"
+        assert "measured here" in limits[name].limit.method
+    written = json.loads((Path(made[0].folder) / "promises.json").read_text())
+    assert written["scenario"] == {"requests_per_s": 30.0, "duration_s": 10.0, "items_per_request": 1, "seed": 0}
+
+
+def test_reading_gives_what_writing_gave(made: tuple[Any, ...]) -> None:
+    assert read_bundle(made[0].folder) == made[0]
+    assert is_bundle(made[0].folder)
+    assert require_bundle(made[0].folder) == Path(made[0].folder)
+
+
+def test_the_readme_says_how_to_call_it_and_names_every_promise(made: tuple[Any, ...]) -> None:
+    text = (Path(made[0].folder) / "README.md").read_text()
+    assert "$" not in text
+    for promise in made[0].promises:
+        assert f"| {promise.name} | {promise.relation} " in text
+    command = re.search(r"curl -s (\S+) .* -d '(.*)'", text)
+    assert command is not None
+    assert command[1] == "http://127.0.0.1:8000/v2/models/digits-cnn/infer"
+    (tensor,) = json.loads(command[2])["inputs"]
+    assert (tensor["name"], tensor["shape"], tensor["datatype"], len(tensor["data"])) == ("image", [1, 1, 8, 8], "FP32", 64)
+
+
+def test_the_dockerfile_runs_as_nobody_special(made: tuple[Any, ...]) -> None:
+    text = (Path(made[0].folder) / "Dockerfile").read_text()
+    assert f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim" in text
+    assert re.search(r"^USER (?!root|0)", text, re.M)
+    assert "/v2/health/ready" in text
+    assert '"--host", "0.0.0.0"' in text
+    assert "AIMASS_TOKEN=" not in text.split("FROM", 1)[1]  # a token never lies in an image
+
+
+def test_nothing_in_it_can_be_unpickled(made: tuple[Any, ...]) -> None:
+    for path in (p for p in Path(made[0].folder).rglob("*") if p.is_file()):
+        assert path.suffix not in {".pkl", ".pickle", ".pt", ".pth", ".pt2", ".bin", ".joblib"}
+        content = path.read_bytes()
+        assert not re.match(rb"\x80[\x02-\x05]", content), f"{path} begins like a pickle"
+        assert zipfile.is_zipfile(path) == (path.name == "vectors.npz")
+        if path.suffix not in (".onnx", ".npz"):
+            content.decode("utf-8")
+    with zipfile.ZipFile(Path(made[0].folder) / "vectors.npz") as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                assert not np.lib.format.read_magic(file) < (1, 0)
+                assert not np.lib.format.read_array_header_1_0(file)[2].hasobject
+
+
+def test_the_copied_server_imports_nothing_of_the_package(made: tuple[Any, ...]) -> None:
+    pinned = {line.split("==")[0].replace("-", "_") for line in pinned_requirements()}
+    import_names = pinned | {"grpc", "google", "aimass_serve"} | set(sys.stdlib_module_names)
+    for path in (Path(made[0].folder) / "aimass_serve").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            assert all(name.split(".")[0] in import_names for name in names), f"{path.name} imports {names}"
+
+
+def test_requirements_are_exactly_what_is_installed() -> None:
+    lines = pinned_requirements()
+    assert lines == tuple(sorted(lines))
+    pins = dict(line.split("==") for line in lines)
+    assert {"numpy", "onnxruntime", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "orjson", "prometheus-client", "psutil"} <= set(pins)
+    assert not {"torch", "onnx", "onnxscript"} & set(pins)
+    for name, version in pins.items():
+        assert importlib.metadata.version(name) == version
+    assert {"click", "h11"} <= set(pins)  # what uvicorn needs in turn
+
+
+# --- its proof -------------------------------------------------------------------------------
+
+
+def test_moved_elsewhere_it_proves_itself(moved: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-I", str(moved / "run.py"), "verify", "--duration", "2"], capture_output=True, text=True, env=environment, cwd="/", timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("PASS")
+    assert not [finding for finding in check_hashes(moved) if finding.code.startswith("E-")]
+
+
+def test_verifying_gives_the_measured_numbers(moved: Path) -> None:
+    check = verify_bundle(moved, duration_s=1)
+    assert check.passed
+    assert [p.name for p in check.promises] == ["errors", "fidelity", "latency_p99", "throughput", "memory", "startup"]
+    assert all(p.passed and p.measured is not None and p.measured.source == "measured" for p in check.promises)
+
+
+def test_an_altered_bundle_is_not_run(moved: Path) -> None:
+    trap = moved.parent / "ran"
+    (moved / "run.py").write_text(f"open({str(trap)!r}, 'w')")
+    check = verify_bundle(moved)
+    assert not check.passed
+    assert [(f.code, f.path) for f in check.findings] == [("E-ALTERED", "run.py")]
+    assert not trap.exists()
+    with pytest.raises(BundleError, match=r"run\.py: the file was altered"):
+        require_bundle(moved)
+
+
+def test_every_kind_of_tampering_is_found(moved: Path) -> None:
+    (moved / "vectors.npz").unlink()
+    (moved / "model" / "added.onnx").write_bytes(b"x")
+    (moved / "aimass_serve" / "__pycache__").mkdir()
+    manifest = json.loads((moved / "manifest.json").read_text())
+    manifest["files"] |= {"../outside": "sha256:0", "weights.pkl": "sha256:0"}
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    findings = {(f.code, f.path) for f in check_hashes(moved)}
+    assert findings == {
+        ("E-MISSING", "vectors.npz"), ("E-FOREIGN-FILE", "model/added.onnx"), ("E-OUTSIDE", "../outside"), ("E-PICKLE", "weights.pkl"),
+        ("W-CACHE", "aimass_serve/__pycache__"),
+    }  # fmt: skip
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path, moved: Path) -> None:
+    assert not is_bundle(tmp_path)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        read_bundle(tmp_path)
+    (moved / "spec.json").write_text("{}")
+    with pytest.raises(BundleError, match="cannot be read as a bundle"):
+        read_bundle(moved)
+
+
+# --- the folder ------------------------------------------------------------------------------
+
+
+def test_nothing_is_overwritten(tmp_path: Path, moved: Path) -> None:
+    kept = tmp_path / "mine"
+    kept.mkdir()
+    (kept / "thesis.txt").write_text("x")
+    with pytest.raises(BundleError, match="will not overwrite"):
+        write_bundle(kept, digits(), calibrate=False)
+    with pytest.raises(BundleError, match="it is not a bundle"):
+        write_bundle(kept, digits(), calibrate=False, force=True)
+    with pytest.raises(BundleError, match="it is a file"):
+        write_bundle(kept / "thesis.txt", digits(), calibrate=False, force=True)
+    with pytest.raises(BundleError, match="force=True"):
+        write_bundle(moved, digits(), calibrate=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "mine"]
+    assert check_hashes(moved) == ()
+
+
+def test_force_replaces_a_bundle_and_an_empty_folder_is_free(moved: Path, tmp_path: Path) -> None:
+    replaced = write_bundle(moved, digits(), name="other", version="2", calibrate=False, force=True)
+    assert (replaced.name, replaced.version) == ("other", "2")
+    assert check_hashes(moved) == ()
+    (tmp_path / "empty").mkdir()
+    write_bundle(tmp_path / "empty", digits(), calibrate=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "empty"]
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o755
+
+
+def full_disk(*args: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupt(*args: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("step", "failure", "raised", "match"),
+    [
+        ("np.savez", full_disk, BundleError, "is full; nothing was left behind"),
+        ("write_manifest", interrupt, KeyboardInterrupt, None),
+        ("os.replace", full_disk, BundleError, "is full"),
+    ],
+)
+def test_a_failure_leaves_nothing_behind(
+    step: str, failure: Callable[..., None], raised: type[BaseException], match: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = {"np.savez": (np, "savez"), "write_manifest": (writer, "write_manifest"), "os.replace": (os, "replace")}[step]
+    monkeypatch.setattr(*target, failure)
+    with pytest.raises(raised, match=match):
+        write_bundle(tmp_path / "new" / "deep" / "bundle", digits(), calibrate=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_replacement_that_fails_leaves_the_old_bundle(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.replace, []
+
+    def second_fails(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            full_disk()
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(BundleError, match="is full"):
+        write_bundle(moved, digits(), calibrate=False, force=True)
+    assert check_hashes(moved) == ()
+    assert [p.name for p in moved.parent.iterdir()] == [moved.name]
+
+
+def test_a_small_disk_is_noticed_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(BundleError, match="are free on the disk"):
+        write_bundle(tmp_path / "bundle", digits(), calibrate=False)
+    assert not list(tmp_path.iterdir())
+
+
+# --- what cannot be bundled --------------------------------------------------------------------
+
+
+def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    class Logarithm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sqrt()
+
+    with pytest.raises(BundleError, match="NaN or infinity for 1 of 3 samples"):
+        write_bundle(tmp_path / "b", Workload(Logarithm(), torch.tensor([[1.0], [4.0], [-1.0]])), calibrate=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dtype_that_the_protocol_cannot_carry_is_refused(tmp_path: Path) -> None:
+    class Half(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.bfloat16()
+
+    with pytest.raises(UnsupportedError, match="bfloat16"):
+        write_bundle(tmp_path / "b", Workload(Half(), torch.randn(2, 3)), calibrate=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"name": "Not A Label"}, "cannot be the name"),
+        ({"version": "../1"}, "cannot be the version"),
+        ({"version": "0"}, "cannot be the version"),
+        ({"rate": 0}, "must be greater than 0"),
+        ({"latency_p99_s": -1}, "must be greater than 0"),
+        ({"max_batch_size": 0}, "batch limit"),
+        ({"max_wait_s": -1.0}, "waiting time"),
+        ({"threads": 0}, "number of threads"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(arguments: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=match):
+        write_bundle(tmp_path / "b", digits(), calibrate=False, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+# --- specs, variants, models without batch axis ---------------------------------------------------
+
+
+def test_a_spec_goes_in_as_it_is_and_its_rate_is_shared_by_the_replicas(tmp_path: Path) -> None:
+    workload = digits()
+    spec = make_spec(workload, rate=40, replicas=2)
+    bundle = write_bundle(tmp_path / "b", workload, spec=spec, calibrate=False)
+    assert from_json((tmp_path / "b" / "spec.json").read_bytes(), ServingSpec).digest == spec.digest
+    assert json.loads((tmp_path / "b" / "promises.json").read_text())["scenario"]["requests_per_s"] == 20
+    config = load_config(tmp_path / "b")
+    assert (config.max_batch_size, config.max_wait_s, config.threads_per_worker) == (4, 0.001, 1)
+    limits = {p.name: p.limit for p in bundle.promises}
+    assert limits["throughput"].trust == "estimated"  # as trusted as the number of replicas
+    assert limits["latency_p99"] == spec.latency_p99_target
+    assert limits["memory"].source == limits["startup"].source == "estimated"
+    assert [note.code for note in bundle.notes if note.code != "W-NOISY" and not note.code.startswith("W-FORMAT")] == ["missing:calibration"]
+
+
+def test_a_technique_needs_its_variant_and_is_judged_against_the_original(tmp_path: Path) -> None:
+    workload = digits()
+    spec = make_spec(workload, technique="scaled")
+    with pytest.raises(InputError, match="'scaled'"):
+        write_bundle(tmp_path / "b", workload, spec=spec, calibrate=False)
+    variant = copy.deepcopy(workload.model)
+    with torch.no_grad():
+        variant.body[-1].weight.mul_(1.1)
+        variant.body[-1].bias.mul_(1.1)
+    bundle = write_bundle(tmp_path / "b", workload, spec=spec, variant=variant, calibrate=False)
+    limit = next(p.limit for p in bundle.promises if p.name == "fidelity")
+    assert limit.value == pytest.approx(2 * 0.1 + 1e-4, rel=1e-3)
+
+
+def test_a_plan_for_an_accelerator_is_not_calibrated_here(tmp_path: Path) -> None:
+    workload = digits()
+    bundle = write_bundle(tmp_path / "b", workload, spec=make_spec(workload, device="h100-sxm"))
+    assert {"W-PROMISE-AT-RISK", "missing:calibration"} <= {note.code for note in bundle.notes}
+
+
+def test_a_model_without_batch_axis_is_bundled_and_proves_itself(tmp_path: Path) -> None:
+    class Centred(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - x.mean(0)
+
+    bundle = write_bundle(tmp_path / "b", Workload(Centred(), torch.randn(4, 3)), rate=20, latency_p99_s=1.0)
+    config = load_config(tmp_path / "b")
+    assert (config.batched, config.max_batch_size, config.inputs[0].shape) == (False, 1, (4, 3))
+    assert "W-NOT-BATCHED" in [note.code for note in bundle.notes]
+    assert not [note for note in bundle.notes if note.code == "W-PROMISE-AT-RISK"]
+
+
+def test_labelled_data_fill_up_the_vectors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = (torch.randn(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64))
+    workload = Workload(Digits(), torch.randn(2, 1, 8, 8), data=data, metric=lambda outputs, labels: 0.0)
+    write_bundle(tmp_path / "b", workload, calibrate=False)
+    inputs, _ = load_vectors(tmp_path / "b", load_config(tmp_path / "b"))
+    assert len(inputs[0]) == 22
+
+
+# --- promises, without a server --------------------------------------------------------------------
+
+
+def run_of(**values: float) -> Calibration:
+    units: dict[str, Unit] = calibration.WIDE
+    usual = {"errors": 0.0, "fidelity": 1e-6, "latency_p50": 0.002, "latency_p99": 0.01, "throughput": 100.0, "memory": 8e7, "startup": 1.0}
+    return Calibration(requests_per_s=100, measured={name: number(value, units[name]) for name, value in (usual | values).items()})
+
+
+ASKED = Asked(
+    requests_per_s=number(100, "request/s", source="user"),
+    latency_p99=number(0.05, "s", source="user"),
+    memory_bytes=number(2e8, "B"),
+    startup_time=number(10, "s"),
+)
+FIDELITY = number(1e-6, "ratio")
+
+
+def test_limits_follow_from_the_measurements() -> None:
+    asked = Asked(requests_per_s=ASKED.requests_per_s, latency_p99=None)
+    promises = make_promises(asked, FIDELITY, model_bytes=10, workers=1, calibration=run_of(latency_p99=0.02, startup=4.0))
+    limits = {p.name: p.limit.value for p in promises}
+    assert limits == pytest.approx({"errors": 0, "fidelity": 1.02e-4, "latency_p99": 0.06, "throughput": 97, "memory": 1.2 * 8e7 + 32 * 2**20, "startup": 8.0})
+
+
+def test_the_worse_of_two_fidelities_counts() -> None:
+    promises = make_promises(ASKED, FIDELITY, model_bytes=10, workers=1, calibration=run_of(fidelity=0.01))
+    assert next(p.limit.value for p in promises if p.name == "fidelity") == pytest.approx(0.0201)
+
+
+def test_without_a_measurement_no_latency_is_promised() -> None:
+    asked = Asked(requests_per_s=ASKED.requests_per_s, latency_p99=None)
+    promises = make_promises(asked, FIDELITY, model_bytes=100, workers=2, calibration=None)
+    assert "latency_p99" not in [p.name for p in promises]
+    memory = next(p.limit for p in promises if p.name == "memory")
+    assert (memory.source, memory.value) == ("estimated", 300 * 2**20 + 600)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({}, None),
+        ({"latency_p99": 0.08}, "latency_p99: 80.0 ms were measured where 50.0 ms are asked"),
+        ({"throughput": 60.0}, "throughput: 60 of the promised 97 requests/s"),
+        ({"errors": 3.0}, "errors: 3 requests got no good answer"),
+        ({"memory": 3e8}, "memory: 286 MiB were measured where 191 MiB are asked"),
+        ({"startup": 12.0}, "startup: 12.0 s were measured where 10.0 s are asked"),
+    ],
+)
+def test_a_promise_that_was_not_kept_here_is_kept_and_marked(values: dict[str, float], named: str | None) -> None:
+    run = run_of(**values)
+    promises = make_promises(ASKED, FIDELITY, model_bytes=10, workers=1, calibration=run)
+    notes = risk_notes(ASKED, promises, run)
+    assert next(p.limit for p in promises if p.name == "latency_p99") == ASKED.latency_p99
+    assert [note.code for note in notes] == (["W-PROMISE-AT-RISK"] if named else [])
+    assert named is None or notes[0].text.startswith(named)
+
+
+def test_doubts_of_the_run_are_passed_on() -> None:
+    run = msgspec_replace(run_of(), findings=(Finding(code="W-NOISY", path="", text="busy"),))
+    assert [note.code for note in risk_notes(ASKED, (*make_promises(ASKED, FIDELITY, model_bytes=1, workers=1, calibration=run),), run)] == ["W-NOISY"]
+
+
+def msgspec_replace(value: Any, **fields: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(value, **fields)
+
+
+def test_a_rate_is_halved_until_it_is_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tried: list[float] = []
+
+    def server_of_60_per_s(folder: Path, rate: float) -> Calibration:
+        tried.append(rate)
+        run = run_of(throughput=min(rate, 60))
+        return msgspec_replace(run, requests_per_s=rate)
+
+    monkeypatch.setattr(calibration, "calibrate", server_of_60_per_s)
+    rate, run = find_rate(tmp_path, number(200, "request/s"), latency_limit_s=0.1)
+    assert tried == [200, 100, 50]
+    assert (rate.value, run.requests_per_s, rate.weakest_source) == (50, 50, "measured")
+    assert "halved 2 times" in rate.method
+    with pytest.raises(BundleError, match="did not hold 12.5 requests/s"):
+        find_rate(tmp_path, number(200, "request/s"), latency_limit_s=0.001)
+
+
+def test_a_bundle_that_does_not_start_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "server"
+    broken.mkdir()
+    (broken / "__init__.py").touch()
+    (broken / "__main__.py").write_text("def main(folder): raise SystemExit('error: no such thing')\n")
+    monkeypatch.setattr(writer, "SERVER", broken)
+    with pytest.raises(BundleError, match="error: no such thing"):
+        write_bundle(tmp_path / "b", digits(), rate=10, latency_p99_s=1.0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["server"]
+
+
+def test_names_are_made_of_whatever_a_model_is_called() -> None:
+    assert dns_name("BertModel") == "bertmodel"
+    assert dns_name("My Model (v2)") == "my-model-v2"
+    assert dns_name("模型") == "model"
+    assert len(dns_name("x" * 100)) == 63
+
+
+def test_what_is_asked_goes_before_the_spec(tmp_path: Path) -> None:
+    spec = make_spec(digits(), rate=40, replicas=4)
+    choices = choose("M", spec, None, rate=80, latency_p99_s=0.2, max_batch_size=2, threads=3, name="mine", version="7")
+    assert choices.rate is not None
+    assert choices.latency_p99 is not None
+    assert (choices.rate.value, choices.latency_p99.value, choices.latency_p99.source) == (20, 0.2, "user")
+    assert (choices.max_batch_size, choices.threads, choices.name, choices.version) == (2, 3, "mine", "7")
+
+
+def test_the_written_records_are_records(made: tuple[Any, ...]) -> None:
+    written = json.loads((Path(made[0].folder) / "promises.json").read_text())
+    for promise in written["promises"]:
+        msgspec.convert(promise["limit"], Number)
+    spec = from_json((Path(made[0].folder) / "spec.json").read_bytes(), ServingSpec)
+    assert isinstance(spec.model, ModelInfo)
+    assert spec.replicas.source == "assumed"
+    assert "W-NOT-PLANNED" in [note.code for note in spec.notes]

@@ -1,0 +1,279 @@
+"""Model formats: real exports, judged by the format's own runtime and by readers that nobody here wrote."""
+
+from __future__ import annotations
+
+import copy
+import pickletools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from aimass_lab.errors import BundleError, MissingPackageError, ModelError, UnsupportedError
+from aimass_lab.formats import FORMATS, FormatFile
+from aimass_lab.formats.measure import batch_ladder, measure_format
+from aimass_lab.formats.signature import read_signature, relative_error
+from aimass_lab.workload import as_call
+
+
+class TwoInputs(nn.Module):
+    """Positional arguments in, a dict out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = (self.embed(tokens) * weights.unsqueeze(-1)).mean(1)
+        return {"logits": self.head(hidden), "hidden": hidden}
+
+
+class MixesItems(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
+class Unexportable(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.svd(x)[1]
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(4, 2, -1).sum(1)
+
+
+class Pair(nn.Module):
+    """A tuple out, and batch norm, whose buffers training would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.body(image)
+        return features, features.sum(1)
+
+
+def tiny_bert() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16
+    )
+    ids = torch.randint(0, 60, (3, 8))
+    mask = torch.ones(3, 8, dtype=torch.int64)
+    mask[1, 5:] = 0
+    return transformers.BertModel(config), {"input_ids": ids, "attention_mask": mask}
+
+
+CASES = {
+    "mlp": lambda: (nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(3, 6)),
+    "cnn": lambda: (Pair(), torch.randn(3, 1, 8, 8)),
+    "two inputs": lambda: (TwoInputs(), (torch.randint(0, 50, (3, 7)), torch.rand(3, 7))),
+    "transformer": lambda: (nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1), torch.randn(3, 5, 16)),
+    "bert": tiny_bert,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_computes_what_the_model_computes(format: str, case: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = CASES[case]()
+    model.train()
+    call = as_call(inputs)
+    before = copy.deepcopy(model.state_dict())
+
+    file = FORMATS[format]().export(model, call, tmp_path / "model", max_batch_size=8)
+
+    assert file.batched
+    assert not file.notes
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for batch in (call.with_batch(1), call.with_batch(5)):  # 5 is no size that the exporter or its check saw
+        arrays = {spec.name: t.numpy() for spec, t in zip(file.inputs, batch.tensors(), strict=True)}
+        got = FORMATS[format]().load_and_run(file.path, arrays)
+        with torch.no_grad():
+            outputs = copy.deepcopy(model).eval()(*batch.args, **batch.kwargs)
+        leaves = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs.values() if isinstance(outputs, dict) else outputs)
+        assert len(leaves) == len(file.outputs)
+        for spec, leaf in zip(file.outputs, leaves, strict=True):
+            np.testing.assert_allclose(got[spec.name], leaf.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_names_and_shapes_are_those_of_the_model(tmp_path: Path) -> None:
+    model, inputs = tiny_bert()
+    file = FORMATS["onnx"]().export(model, as_call(inputs), tmp_path / "model.onnx")
+    assert [(s.name, s.dtype, s.shape) for s in file.inputs] == [("input_ids", "int64", (-1, 8)), ("attention_mask", "int64", (-1, 8))]
+    assert [(s.name, s.dtype, s.shape) for s in file.outputs] == [("last_hidden_state", "float32", (-1, 8, 16)), ("pooler_output", "float32", (-1, 16))]
+
+
+def test_the_onnx_file_is_valid_alone_and_tells_nothing_about_this_machine(tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "model.onnx"
+    FORMATS["onnx"]().export(Pair(), as_call(torch.randn(2, 1, 8, 8)), path)
+
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(str(path), load_external_data=False)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx"]
+    content = path.read_bytes()
+    assert str(Path(__file__).parent).encode() not in content
+    assert b"stack_trace" not in content
+    with pytest.raises(ValueError, match="opcode|exhausted|expected"):
+        list(pickletools.genops(content))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "axis", "because"),
+    [
+        (MixesItems(), torch.randn(4, 3), 0, "depends on the other items"),
+        (FixedBatch(), torch.randn(8, 6), 0, "items"),
+        (nn.Linear(3, 3), torch.randn(5, 4, 3), 1, "axis 1"),
+        (TwoInputs(), (torch.randint(0, 50, (4, 7)), torch.rand(1, 7)), 0, "'weights' [1, 7] has no batch axis"),
+    ],
+)
+def test_a_model_without_batch_axis_is_exported_as_it_is_called(model: nn.Module, inputs: object, axis: int, because: str, tmp_path: Path) -> None:
+    call = as_call(inputs, axis)
+    file = FORMATS["onnx"]().export(model, call, tmp_path / "model.onnx", max_batch_size=8)
+    assert not file.batched
+    assert [note.code for note in file.notes] == ["W-NOT-BATCHED"]
+    assert because in file.notes[0].text
+    assert [spec.shape for spec in file.inputs] == [tuple(t.shape) for t in call.tensors()]
+    arrays = {spec.name: t.numpy() for spec, t in zip(file.inputs, call.tensors(), strict=True)}
+    expected = model(*call.args)
+    expected = expected["logits"] if isinstance(expected, dict) else expected
+    got = FORMATS["onnx"]().load_and_run(file.path, arrays)
+    np.testing.assert_allclose(got[file.outputs[0].name], expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_exported_names_the_operator(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnsupportedError, match="linalg_svd") as raised:
+        FORMATS["onnx"]().export(Unexportable(), as_call(torch.randn(2, 4, 4)), tmp_path / "model.onnx")
+    assert "technique 'none'" in str(raised.value)
+    assert "stack" not in capfd.readouterr().err.lower()
+
+
+def test_bfloat16_is_refused_with_what_can_be_bundled(tmp_path: Path) -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4).bfloat16()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.bfloat16()).float()
+
+    with pytest.raises(UnsupportedError, match="ONNX Runtime cannot run") as raised:
+        FORMATS["onnx"]().export(Inside(), as_call(torch.randn(2, 4)), tmp_path / "model.onnx")
+    assert "bfloat16" in (raised.value.help or "")
+    with pytest.raises(UnsupportedError, match="'input' is bfloat16"):
+        FORMATS["onnx"]().export(nn.Linear(4, 4).bfloat16(), as_call(torch.randn(2, 4).bfloat16()), tmp_path / "model.onnx")
+
+
+def test_a_model_beyond_the_size_of_one_file_is_refused_before_exporting(tmp_path: Path) -> None:
+    class Huge(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    model = Huge(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight = nn.Parameter(torch.empty(2**29 + 1, 1, device="meta"), requires_grad=False)
+    with pytest.raises(UnsupportedError, match="2 GiB"):
+        FORMATS["onnx"]().export(model, as_call(torch.randn(2, 3)), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_export_is_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    onnx_format = FORMATS["onnx"]
+    write = onnx_format._write
+
+    def sabotage(self, model, call, signature, path):  # type: ignore[no-untyped-def]
+        write(self, model, call, signature, path)
+        proto = onnx.load(str(path))
+        weight = proto.graph.initializer[0]
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+        onnx.save(proto, str(path))
+
+    monkeypatch.setattr(onnx_format, "_write", sabotage)
+    with pytest.raises(BundleError, match=r"relative error of 0\.0\d+ in ONNX Runtime"):
+        onnx_format().export(nn.Linear(6, 3, bias=False), as_call(torch.randn(2, 6)), tmp_path / "model.onnx")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FORMATS["onnx"], "requires", ("no_such_package",))
+    with pytest.raises(MissingPackageError, match="no_such_package"):
+        FORMATS["onnx"]().export(nn.Linear(2, 2), as_call(torch.randn(2, 2)), tmp_path / "model.onnx")
+
+
+def test_a_model_without_tensor_outputs_is_refused() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: torch.Tensor) -> str:
+            return "nothing"
+
+    with pytest.raises(ModelError, match="no tensor"):
+        read_signature(Nothing(), as_call(torch.randn(2, 2)))
+
+
+def test_relative_error_is_that_of_the_definition() -> None:
+    reference = np.array([3.0, 4.0], np.float32)
+    assert relative_error(reference, reference) == 0
+    assert relative_error(reference, reference + np.float32([0, 0.5])) == pytest.approx(0.1)
+    assert relative_error(np.zeros(2), np.array([0.0, 0.25])) == 0.25
+    assert relative_error(reference, np.array([3.0, np.nan])) == float("inf")
+    assert relative_error(reference, reference[:1]) == float("inf")
+
+
+def test_the_ladder_ends_at_the_limit() -> None:
+    assert batch_ladder(1) == [1]
+    assert batch_ladder(8) == [1, 2, 4, 8]
+    assert batch_ladder(12) == [1, 2, 4, 8, 12]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, FormatFile]:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    file = FORMATS["onnx"]().export(model, as_call(torch.randn(2, 64)), tmp_path_factory.mktemp("f") / "model.onnx")
+    return model, file
+
+
+def test_measuring_gives_a_point_per_batch_size_and_leaves_torch_as_it_was(exported: tuple[nn.Module, FormatFile]) -> None:
+    model, file = exported
+    threads = torch.get_num_threads()
+    points, _ = measure_format(file, model, as_call(torch.randn(2, 64)), max_batch_size=4, threads=1, budget_s=0.6)
+    assert [p.batch_size for p in points] == [1, 2, 4]
+    assert torch.get_num_threads() == threads
+    for point in points:
+        assert point.latency_p50.source == "measured"
+        assert "ONNX Runtime, 1 thread," in point.latency_p50.method
+        assert point.throughput.value == pytest.approx(point.batch_size / point.latency_p50.value)
+        assert point.latency_p50.value <= point.latency_p99.value
+
+
+def test_a_format_that_is_slower_than_torch_is_called_so(exported: tuple[nn.Module, FormatFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    model, file = exported
+    load = FORMATS["onnx"].open
+
+    def slow(self, path, *, threads=1):  # type: ignore[no-untyped-def]
+        runner = load(self, path, threads=threads)
+        return lambda inputs: (time.sleep(0.02), runner(inputs))[1]
+
+    monkeypatch.setattr(FORMATS["onnx"], "open", slow)
+    _, notes = measure_format(file, model, as_call(torch.randn(2, 64)), max_batch_size=1, threads=1, budget_s=1.0)
+    assert "W-FORMAT-SLOWER" in [note.code for note in notes]
+
+
+def test_batches_that_do_not_fit_into_the_time_are_named(exported: tuple[nn.Module, FormatFile]) -> None:
+    model, file = exported
+    points, notes = measure_format(file, model, as_call(torch.randn(2, 64)), max_batch_size=8, threads=1, budget_s=0.0)
+    assert [p.batch_size for p in points] == [1]
+    assert "2, 4, 8" in next(note.text for note in notes if note.code == "missing:batch-sizes")

@@ -1,0 +1,657 @@
+"""Profiles: what they measure, and that the model never notices."""
+
+import random
+import sys
+import time
+import warnings
+
+import msgspec
+import pytest
+import torch
+from models import (
+    RUNNABLE,
+    BranchingModel,
+    MutatingModel,
+    NaNModel,
+    RaisingModel,
+    TiedModel,
+    TinyCNN,
+    TinyLSTM,
+    TinyMLP,
+    TinyTransformer,
+    assert_same,
+    features,
+    ids,
+    snapshot,
+)
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from aimass_lab.errors import DoesNotFitError, InputError, ModelError, UnsupportedError
+from aimass_lab.profiling import bottleneck, profile_callable, profile_model
+from aimass_lab.profiling.bottleneck import Rates, say_what_binds, split_time
+from aimass_lab.profiling.law import fit_batch_law
+from aimass_lab.profiling.memory import peak_of_call
+from aimass_lab.profiling.modules import ModuleTimer
+from aimass_lab.profiling.trace import Row, Trace, trace_call
+from aimass_lab.records import Number, Profile, from_json, to_json
+from aimass_lab.workload import Workload, as_call
+
+CPU = torch.device("cpu")
+
+
+def profiled(model, inputs, **options):
+    return profile_model(Workload(model, inputs), **{"budget_s": 0.2, "ladder": [], **options})
+
+
+# --- the profile
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_profile_leaves_the_model_as_it_was(name, training):
+    make, inputs = RUNNABLE[name]
+    model = make().train(training)
+    for i, p in enumerate(model.parameters()):
+        p.grad = torch.full_like(p, float(i))
+    handle = model.register_forward_hook(lambda module, args, output: None)
+    call = inputs()
+    random.seed(5)
+    before = snapshot(model)
+    profile = profiled(model, call, ladder=[1, 4])
+    assert_same(before, snapshot(model))
+    handle.remove()
+    assert profile.latency_p50.value > 0
+    assert training == any(note.code == "W-TRAINING-MODE" for note in profile.notes)
+
+
+def test_the_numbers_agree_with_one_another():
+    profile = profiled(TinyTransformer(), ids(4), ladder=[1, 2, 8])
+    assert [point.batch_size for point in profile.ladder] == [1, 2, 4, 8]
+    assert profile.latency_p50.value <= profile.latency_p95.value <= profile.latency_p99.value
+    assert profile.throughput.value == pytest.approx(4 / profile.latency_p50.value)
+    assert profile.throughput.interval[0] <= profile.throughput.value <= profile.throughput.interval[1]
+    split = profile.weight_bytes.value + profile.activation_peak_bytes.value + profile.other_memory_bytes.value
+    assert profile.peak_memory_bytes.value == split
+    assert profile.flops_per_s.value == pytest.approx(profile.flops.value / profile.latency_p50.value)
+    assert sum(m.share.value for m in profile.modules) == pytest.approx(1, abs=0.5)
+    assert profile.peak_memory_bytes.weakest_source == "measured"
+    assert {n.environment for n in (profile.latency_p50, profile.peak_memory_bytes, profile.first_call)} == {profile.environment.id}
+    assert profile.process_memory_bytes.value > profile.peak_memory_bytes.value
+
+
+def test_a_profile_survives_json():
+    profile = profiled(TinyMLP(), features())
+    assert from_json(to_json(profile), Profile) == profile
+
+
+def test_requested_batch_comes_from_repeating_the_inputs():
+    profile = profiled(TinyMLP(), features(2), batch_size=16)
+    assert profile.batch_size == 16
+    assert [point.batch_size for point in profile.ladder] == [16]
+
+
+def test_default_ladder_grows_in_powers_of_two():
+    profile = profiled(TinyMLP(), features(3), ladder=None, budget_s=1.0)
+    sizes = [point.batch_size for point in profile.ladder]
+    assert 3 in sizes
+    assert all(size == 3 or size & (size - 1) == 0 for size in sizes)
+    assert len(sizes) > 2
+
+
+def test_memory_of_a_profile_is_what_the_tensors_need():
+    # x (2 x 8), then the first layer's 2 x 16 result and its ReLU alive together
+    profile = profiled(TinyMLP(), features(2))
+    assert profile.activation_peak_bytes.value == 2 * 2 * 16 * 4
+    assert profile.weight_bytes.value == (8 * 16 + 16 + 16 * 3 + 3) * 4
+    assert profile.other_memory_bytes.value >= 2 * 8 * 4
+
+
+def test_allocator_peak_counts_every_allocation_of_the_call():
+    def call():
+        a = torch.empty(1000)
+        b = a + a
+        del a
+        return b * b  # b and its square: two live at once, as a and b before
+
+    assert peak_of_call(call, CPU) == 8000
+
+
+def test_stderr_stays_clean_while_memory_is_read(capfd):
+    peak_of_call(lambda: torch.empty(10), CPU)
+    print("still here", file=sys.stderr)
+    captured = capfd.readouterr()
+    assert "profiler" not in captured.err
+    assert "still here" in captured.err
+
+
+def test_a_profile_inside_another_profiler_does_without_the_allocator():
+    with torch.autograd.profiler.profile():
+        profile = profiled(TinyMLP(), features())
+    assert profile.peak_memory_bytes.weakest_source == "estimated"
+    assert any(note.code == "missing:allocator" for note in profile.notes)
+
+
+def test_nan_outputs_are_noted():
+    notes = profiled(NaNModel(), features(2)).notes
+    assert any(note.code == "W-NAN" and "2 of 6" in note.text for note in notes)
+
+
+def test_a_model_that_raises_is_a_model_error_with_its_message():
+    with pytest.raises(ModelError, match="this model never works"):
+        profiled(RaisingModel(), features())
+
+
+def test_wrong_shapes_are_a_model_error_with_the_shapes():
+    with pytest.raises(ModelError, match=r"float32\[2, 9\]"):
+        profiled(TinyMLP(), features(2, 9))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, True, 2.0, "4"])
+def test_a_batch_size_must_be_a_positive_integer(batch_size):
+    with pytest.raises(InputError, match="positive integer"):
+        profiled(TinyMLP(), features(), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("budget_s", [0, -1, float("nan"), float("inf")])
+def test_a_budget_must_be_a_time(budget_s):
+    with pytest.raises(InputError, match="budget"):
+        profiled(TinyMLP(), features(), budget_s=budget_s)
+
+
+def test_a_model_without_weights_in_memory_cannot_be_profiled():
+    with torch.device("meta"):
+        model = TinyMLP()
+    with pytest.raises(UnsupportedError, match="meta"):
+        profiled(model, features().to("meta"))
+
+
+def test_inputs_without_a_batch_axis_give_no_ladder():
+    class Scalar(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    profile = profiled(Scalar(), torch.tensor(1.0), ladder=[1, 2])
+    assert [point.batch_size for point in profile.ladder] == [1]
+    assert any(note.code == "W-LADDER" and "batch axis" in note.text for note in profile.notes)
+
+
+def test_the_ladder_ends_where_the_model_raises():
+    class Fixed(TinyMLP):
+        def forward(self, x):
+            return super().forward(x.reshape(4, 8)) if len(x) <= 4 else super().forward(x.reshape(7, 8))
+
+    profile = profiled(Fixed(), features(4), ladder=[4, 8])
+    assert [point.batch_size for point in profile.ladder] == [4]
+    assert any("before batch 8" in note.text for note in profile.notes)
+
+
+def test_a_model_that_needs_autograd_is_measured_without_inference_mode():
+    class Versioned(TinyMLP):
+        def forward(self, x):
+            y = super().forward(x)
+            y._version  # inference tensors have none  # noqa: B018
+            return y
+
+    profile = profiled(Versioned(), features())
+    assert any(note.code == "W-NO-INFERENCE-MODE" for note in profile.notes)
+
+
+class Wide(nn.Module):
+    """Needs four terabytes for one item."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return (x.expand(len(x), 10**12) * self.scale).sum(1, keepdim=True)
+
+
+def test_what_cannot_fit_is_refused_before_it_runs():
+    model = Wide()
+    started = time.monotonic()
+    with pytest.raises(DoesNotFitError, match=r"does not fit.*TiB"):
+        profiled(model, torch.ones(1, 1))
+    assert time.monotonic() - started < 30  # a run would touch terabytes first
+
+
+def test_the_refusal_names_a_batch_that_fits():
+    class Steep(nn.Module):
+        def forward(self, x):
+            return x.expand(len(x), 10**8) * 2
+
+    with pytest.raises(DoesNotFitError) as caught:
+        profiled(Steep(), torch.ones(1, 1), batch_size=10_000)
+    assert "a batch of" in caught.value.help
+
+
+def test_forced_it_fails_and_everything_is_as_before():
+    model = Wide()
+    before = snapshot(model)
+    with pytest.raises(DoesNotFitError, match="out of memory"):
+        profiled(model, torch.ones(1, 1), force=True)
+    assert_same(before, snapshot(model))
+    assert model.scale.item() == 1
+    assert torch.empty(2**20).numel() == 2**20
+
+
+def test_an_error_of_memory_lets_go_of_the_tensors_that_filled_it():
+    import gc
+    import weakref
+
+    alive = []
+
+    class Hoarder(nn.Module):
+        def forward(self, x):
+            hoard = x + 1
+            alive.append(weakref.ref(hoard))
+            return hoard.expand(1, 10**13).contiguous()
+
+    with pytest.raises(DoesNotFitError) as caught:
+        profiled(Hoarder(), torch.ones(1, 1), force=True)
+    gc.collect()
+    assert alive
+    assert all(ref() is None for ref in alive), caught.value
+
+
+class Interrupting(TinyMLP):
+    """The user presses stop during call number `at`."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = [at]
+
+    def forward(self, x):
+        if not isinstance(x, torch._subclasses.FakeTensor):
+            ticker.append(1)
+            if len(ticker) == self.at[0]:
+                raise KeyboardInterrupt
+        return super().forward(x)
+
+
+ticker = []
+
+
+def test_an_interrupt_after_the_first_latency_keeps_what_is_there():
+    ticker.clear()
+    model = Interrupting(at=8)
+    before = snapshot(model)
+    profile = profiled(model, features(), ladder=[1, 2, 4])
+    assert_same(before, snapshot(model))
+    assert any(note.code == "W-INTERRUPTED" for note in profile.notes)
+    assert 1 <= profile.latency_p50.n < 8
+
+
+def test_an_interrupt_before_the_first_latency_interrupts():
+    ticker.clear()
+    model = Interrupting(at=2)
+    before = snapshot(model)
+    with pytest.raises(KeyboardInterrupt):
+        profiled(model, features())
+    assert_same(before, snapshot(model))
+
+
+def test_progress_goes_from_nothing_to_all():
+    told = []
+    profiled(TinyMLP(), features(), ladder=[1, 4], progress=lambda share, text: told.append((share, text)))
+    shares = [share for share, _ in told]
+    assert (shares[0], shares[-1]) == (0, 1)
+    assert shares == sorted(shares)
+    assert any("batch 4" in text for _, text in told)
+
+
+def test_other_load_makes_times_doubtful_and_leaves_sizes_alone(monkeypatch):
+    from aimass_lab.environment import LoadMeter
+
+    monkeypatch.setattr(LoadMeter, "noisy", property(lambda self: True))
+    monkeypatch.setattr(LoadMeter, "foreign_cores", 1.5)
+    monkeypatch.setattr(LoadMeter, "__exit__", lambda self, *exc: None)
+    profile = profiled(TinyMLP(), features())
+    assert profile.latency_p50.quality == profile.throughput.quality == profile.modules[0].self_time.quality == "noisy"
+    assert profile.peak_memory_bytes.quality == profile.weight_bytes.quality == "ok"
+    assert any(note.code == "W-NOISY" and "1.5 of" in note.text for note in profile.notes)
+
+
+# --- time by module
+
+
+def test_module_times_add_up():
+    class Slow(nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+            return x
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Slow()
+
+        def forward(self, x):
+            time.sleep(0.01)
+            return self.inner(self.inner(x))
+
+    profile = profiled(Outer(), features())
+    by_name = {m.name: m for m in profile.modules}
+    assert by_name["inner"].calls == 2
+    assert by_name["inner"].self_time.value >= 0.04
+    assert by_name[""].total_time.value >= by_name["inner"].total_time.value + 0.01
+    assert by_name[""].self_time.value == pytest.approx(by_name[""].total_time.value - by_name["inner"].total_time.value, rel=0.05)
+    assert profile.host_residual == by_name[""].self_time
+    assert profile.modules[0].name == "inner"
+
+
+def test_a_module_within_itself_counts_its_total_once():
+    model = TiedModel().eval()
+    with ModuleTimer(CPU) as timer:
+        model(ids())
+    times = timer.totals()
+    step, root = times[id(model.step)], times[id(model)]
+    assert step.calls == 3
+    assert step.total_s <= root.total_s
+    assert sum(t.self_s for t in times.values()) == pytest.approx(root.total_s)
+
+
+def test_modules_of_other_threads_are_not_counted():
+    import threading
+
+    model = TinyMLP()
+    with ModuleTimer(CPU) as timer:
+        thread = threading.Thread(target=lambda: model(features()))
+        thread.start()
+        thread.join()
+    assert timer.spans == []
+
+
+# --- the pass over shapes
+
+
+def flops_by_torch(model, call):
+    counter = FlopCounterMode(display=False)
+    # The MATH backend is made of matrix products, which torch's counter knows; it misses the CPU's fused attention.
+    with counter, torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(*call.args, **call.kwargs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer", "dict", "tied", "nan"])
+def test_flops_agree_with_torch_on_a_real_run(name):
+    make, inputs = RUNNABLE[name]
+    model, call = make().eval(), as_call(inputs())
+    trace = trace_call(model, call)
+    assert not trace.ran
+    assert not trace.uncovered
+    assert trace.flops == flops_by_torch(model, call) > 0
+
+
+def test_flops_of_layers_by_hand():
+    linear = trace_call(nn.Linear(7, 5), as_call(torch.ones(3, 7)))
+    assert linear.flops == 2 * 3 * 7 * 5
+    convolution = trace_call(nn.Conv2d(4, 6, 3, padding=1, groups=2), as_call(torch.ones(2, 4, 10, 10)))
+    assert convolution.flops == 2 * (2 * 10 * 10) * 6 * (4 // 2) * 9
+
+
+def test_flops_of_a_transformer_in_closed_form():
+    batch, length, width, layers = 3, 10, 32, 2
+    trace = trace_call(TinyTransformer(width=width, layers=layers), as_call(ids(batch, length)))
+    weights = 12 * width * width  # qkv, output projection, two of four widths
+    assert trace.flops == layers * (2 * batch * length * weights + 4 * batch * length * length * width)
+
+
+def test_flops_of_an_lstm_in_closed_form():
+    trace = trace_call(TinyLSTM(), as_call(torch.ones(3, 5, 8)))
+    gates = 4 * 16
+    assert trace.flops == 2 * 3 * 5 * (gates * (8 + 16) + gates * (16 + 16))
+
+
+def test_flops_of_grouped_query_attention():
+    class Grouped(nn.Module):
+        def forward(self, q, k):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, k, enable_gqa=True)
+
+    trace = trace_call(Grouped(), as_call((torch.ones(2, 8, 6, 16), torch.ones(2, 2, 9, 16))))
+    assert trace.flops == 4 * 2 * 8 * 6 * 9 * 16
+
+
+def test_torch_s_own_encoder_layer_is_not_free():
+    width, batch, length, hidden = 16, 2, 6, 32
+    layer = nn.TransformerEncoderLayer(width, 2, hidden, batch_first=True)
+    trace = trace_call(layer, as_call(torch.randn(batch, length, width)))
+    matrices = 4 * width * width + 2 * width * hidden
+    assert trace.flops == 2 * batch * length * matrices + 4 * batch * length * length * width
+    assert trace.slow_path
+
+
+def test_int8_modules_have_flops():
+    from torch.ao.nn.quantized.dynamic import Linear  # what torch.ao.quantization makes of nn.Linear
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its own quantised tensors deprecated
+        model = nn.Sequential(Linear(8, 4))
+        trace = trace_call(model, as_call(features(3)))
+    assert trace.flops == 2 * 3 * 8 * 4
+
+
+def test_torchao_tensors_unfold_into_the_operators_that_run():
+    torchao = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(64, 32))
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig(version=2))
+    trace = trace_call(model, as_call(torch.randn(3, 64)))
+    assert trace.flops >= 2 * 3 * 64 * 32
+
+
+def test_an_operator_without_formula_is_listed_not_forgotten():
+    @torch.library.custom_op("aimass_test::mystery", mutates_args=())
+    def mystery(x: torch.Tensor) -> torch.Tensor:
+        return x @ x.T
+
+    @mystery.register_fake
+    def _(x):
+        return x.new_empty(len(x), len(x))
+
+    class Mystery(nn.Module):
+        def forward(self, x):
+            return mystery(x)
+
+    trace = trace_call(Mystery(), as_call(torch.ones(3, 4)))
+    assert trace.uncovered == {"aimass_test::mystery": 1}
+
+
+@pytest.mark.parametrize("name", ["mlp", "transformer", "dict", "tied"])
+def test_activation_peak_is_what_the_allocator_saw(name):
+    make, inputs = RUNNABLE[name]
+    model, call = make().eval(), as_call(inputs())
+    trace = trace_call(model, call)
+    with torch.inference_mode():
+        model(*call.args, **call.kwargs)
+        seen = peak_of_call(lambda: model(*call.args, **call.kwargs), CPU)
+    assert trace.activation_peak_bytes <= seen <= trace.activation_bound_bytes
+    if name == "transformer":
+        assert trace.activation_peak_bytes == pytest.approx(seen, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["cnn", "lstm", "encoder"])
+def test_workspaces_stay_below_their_bound(name):
+    make, inputs = RUNNABLE[name]
+    model, call = make().eval(), as_call(inputs()).with_batch(8)
+    trace = trace_call(model, call)
+    with torch.inference_mode():
+        seen = peak_of_call(lambda: model(*call.args, **call.kwargs), CPU)
+    assert 0 < seen <= trace.activation_bound_bytes
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_trace_leaves_the_model_as_it_was(name):
+    make, inputs = RUNNABLE[name]
+    model, call = make().train(), as_call(inputs())
+    before = snapshot(model)
+    trace_call(model, call)
+    assert_same(before, snapshot(model))
+
+
+def test_data_dependent_control_flow_falls_back_to_a_real_call():
+    trace = trace_call(BranchingModel(), as_call(features(2)))
+    assert trace.ran
+    assert trace.why_ran
+    assert trace.flops == 2 * 2 * (8 * 16 + 16 * 3)
+    with pytest.raises(ModelError, match="without running it"):
+        trace_call(BranchingModel(), as_call(features(2)), may_run=False)
+
+
+def test_both_passes_give_the_same_rows():
+    model = TinyTransformer().eval()
+
+    class Stubborn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            if x.sum() > -1:
+                return self.model(x)
+            return x
+
+    fake, real = trace_call(model, as_call(ids())), trace_call(Stubborn(), as_call(ids()))
+    assert real.ran
+    kept = [row for row in real.rows if row.scope != ("",)]
+    assert [(r.op, r.flops, r.bytes_read, r.bytes_written) for r in kept] == [(r.op, r.flops, r.bytes_read, r.bytes_written) for r in fake.rows]
+
+
+def test_a_meta_model_is_traced_as_one_in_memory():
+    with torch.device("meta"):
+        empty = TinyTransformer()
+    full = TinyTransformer()
+    a, b = trace_call(empty, as_call(ids().to("meta"))), trace_call(full, as_call(ids()))
+    assert (a.flops, a.bytes_moved, a.activation_peak_bytes, a.weight_bytes) == (b.flops, b.bytes_moved, b.activation_peak_bytes, b.weight_bytes)
+
+
+def test_a_compiled_model_is_followed_through():
+    model = TinyMLP()
+    trace = trace_call(torch.compile(model, backend="eager"), as_call(features(2)))
+    assert trace.flops == trace_call(model, as_call(features(2))).flops
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer", "dict", "lstm"])
+def test_the_batch_law_is_exact(name):
+    make, inputs = RUNNABLE[name]
+    model, call = make().eval(), as_call(inputs())
+    law = fit_batch_law(model, call)
+    for batch in (5, 32):
+        trace = trace_call(model, call, batch_size=batch)
+        assert law.activation_peak_bytes(batch) == trace.activation_peak_bytes
+        assert law.peak_bytes(batch) == trace.weight_bytes + trace.input_bytes + trace.activation_peak_bytes
+        assert law.bound_bytes(batch) == pytest.approx(trace.weight_bytes + trace.input_bytes + trace.activation_bound_bytes, abs=2)
+    limit = law.peak_bytes(20) + 1
+    assert law.largest_batch(limit, bound=False) == 20
+    assert law.largest_batch(law.peak_bytes(1) / 2, bound=False) == 0
+
+
+# --- what binds
+
+
+def test_rates_are_measured_once_and_again_after_a_noisy_look(monkeypatch):
+    looks = []
+    real = bottleneck._probe
+    monkeypatch.setattr(bottleneck, "_probe", lambda *args: looks.append(1) or real(*args))
+    monkeypatch.setattr(bottleneck, "_known_rates", {})
+    monkeypatch.setattr(bottleneck, "PROBE_S", 0.01)
+    monkeypatch.setattr(bottleneck.LoadMeter, "noisy", property(lambda self: len(looks) == 1))
+    first = bottleneck.measure_rates(CPU, torch.float32)
+    second = bottleneck.measure_rates(CPU, torch.float32)
+    assert (first.flops_per_s.quality, second.flops_per_s.quality) == ("noisy", "ok")
+    assert second.flops_per_s.value >= first.flops_per_s.value
+    assert second.overhead.value <= first.overhead.value
+    assert bottleneck.measure_rates(CPU, torch.float32) is second
+    assert len(looks) == 2
+    assert second.flops_per_s.value > 1e8
+    assert second.memory_bytes_per_s.value > 1e8
+    assert 1e-8 < second.overhead.value < 1e-2
+
+
+def rates(flops_per_s, bytes_per_s, overhead_s, quality="ok"):
+    def number(value, unit):
+        return Number(value=value, unit=unit, source="measured", method="given", quality=quality)
+
+    return Rates(number(flops_per_s, "FLOP/s"), number(bytes_per_s, "B/s"), number(overhead_s, "s"))
+
+
+def trace_of(*rows):
+    return Trace(tuple(Row("aten::mm", (), "formula", f, b, 0, 0, 0) for f, b in rows), 1, 0, 0, (), False)
+
+
+def test_split_is_a_roofline_per_operator():
+    split = split_time(trace_of((100, 10), (10, 100)), flops_per_s=10, bytes_per_s=5, overhead_s=0.5)
+    assert (split.compute_s, split.memory_s, split.overhead_s) == (10, 20, 1)
+
+
+def test_the_sentence_on_what_binds_has_the_figures():
+    compute = say_what_binds(trace_of((22.4e9, 1e6)), rates(258e9, 10e9, 1e-6), 0.107)
+    assert compute == "compute-bound: 22.4 GFLOP in 107 ms is 209 GFLOP/s, 81% of the 258 GFLOP/s that matrix products reach here"
+    assert say_what_binds(trace_of((1e6, 10e9)), rates(1e12, 10e9, 1e-6), 2.0).startswith("memory-bound: operators move 9.31 GiB in 2.00 s")
+    assert say_what_binds(trace_of((1, 1)), rates(1e12, 1e12, 1e-3), 2e-3).startswith("overhead-bound: starting 1 operators")
+    assert say_what_binds(trace_of((1e9, 1)), rates(1e12, 1e12, 1e-6), 1.0).startswith("no single limit found")
+    assert "more than the" in say_what_binds(trace_of((2e9, 1)), rates(1e9, 1e12, 1e-6), 1.0)
+    assert "busy machine" in say_what_binds(trace_of((1e9, 1)), rates(1e9, 1e12, 1e-6, quality="noisy"), 1.0)
+
+
+# --- cells
+
+
+def test_a_cell_is_run_exactly_once_and_its_models_are_seen():
+    model, calls = TinyMLP(), []
+
+    def cell():
+        calls.append(1)
+        model(features())
+        model(features())
+
+    record = profile_callable(cell, label="cell [1]")
+    assert calls == [1]
+    assert record.raised is None
+    assert {m.name: m.calls for m in record.modules} == {"TinyMLP": 2, "TinyMLP.first": 2, "TinyMLP.second": 2}
+    inside = next(m for m in record.modules if m.name == "TinyMLP").total_time.value
+    assert record.outside_modules.value == pytest.approx(record.wall_time.value - inside)
+    assert msgspec.json.decode(to_json(record))["record"] == "cell_profile"
+
+
+def test_a_cell_that_raises_is_reported_with_what_ran():
+    def cell():
+        TinyMLP()(features())
+        raise ValueError("halfway")
+
+    before = dict(torch.nn.modules.module._global_forward_hooks)
+    record = profile_callable(cell, label="cell [2]")
+    assert record.raised == "ValueError: halfway"
+    assert record.modules
+    assert torch.nn.modules.module._global_forward_hooks == before
+    assert any(note.code == "W-RAISED" for note in record.notes)
+
+
+def test_a_cell_s_memory_peak_and_growth():
+    kept = []
+
+    def cell():
+        block = bytearray(64 * 2**20)
+        time.sleep(0.05)
+        del block
+        kept.append(torch.ones(16 * 2**20, dtype=torch.uint8))
+
+    record = profile_callable(cell, label="cell [3]")
+    assert record.peak_memory_bytes.value >= 64 * 2**20
+    assert record.memory_growth_bytes.value > 8 * 2**20
+    assert any(note.code == "missing:modules" for note in record.notes)
+
+
+def test_two_models_of_one_class_keep_their_names_apart():
+    first, second = TinyCNN().eval(), TinyCNN().eval()
+    image = torch.ones(1, 1, 8, 8)
+    record = profile_callable(lambda: (first(image), second(image)), label="cell [4]")
+    assert {"TinyCNN", "TinyCNN#2", "TinyCNN.head", "TinyCNN#2.head"} <= {m.name for m in record.modules}
+
+
+def test_the_mutating_fixture_really_mutates():
+    model = MutatingModel()
+    before = snapshot(model)
+    model(features())
+    with pytest.raises(AssertionError):
+        assert_same(before, snapshot(model))

@@ -1,0 +1,296 @@
+"""A study: the verbs on one real model, what is kept, and everything a user can do wrong on the way."""
+
+import gc
+import json
+import warnings
+import weakref
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from aimass_lab import Study, Workload, check
+from aimass_lab.errors import BundleError, DoesNotFitError, InputError, ModelError, StoreError
+from aimass_lab.records import Bundle, Demand, Plan, Profile, SearchResult, ServingSpec, TrialResult
+from aimass_lab.store import Store
+from aimass_lab.study import StoreWarning, make_target
+
+
+class Net(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(8, width), nn.BatchNorm1d(width), nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.norm(self.first(x))))
+
+
+@pytest.fixture
+def study():
+    torch.manual_seed(0)
+    return Study(Net().eval(), torch.randn(4, 8))
+
+
+def state(model):
+    """Everything about a model that a measurement might change."""
+    return (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [parameter.grad for parameter in model.parameters()],
+        [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
+        torch.get_rng_state(),
+    )
+
+
+def assert_same_state(model, before):
+    after = state(model)
+    assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
+    assert before[1:4] == after[1:4]
+    assert torch.equal(before[4], after[4])
+
+
+def test_every_verb_leaves_the_model_as_it_was(study, tmp_path):
+    study.model.train()
+    before = state(study.model)
+    study.profile(seconds=0.3)
+    study.demand()
+    study.trial("bf16", seconds=0.3)
+    study.search(technique=("none", "channels_last"), seconds=1)
+    study.plan(rate=100, p99="50ms")
+    study.spec(rate=100, p99="50ms")
+    study.bundle(out=str(tmp_path / "bundle"))
+    assert_same_state(study.model, before)
+
+
+def test_what_was_found_is_kept_in_order_and_in_the_history(study):
+    study.demand()
+    study.profile(seconds=0.3)
+    study.trial("none", seconds=0.3)
+    plan = study.plan(rate=100, p99="50ms")
+    kinds = [Demand, Profile, TrialResult, Plan]
+    assert [type(result) for result in study.results] == kinds
+    runs = study.store.runs()
+    assert [run.verb for run in runs] == ["plan", "trial", "profile", "demand"]
+    assert study.store.get(runs[0].id)[1] == plan
+
+
+def test_a_plan_uses_the_profile_that_is_there_and_makes_one_if_none_is(study):
+    study.plan(rate=100, p99="50ms")
+    study.plan(rate=200, p99="50ms")
+    assert [type(result).__name__ for result in study.results] == ["Profile", "Plan", "Plan"]
+
+
+def test_a_spec_for_the_same_target_is_about_the_same_plan(study):
+    plan = study.plan(rate=100, p99="50ms")
+    spec = study.spec(rate=100, p99="50ms")
+    assert isinstance(spec, ServingSpec)
+    assert (spec.replicas.value, spec.max_batch_size.value) == (plan.replicas.value, plan.max_batch_size.value)
+    assert sum(isinstance(result, Plan) for result in study.results) == 1
+
+
+def test_a_target_that_cannot_be_held_gives_no_spec_but_says_what_binds(study):
+    with pytest.raises(InputError, match="not feasible"):
+        study.spec(rate=100, p99="1ns")
+
+
+def test_a_spec_is_written_where_it_is_asked_for(study, tmp_path):
+    study.spec(rate=100, p99="50ms", out=str(tmp_path / "manifests"))
+    assert list((tmp_path / "manifests").rglob("*.yaml"))
+    assert check(str(tmp_path / "manifests")).passed
+
+
+def test_devices_that_are_not_here_are_planned_with_estimates_and_say_so(study):
+    plan = study.plan(rate=100, p99="50ms", device=("l4",))
+    assert plan.device == "l4"
+    assert plan.latency_p99.weakest_source in ("estimated", "assumed", "datasheet")
+    measured = study.plan(rate=100, p99="50ms")
+    assert measured.device == "cpu"
+
+
+# --- variants -------------------------------------------------------------------------------
+
+
+def test_a_variant_can_be_called_like_the_model_and_undo_gives_its_memory_back(study):
+    study.trial("bf16", seconds=0.3)
+    x = study.workload.call.args[0]
+    assert study.variants == ("bf16",)
+    assert torch.allclose(study.variant("bf16")(x).float(), study.model(x), atol=0.05)
+    copy = weakref.ref(study.variant("bf16"))
+    assert study.undo() == "bf16"
+    gc.collect()
+    assert copy() is None
+    assert study.undo() is None
+    with pytest.raises(InputError, match="was not tried"):
+        study.variant("bf16")
+
+
+def test_a_search_finds_what_is_there_and_names_the_best(study):
+    result = study.search(technique=("none", "channels_last"), batch=(1, 4), seconds=3)
+    assert isinstance(result, SearchResult)
+    tried = {(trial.setting.technique, trial.batch_size) for trial in result.trials}
+    assert tried <= {(t, b) for t in ("none", "channels_last") for b in (1, 4)}
+    assert len(tried) + len(result.failures) >= 2
+
+
+# --- what can go wrong ----------------------------------------------------------------------
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_anything_is_allocated(study):
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(DoesNotFitError, match="does not fit|needs"):
+        study.profile(batch=2**40)
+    assert psutil.Process().memory_info().rss - before < 200 * 2**20
+    demand = study.demand(batch=2**40)
+    assert demand.fits is False
+
+
+class Hungry(nn.Module):
+    """Needs far more memory than there is, from the second item on, and not before it is really called."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        if len(x) > 1:
+            torch.empty(2**50, dtype=torch.uint8)
+        return self.linear(x)
+
+
+def test_a_batch_that_is_forced_fails_and_the_model_still_works():
+    study = Study(Hungry(), torch.randn(1, 4))
+    study.profile(seconds=0.3)
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(DoesNotFitError):
+        study.profile(batch=2, force=True)
+    gc.collect()
+    assert psutil.Process().memory_info().rss - before < 100 * 2**20
+    assert study.model(torch.randn(1, 4)).shape == (1, 4)
+
+
+def test_wrong_shapes_name_the_shapes(study):
+    with pytest.raises(ModelError, match=r"float32\[2, 9\].*2x9 and 8x32"):
+        Study(study.model, torch.randn(2, 9)).profile()
+    with pytest.raises(ModelError, match=r"float32\[2, 9\]"):
+        Study(study.model, torch.randn(2, 9)).demand()
+
+
+def test_a_model_that_raises_keeps_its_own_error():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise KeyError("adapter")
+
+    study = Study(Broken(), torch.randn(1, 2))
+    for verb in (study.profile, study.demand, lambda: study.trial("none")):
+        with pytest.raises(ModelError, match="KeyError") as caught:
+            verb()
+        assert isinstance(caught.value.__cause__, KeyError)
+
+
+class NotANumber(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) / 0
+
+
+def test_outputs_that_are_no_numbers_are_noted_and_never_bundled(tmp_path):
+    study = Study(NotANumber(4, 4), torch.randn(2, 4))
+    assert "W-NAN" in {note.code for note in study.profile(seconds=0.3).notes}
+    with pytest.raises(BundleError, match="NaN|not finite|Inf"):
+        study.bundle(out=str(tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [(None, "no example inputs"), ((i for i in range(2)), "only once"), ([torch.ones(1)], "cannot be used"), ({"x": 1}, "no tensor"), ("text", "tokenizer")],
+)
+def test_inputs_that_cannot_be_used_say_what_to_pass(inputs, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Study(nn.Linear(2, 2), inputs)
+    assert caught.value.help
+
+
+def test_a_model_must_be_a_module():
+    with pytest.raises(InputError, match="is a function, not a torch.nn.Module"):
+        Study(lambda x: x, torch.ones(1))
+    with pytest.raises(InputError, match="metric"):
+        Study(nn.Linear(2, 2), torch.ones(1, 2), data=(torch.ones(1, 2), torch.ones(1)))
+    with pytest.raises(InputError, match="already has its inputs"):
+        Study(Workload(nn.Linear(2, 2), torch.ones(1, 2)), torch.ones(1, 2))
+
+
+def test_inputs_of_another_device_are_named():
+    model = nn.Linear(2, 2, device="meta")
+    assert Study(model, torch.ones(1, 2)).demand().flops.value == 2 * 2 * 2
+    with pytest.raises(InputError, match="not attached"):
+        Study(nn.Linear(2, 2), torch.ones(1, 2)).profile(device="cuda:7")
+
+
+def test_a_result_is_returned_even_if_the_history_cannot_be_written(study, monkeypatch):
+    def full(*args, **kwargs):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Store, "add", full)
+    with pytest.warns(StoreWarning, match="the disk is full"):
+        demand = study.demand()
+    assert study.results == [demand]
+
+
+@pytest.mark.parametrize("existing", ["folder", "file"])
+def test_a_bundle_does_not_overwrite_what_it_did_not_write(study, tmp_path, existing):
+    out = tmp_path / "thesis"
+    if existing == "folder":
+        out.mkdir()
+        (out / "chapter1.tex").write_text("words")
+    else:
+        out.write_text("words")
+    for force in (False, True):
+        with pytest.raises(BundleError, match="overwrite|replace"):
+            study.bundle(out=str(out), force=force)
+    assert (out / "chapter1.tex" if existing == "folder" else out).read_text() == "words"
+
+
+@pytest.mark.parametrize(("rate", "p99", "extra"), [(0, 1, {}), (-4, 1, {}), (4, 0, {}), (4, 1, {"headroom": -1}), (4, 1, {"max_replicas": 0})])
+def test_targets_that_make_no_sense_are_refused(rate, p99, extra):
+    with pytest.raises(InputError):
+        make_target(rate, p99, **extra)
+
+
+def test_an_interrupt_keeps_what_was_found(study):
+    seen = []
+
+    def interrupt(share, text):
+        seen.append(text)
+        if len(seen) > 3:
+            raise KeyboardInterrupt
+
+    study.progress = interrupt
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            record = study.search(technique=("none", "channels_last"), batch=(1, 2, 4, 8), seconds=20)
+            assert record.stopped
+        except KeyboardInterrupt:
+            record = None
+    study.progress = lambda share, text: None
+    assert study.demand().flops.value > 0
+    assert study.model(study.workload.call.args[0]).shape == (4, 4)
+
+
+# --- the whole way --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_whole_way_ends_in_a_proof(tmp_path):
+    torch.manual_seed(0)
+    study = Study(Net(64), torch.randn(16, 8), name="small net")
+    plan = study.plan(rate=50, p99="200ms")
+    assert plan.feasible
+    bundle = study.bundle(out=str(tmp_path / "bundle"), rate=50, p99="200ms")
+    assert isinstance(bundle, Bundle)
+    assert {promise.name for promise in bundle.promises} >= {"errors", "fidelity", "latency_p99", "throughput"}
+    proof = check(str(tmp_path / "bundle"), seconds=2)
+    assert proof.passed, proof
+    spec = json.loads((tmp_path / "bundle" / "spec.json").read_text())
+    assert spec["requests_per_s"] == {"value": 50.0, "unit": "request/s", "source": "user", "method": "asked for"}

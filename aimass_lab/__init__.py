@@ -28,7 +28,7 @@ _HOMES = {
     "compare": "operations",
     "estimate_demand": "demand",
     "history": "operations",
-    "make_plan": "plan",
+    "make_plan": "planning",
     "profile_callable": "profiling",
     "profile_model": "profiling",
     "run_trial": "trial",

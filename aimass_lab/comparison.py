@@ -80,5 +80,6 @@ def _module_note(a: Profile, b: Profile) -> list[Note]:
     share = delta / change
     if share < 0.2:
         return []
-    text = f"{module.name or 'the model itself'} took {format_number(before[module.name].self_time)} and takes {format_number(module.self_time)}: {min(share, 1):.0%} of the change of the median"
+    times = f"took {format_number(before[module.name].self_time)} and takes {format_number(module.self_time)}"
+    text = f"{module.name or 'the model itself'} {times}: {min(share, 1):.0%} of the change of the median"
     return [Note(code="module", text=text)]

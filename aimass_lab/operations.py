@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .comparison import compare_records
-from .errors import InputError
+from .errors import BundleError, InputError
 from .records import AnyRecord, Check, Comparison, History, Service
 from .store import Store
 from .units import parse_seconds
@@ -26,9 +26,14 @@ def serve(folder: str, *, port: int = 8000, grpc_port: int = 8001) -> Server:
         grpc_port: Port for gRPC on the loopback address; 0 picks a free one.
     """
     from .bundle import require_bundle
+    from .serving.errors import ServerError
     from .serving.launch import start
 
-    return start(require_bundle(Path(folder)), port=port, grpc_port=grpc_port)
+    bundle = require_bundle(Path(folder))
+    try:
+        return start(bundle, port=port, grpc_port=grpc_port)
+    except ServerError as error:
+        raise BundleError(str(error), help="choose other ports if these are taken: --port 0 --grpc-port 0 picks free ones") from error
 
 
 def service_record(server: Server) -> Service:

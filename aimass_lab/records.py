@@ -589,9 +589,7 @@ class Comparison(Record, frozen=True, kw_only=True, tag="comparison"):
 
 # --- JSON --------------------------------------------------------------------------------
 
-AnyRecord = (
-    Environment | Profile | CellProfile | Demand | TrialResult | SearchResult | Plan | ServingSpec | Bundle | Check | Service | History | Comparison
-)
+AnyRecord = Environment | Profile | CellProfile | Demand | TrialResult | SearchResult | Plan | ServingSpec | Bundle | Check | Service | History | Comparison
 RECORDS: tuple[type[Record], ...] = get_args(AnyRecord)
 R = TypeVar("R", bound=Record)
 

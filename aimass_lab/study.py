@@ -223,7 +223,7 @@ class Study:
             policy: Which waiting request goes first: the name of a scheduling policy.
             max_replicas: Most replicas to consider.
         """
-        from .plan import make_plan
+        from .planning import make_plan
 
         target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom)
         here = str(self._environment_device())
@@ -234,7 +234,7 @@ class Study:
             service_time,
             target,
             prices=_prices(price),
-            memory_limit=dict(zip(names, map(self._memory_limit, names), strict=True)),
+            memory_limit={name: limit for name in names if (limit := self._memory_limit(name))},
             policy=policy,
             burstiness=burst,
             progress=self.progress,
@@ -396,11 +396,11 @@ class Study:
 
         return estimate_ladder(self.workload, device)
 
-    def _memory_limit(self, device: str) -> Number:
+    def _memory_limit(self, device: str) -> Number | None:
         """What a replica may use of `device`."""
-        from .demand import memory_limit
+        from .demand.target import find_target
 
-        return memory_limit(self.workload, device)
+        return find_target(device, self.workload).memory
 
     def _plan_for(self, rate: Rate, p99: Seconds, device: tuple[str, ...] | None) -> Plan:
         """The plan for this target: the last one if it is for the same, a new one if not.

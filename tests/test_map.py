@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "aimass_lab"
 FLOORS = {
     0: {"records", "errors", "registry", "units"},
     1: {
-        "allocation", "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "fidelity", "formats", "headlines", "plan",
-        "preserve", "profiling", "queueing", "samplers", "scheduling", "schemas", "search", "simulate", "spec", "timing", "variant", "verdict", "workload",
+        "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "formats", "headlines", "planning",
+        "preserve", "profiling", "samplers", "scheduling", "schemas", "search", "spec", "timing", "workload",
     },
     2: {"trial"},
     3: {"study", "store", "operations", "verbs", "serving"},
@@ -22,24 +22,9 @@ FLOORS = {
 }  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
-    "records",
-    "errors",
-    "registry",
-    "units",
-    "devices",
-    "export",
-    "headlines",
-    "plan",
-    "samplers",
-    "scheduling",
-    "search",
-    "simulate",
-    "spec",
-    "store",
-    "verbs",
-    "frontends",
-    "serving",
-}
+    "records", "errors", "registry", "units", "devices", "export", "headlines", "planning", "samplers", "scheduling", "search", "spec", "store", "verbs",
+    "frontends", "serving",
+}  # fmt: skip
 
 
 def rooms_and_files():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from aimass_lab.errors import InputError, UnknownNameError
-from aimass_lab.plan import MAX_OPTIONS, make_plan
-from aimass_lab.queueing import Bursty, Poisson, ServiceTimes
+from aimass_lab.planning.plan import MAX_OPTIONS, make_plan
+from aimass_lab.planning.queueing import Bursty, Poisson, ServiceTimes
+from aimass_lab.planning.simulate import RequestClass, simulate_fcfs
 from aimass_lab.records import BatchPoint, ModelInfo, Number, Plan, Target, from_json, to_json
-from aimass_lab.simulate import RequestClass, simulate_fcfs
 
 MODEL = ModelInfo(name="net", type="test.Net", num_parameters=10, weight_bytes=40, dtype="float32", digest="0" * 12)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from aimass_lab.errors import InputError, UnknownNameError
-from aimass_lab.queueing import ServiceTimes
+from aimass_lab.planning.queueing import ServiceTimes
+from aimass_lab.planning.simulate import simulate_queue
 from aimass_lab.scheduling import POLICIES, Queue, Request, make_policy
-from aimass_lab.simulate import simulate_queue
 
 SERVICE = ServiceTimes.from_values({1: 0.010, 4: 0.016, 8: 0.025})
 everyone = pytest.mark.parametrize("name", sorted(POLICIES))

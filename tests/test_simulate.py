@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from aimass_lab.errors import InputError
-from aimass_lab.queueing import Bursty, Poisson, ServiceTimes, Trace
+from aimass_lab.planning.queueing import Bursty, Poisson, ServiceTimes, Trace
+from aimass_lab.planning.simulate import RequestClass, replicate, simulate_fcfs, simulate_queue
 from aimass_lab.records import BatchPoint, Number
 from aimass_lab.scheduling import Request, make_policy
-from aimass_lab.simulate import RequestClass, replicate, simulate_fcfs, simulate_queue
 
 
 def constant(seconds, max_batch_size=1):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from aimass_lab.errors import InputError, SpecError
-from aimass_lab.plan import make_plan
+from aimass_lab.planning.plan import make_plan
 from aimass_lab.records import BatchPoint, Environment, ModelInfo, Number, ServingSpec, Setting, Target, json_schema, to_json
 from aimass_lab.spec import MAX_NAME, check_spec_path, dns_label, errors_of, lint_spec, make_spec, read_spec, spec_numbers, write_spec
 

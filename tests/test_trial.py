@@ -14,14 +14,13 @@ import torch
 from models import RUNNABLE, DictModel, RaisingModel, TinyCNN, TinyMLP, assert_same, features, ids, snapshot
 from torch import nn
 
-from aimass_lab import trial
 from aimass_lab.compression.base import TECHNIQUES, Technique
 from aimass_lab.errors import DoesNotFitError, InputError, ModelError, UnknownNameError, UnsupportedError
-from aimass_lab.fidelity import OutputComparison, compare_metric, wilson_interval
 from aimass_lab.records import INTERRUPTED, Setting, TrialResult, from_json, to_json
 from aimass_lab.timing import ratio_interval
 from aimass_lab.trial import apply_setting, run_trial
-from aimass_lab.verdict import EnoughRounds, explain_speed, is_resolved, judge_metric, judge_outputs, speed_verdict
+from aimass_lab.trial.fidelity import OutputComparison, compare_metric, wilson_interval
+from aimass_lab.trial.verdict import EnoughRounds, explain_speed, is_resolved, judge_metric, judge_outputs, speed_verdict
 from aimass_lab.workload import Workload, as_call
 
 # --- the rule of speed, on synthetic samples ------------------------------------------------
@@ -216,7 +215,7 @@ NONE = Setting(technique="none")
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough to see what a trial does; the time is never what ends it, so that a busy machine changes nothing."""
-    monkeypatch.setattr(trial, "MAX_ROUNDS", 25)
+    monkeypatch.setattr("aimass_lab.trial.run.MAX_ROUNDS", 25)
 
 
 def mlp_workload(**options: object) -> Workload:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..headlines import format_number
-from ..records import BatchPoint, Number, Plan, Profile, Record, SearchResult
+from ..records import Number, Plan, Profile, Record, SearchResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -227,11 +227,12 @@ def _(record: Plan) -> Page:
 
 @lay_out.register
 def _(record: ServingSpec) -> Page:
+    fields = ((name.replace("_", " "), getattr(record, name)) for name in record.__struct_fields__)
+    numbers = [(name, value) for name, value in fields if isinstance(value, Number)]
     return Page(
         title=f"Resource spec of {record.name}",
         headline=headline(record),
-        facts=tuple((name.replace("_", " "), value) for name in record.__struct_fields__ if isinstance(value := getattr(record, name), Number))
-        + (("image", record.image), ("digest", record.digest)),
+        facts=(*numbers, ("image", record.image), ("digest", record.digest)),
         notes=_notes(record.notes),
         listing=tuple(EXPORTERS[record.export_format](record).items()),
     )

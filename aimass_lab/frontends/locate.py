@@ -75,7 +75,8 @@ def _import_file(path: Path) -> ModuleType:
     # A user's torch.py must not take the place of the real one; the same file read again takes its own place.
     name = path.stem if taken is None or getattr(taken, "__file__", None) == str(path) else f"{path.parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # So that its neighbours can be imported, as when it is run as a script, and its classes found by name.
     sys.path.append(str(path.parent))

@@ -52,6 +52,14 @@ class Server:
         self._log.seek(0)
         return self._log.read().decode("utf-8", "replace")
 
+    def wait(self) -> int:
+        """Wait until it ends by itself.
+
+        Returns:
+            Its exit code.
+        """
+        return self._process.wait()
+
     def stop(self, timeout_s: float = 60.0) -> int:
         """Let it finish what it accepted and end; kill it when that takes too long.
 

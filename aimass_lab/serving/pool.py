@@ -230,7 +230,7 @@ class WorkerPool:
         arguments = [json.dumps(sys.path), __package__ or "", str(self._folder), str(theirs.fileno()), str(os.getpid())]
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-c", BOOT, *arguments],
+                [sys.executable, "-I", "-B", "-c", BOOT, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # stdout belongs to the front end's one line
                 pass_fds=[theirs.fileno()],

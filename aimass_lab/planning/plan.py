@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..errors import InputError
+from ..records import BatchPoint, ModelInfo, Note, Number, Plan, PlanOption, Target, derived
+from ..scheduling import make_policy
+from ..units import format_bytes, format_quantity, format_seconds
 from .allocation import Allocation, Allocator, Candidate, Load
-from .errors import InputError
 from .queueing import Arrivals, Bursty, Poisson, ServiceTimes
-from .records import BatchPoint, ModelInfo, Note, Number, Plan, PlanOption, Target, derived
-from .scheduling import make_policy
 from .simulate import BAND_KIND, Band, RequestClass, Simulation, WaitPolicy
-from .units import format_bytes, format_quantity, format_seconds
 
 MAX_OPTIONS = 30
 _RELAXED = 1.5

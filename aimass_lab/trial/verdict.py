@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from .timing import ratio_interval
+from ..timing import ratio_interval
 
 BAND = 0.02
 """A change of speed up to this is no gain, whatever its sign: the drift between two runs is of this size."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, ModelError
-from .records import Number
-from .workload import Call, output_tensors
+from ..errors import InputError, ModelError
+from ..records import Number
+from ..workload import Call, output_tensors
 
 if TYPE_CHECKING:
     import torch

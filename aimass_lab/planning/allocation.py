@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..scheduling import Policy
 from .queueing import Arrivals, ServiceTimes
-from .scheduling import Policy
 from .simulate import RequestClass, Simulation, WaitPolicy, replicate
 
 _PATIENCE = 8

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .errors import InputError
+from ..errors import InputError
+from ..scheduling import Policy, Queue, Request
 from .queueing import Arrivals, ServiceTimes
-from .scheduling import Policy, Queue, Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -324,7 +324,7 @@ def replicate(
 
 
 def _fcfs() -> Policy:
-    from .scheduling import make_policy
+    from ..scheduling import make_policy
 
     return make_policy("fcfs")
 

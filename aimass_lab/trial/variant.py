@@ -6,13 +6,13 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .compression.base import Coverage, Technique, changed_options, make_technique
-from .errors import AimassError, DoesNotFitError, ModelError, UnsupportedError
-from .preserve import COPY_LIMIT_BYTES
-from .records import Setting
-from .timing import stopwatch
-from .units import format_bytes
-from .workload import Workload, weight_bytes
+from ..compression.base import Coverage, Technique, changed_options, make_technique
+from ..errors import AimassError, DoesNotFitError, ModelError, UnsupportedError
+from ..preserve import COPY_LIMIT_BYTES
+from ..records import Setting
+from ..timing import stopwatch
+from ..units import format_bytes
+from ..workload import Workload, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def apply_setting(workload: Workload, setting: Setting) -> Variant:
 
 def _check_memory(model: nn.Module, device: torch.device) -> None:
     """A trial holds one copy to change, and while it compares a second one of a small model, to put its values back."""
-    from .profiling.memory import free_bytes
+    from ..profiling.memory import free_bytes
 
     size = weight_bytes(model)
     needed = size + (size if size <= COPY_LIMIT_BYTES else 0)

@@ -11,22 +11,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .compression._quiet import quiet
-from .environment import LoadMeter, read_environment
-from .errors import InputError, ModelError, UnsupportedError
+from ..compression._quiet import quiet
+from ..environment import LoadMeter, read_environment
+from ..errors import InputError, ModelError, UnsupportedError
+from ..preserve import preserved
+from ..records import INTERRUPTED, Environment, Note, Number, Quality, Setting, TrialResult, Unit
+from ..timing import MIN_SAMPLES, interleave, latency_number, percentile, ratio_interval, timed
+from ..units import format_bytes, format_seconds
+from ..workload import Call, Workload, call_model, weight_bytes
 from .fidelity import MetricComparison, OutputComparison, compare_metric, join_batches, take_items
-from .preserve import preserved
-from .records import INTERRUPTED, Environment, Note, Number, Quality, Setting, TrialResult, Unit
-from .timing import MIN_SAMPLES, interleave, latency_number, percentile, ratio_interval, timed
-from .units import format_bytes, format_seconds
 from .variant import Variant, apply_setting, first_line
 from .verdict import DEFAULT_MAX_DROP, DEFAULT_TOLERANCE, EnoughRounds, explain_speed, is_resolved, judge_metric, judge_outputs, speed_verdict
-from .workload import Call, Workload, call_model, weight_bytes
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["Variant", "apply_setting", "run_trial"]
 
 Progress = Callable[[float, str], None]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import InputError
-from .records import BatchPoint
+from ..errors import InputError
+from ..records import BatchPoint
 
 if TYPE_CHECKING:
     import numpy as np

@@ -30,11 +30,13 @@ def format_number(number: Number | None) -> str:
 
 
 def format_interval(number: Number | None) -> str:
-    """``[11.9 ms, 12.8 ms]``, or nothing where there is no interval."""
+    """``[11.9, 12.8] ms``, ``[950 µs, 1.20 ms]`` where the units differ, or nothing where there is no interval."""
     if number is None or number.interval is None:
         return ""
-    low, high = (format_quantity(end, number.unit) for end in number.interval)
-    return f"[{low}, {high}]"
+    low, high = (format_quantity(end, number.unit).partition(" ") for end in number.interval)
+    if low[2] == high[2]:
+        return f"[{low[0]}, {high[0]}]{low[1]}{low[2]}"
+    return f"[{' '.join(low).strip()}, {' '.join(high).strip()}]".replace("   ", " ")
 
 
 @singledispatch

@@ -339,7 +339,7 @@ def test_notebooks_show_every_kind_of_record(shell, some_records):
 def test_tables_become_data_frames(some_records):
     frames = to_frames(some_records[0])
     ladder = frames["By batch size"]
-    assert ladder["batch"].iloc[0] == 4
+    assert 4 in set(ladder["batch"])
     assert (ladder["p50 (s)"] > 0).all()
     with pytest.raises(InputError, match="has no table"):
         to_frames(next(r for r in some_records if type(r).__name__ == "ServingSpec"))

@@ -196,7 +196,7 @@ def test_too_few_replicas_says_what_they_carry():
     assert refused.utilization.value == 1
     needed = int(refused.binding.split(" need ")[1].split()[0])
     assert make_plan(MODEL, {"cpu": LADDER}, target(4_000, 0.050, max_replicas=needed)).feasible
-    highest = 1_000 * float(refused.binding.split("up to ")[1].split(" k")[0])
+    highest = float(refused.binding.split("up to ")[1].split(" requests")[0].replace(",", ""))
     assert make_plan(MODEL, {"cpu": LADDER}, target(0.97 * highest, 0.050, max_replicas=5)).feasible
     assert not make_plan(MODEL, {"cpu": LADDER}, target(1.1 * highest, 0.050, max_replicas=5)).feasible
 

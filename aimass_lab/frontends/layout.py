@@ -30,6 +30,7 @@ from ..records import (
 from .page import Cell, Page, Table
 
 TOP_MODULES = 12
+TOP_OPTIONS = 8
 
 
 @singledispatch
@@ -198,8 +199,9 @@ def _(record: SearchResult) -> Page:
 @lay_out.register
 def _(record: Plan) -> Page:
     options: list[tuple[Cell, ...]] = [
-        (o.device, o.replicas, o.max_batch_size, o.max_wait, o.latency_p99, o.utilization, o.cost, o.reason) for o in record.options
+        (o.device, o.replicas, o.max_batch_size, o.max_wait, o.latency_p99, o.utilization, o.cost, o.reason) for o in record.options[:TOP_OPTIONS]
     ]
+    shown = "Considered" if len(record.options) <= TOP_OPTIONS else f"Considered (the best {TOP_OPTIONS} of {len(record.options)})"
     return Page(
         title=f"Plan for {record.model.name}: {format_number(record.target.requests_per_s)}, p99 under {format_number(record.target.latency_p99)}",
         headline=headline(record),
@@ -217,7 +219,7 @@ def _(record: Plan) -> Page:
             ("policy", record.scheduling_policy),
         ),
         tables=(
-            Table(title="Considered", columns=("device", "replicas", "batch limit", "wait", "p99", "utilization", "cost", ""), rows=tuple(options)),
+            Table(title=shown, columns=("device", "replicas", "batch limit", "wait", "p99", "utilization", "cost", ""), rows=tuple(options)),
             _ladder(record.service_time, "Latencies the simulation ran on"),
         ),
         remarks=(record.binding,),

@@ -21,16 +21,18 @@ color:var(--jp-ui-font-color1,inherit);max-width:60rem}
 .aimass tbody tr{background:transparent!important}
 .aimass td.wide{white-space:normal;min-width:16rem}
 .aimass td.num{font-variant-numeric:tabular-nums}
-.aimass .band{opacity:.7;font-size:.92em}
-.aimass .src{font-size:.82em;padding:0 .3em;border-radius:3px;border:1px solid currentColor;opacity:.75;margin-left:.35em}
+.aimass .band{color:var(--jp-ui-font-color2,inherit);font-size:.92em;white-space:nowrap}
+.aimass .src{font-size:.82em;padding:0 .3em;border-radius:3px;border:1px solid currentColor;margin-left:.35em;white-space:nowrap;
+color:var(--jp-ui-font-color2,inherit)}
 .aimass .bar{display:inline-block;height:.65em;background:var(--jp-brand-color1,#1976d2);margin-right:.4em;vertical-align:baseline}
-.aimass .facts{columns:2;column-gap:2.5rem;margin:0 0 .6rem;padding:0;list-style:none}
-.aimass .facts li{break-inside:avoid;display:flex;gap:.5rem;justify-content:space-between;
+.aimass .facts{columns:2;column-gap:2.5rem;margin:0 0 .6rem!important;padding:0!important;list-style:none}
+.aimass .facts li{break-inside:avoid;display:flex;gap:.8rem;justify-content:space-between;margin:0;
 border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.25));padding:.1rem 0}
-.aimass .facts span:first-child{color:var(--jp-ui-font-color2,inherit);white-space:nowrap}
-.aimass .facts span:last-child{text-align:right;overflow-wrap:anywhere}
+.aimass .facts .name{color:var(--jp-ui-font-color2,inherit);white-space:nowrap}
+.aimass .facts .value{text-align:right;overflow-wrap:anywhere}
+.aimass .wide-table{overflow-x:auto}
 .aimass pre{font-size:11.5px;max-height:22rem;overflow:auto;background:var(--jp-layout-color2,rgba(128,128,128,.12));padding:.5rem}
-.aimass .note{color:var(--warn)}
+.aimass .note{color:var(--jp-ui-font-color2,inherit)}.aimass .doubt{color:var(--warn)}
 [data-jp-theme-light=false] .aimass{--good:#57ab5a;--bad:#f47067;--warn:#d4a72c}
 @media (max-width:50rem){.aimass .facts{columns:1}}
 """
@@ -102,12 +104,16 @@ def _text_table(table: Table) -> str:
 
 def _html_page(page: Page) -> str:
     parts = [f"<h4>{escape(page.title)}</h4>", f'<div class="lead {page.tone}">{escape(page.headline)}</div>']
-    facts = [f"<li><span>{_html_label(name)}</span><span>{_html_fact(value)}</span></li>" for name, value in page.facts if value is not None]
+    facts = [
+        f'<li><span class="name">{_html_label(name)}</span><span class="value">{_html_fact(value)}</span></li>'
+        for name, value in page.facts
+        if value is not None
+    ]
     if facts:
         parts.append(f'<ul class="facts">{"".join(facts)}</ul>')
     parts += [_html_table(table) for table in page.tables if table.rows]
     parts += [f"<div>{escape(remark)}</div>" for remark in page.remarks]
-    parts += [f'<div class="note">{escape(code)}: {escape(text)}</div>' for code, text in page.notes]
+    parts += [f'<div class="note{" doubt" if code.startswith(("W-", "E-")) else ""}">{escape(code)}: {escape(text)}</div>' for code, text in page.notes]
     parts += [f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>" for name, text in page.listing]
     return f'<div class="aimass"><style>{STYLE}</style>{"".join(parts)}</div>'
 
@@ -136,7 +142,8 @@ def _html_cell(value: Cell, bar: bool) -> str:
 def _html_table(table: Table) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     rows = "".join("<tr>" + "".join(_html_cell(cell, i == table.bar) for i, cell in enumerate(row)) + "</tr>" for row in table.rows)
-    return f"<table><caption style='text-align:left;font-weight:600'>{escape(table.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    caption = f"<caption style='text-align:left;font-weight:600'>{escape(table.title)}</caption>"
+    return f'<div class="wide-table"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _provenance(number: Number) -> str:

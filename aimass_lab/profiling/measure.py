@@ -34,6 +34,10 @@ MODULE_SHARE = 0.1
 BASE_SHARE = 0.3
 """Share of the time budget that goes to the latency at the requested batch size."""
 
+CHEAP_SHARE = 0.02
+"""A step of the ladder that takes no more than this share of the budget is made even when the time is up:
+the first profile of a process spends a second on loading what traces it, and a small model's ladder costs nothing."""
+
 Progress = Callable[[float, str], None]
 
 
@@ -229,7 +233,8 @@ class Measurement:
         if self._ladder is None:
             below = max((b for b in self.seen.samples if b <= size), default=self.seen.batch_size)
             predicted_s = percentile(self.seen.samples[below], 50) * max(1.0, size / below)
-            if time.perf_counter() + (FEWEST_SAMPLES + 1) * predicted_s > self._deadline:
+            step_s = (FEWEST_SAMPLES + 1) * predicted_s
+            if step_s > CHEAP_SHARE * self._budget_s and time.perf_counter() + step_s > self._deadline:
                 return ""
         peak = self.seen.call_peaks.get(self.seen.batch_size)
         base_bytes = (peak or 0) + self.seen.input_sizes.get(self.seen.batch_size, 0)
@@ -243,7 +248,7 @@ class Measurement:
         try:
             call = self._call_with(size)
             self._read_peak(call)
-            budget_s = max(0.0, self._deadline - time.perf_counter()) / steps_left
+            budget_s = max(CHEAP_SHARE * self._budget_s, (self._deadline - time.perf_counter()) / steps_left)
             self.seen.samples[size] = samples
             sample_latency(lambda: self._run(call), self.device, budget_s=budget_s, warmup=0, min_samples=FEWEST_SAMPLES, into=samples)
         except (DoesNotFitError, ModelError, InputError) as error:

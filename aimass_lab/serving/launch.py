@@ -27,6 +27,7 @@ class Server:
         """The bundle."""
         self._process = process
         self._log = log
+        self._last_words = ""
         self.url = ""
         """``http://127.0.0.1:PORT``"""
         self.grpc_address: str | None = None
@@ -46,9 +47,9 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What it wrote to standard error so far."""
+        """What it wrote to standard error so far, or until it was stopped."""
         if self._log.closed:
-            return ""
+            return self._last_words
         self._log.seek(0)
         return self._log.read().decode("utf-8", "replace")
 
@@ -74,7 +75,8 @@ class Server:
             self._process.kill()
             return self._process.wait()
         finally:
-            for stream in (self._process.stdin, self._process.stdout):
+            self._last_words = self.log
+            for stream in (self._process.stdin, self._process.stdout, self._log):
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
@@ -86,7 +88,6 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop the server."""
         self.stop()
-        self._log.close()
 
 
 def start(
@@ -131,7 +132,6 @@ def start(
     words = line.split()
     if words[:1] != ["ready"]:
         code, said = server.stop(), server.log.strip().splitlines()
-        log.close()
         last = said[-1].removeprefix("error: ") if said else "it said nothing"
         raise ServerError(f"the server of {folder} ended with code {code}: {last}")
     server.startup_s = time.monotonic() - began

@@ -246,7 +246,7 @@ def test_compiling_on_top_of_int8_gives_the_same_numbers() -> None:
     eager = make_technique("int8_dynamic").apply(copy.deepcopy(model))
     member = make_technique("int8_dynamic", {"compile": "yes"})
     assert member.compiles
-    from aimass_lab.compression._quiet import quiet
+    from aimass_lab.quiet import quiet
 
     with torch.inference_mode(), quiet():
         torch.testing.assert_close(member.apply(copy.deepcopy(model))(x), eager(x), rtol=0.02, atol=0.02)

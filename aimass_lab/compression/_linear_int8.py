@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ._quiet import import_quietly
+from ..quiet import import_quietly
 from ._torch_compile import compile_model, why_not_compile
 from .base import Technique, linear_layers
 

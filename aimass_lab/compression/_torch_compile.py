@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from ._quiet import import_quietly
+from ..quiet import import_quietly
 
 if TYPE_CHECKING:
     import torch

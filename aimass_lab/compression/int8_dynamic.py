@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..quiet import import_quietly
 from ._linear_int8 import LinearInt8
-from ._quiet import import_quietly
 from .base import TECHNIQUES, linear_layers
 
 if TYPE_CHECKING:

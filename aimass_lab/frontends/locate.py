@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from ..errors import AimassError, InputError, ModelError
+from ..quiet import quiet_logs
 from ..workload import Workload
 
 T = TypeVar("T")
@@ -87,7 +88,8 @@ def _import_file(path: Path) -> ModuleType:
 
 def _run(function: Callable[[], T], reference: str) -> T:
     try:
-        return function()
+        with quiet_logs():
+            return function()
     except AimassError:
         raise
     except Exception as error:

@@ -12,6 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
 from ..errors import AimassError, InputError
+from ..quiet import mute, unmute
 from ..records import Record, to_json
 from .arguments import HelpShown, get_verb, parse_arguments
 from .cli import call_function, overview
@@ -36,7 +37,7 @@ class AimassMagics(Magics):
     def aimass(self, line: str, cell: str | None = None) -> Any:
         """Profile, shrink, plan and serve a model: ``%aimass VERB ...``; ``%aimass`` alone lists the verbs."""
         try:
-            words = shlex.split(line)
+            words = shlex.split(_COMMENT.sub("", line))
             if cell is not None:
                 return self._cell(words, cell)
             if not words or words[0] in ("-h", "--help"):
@@ -205,6 +206,8 @@ class _Line:
         return self.text
 
 
+_COMMENT = re.compile(r"(^|\s)#\s.*$")
+"""As after any other line of Python; a # inside a word is part of it."""
 _QUESTION = re.compile(r"^\s*%{1,2}aimass(\s+\w+)?\s*\?{1,2}\s*$")
 
 
@@ -216,6 +219,7 @@ def question_to_help(lines: list[str]) -> list[str]:
 
 def load(shell: InteractiveShell) -> None:
     """Give `shell` the magics."""
+    mute()
     magics = AimassMagics(shell)
     shell.register_magics(magics)
     shell.input_transformers_cleanup.append(question_to_help)
@@ -223,6 +227,7 @@ def load(shell: InteractiveShell) -> None:
 
 def unload(shell: InteractiveShell) -> None:
     """Take them away again, and stop the servers that they started."""
+    unmute()
     magics = shell.magics_manager.registry.pop("AimassMagics", None)
     if magics is not None:
         magics.stop_servers()

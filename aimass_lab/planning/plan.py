@@ -247,7 +247,7 @@ def _binding(request: _Request, winner: Allocation) -> str:
     if replicas * limit - limit <= request.rate:
         return (
             f"throughput binds: a replica answers at most {_rate(limit)} in batches of {candidate.max_batch_size}, "
-            f"so the queues of {replicas - 1} replicas would grow without bound"
+            f"so with {_replicas(replicas - 1)} the queue would grow without bound"
         )
     below = winner.below
     seen = "" if below is None or below.unstable else f" ({_latency(below, request.overhead_s)})"

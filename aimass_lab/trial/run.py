@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..compression._quiet import quiet
 from ..environment import LoadMeter, read_environment
 from ..errors import InputError, ModelError, UnsupportedError
 from ..preserve import preserved
+from ..quiet import quiet
 from ..records import INTERRUPTED, Environment, Note, Number, Quality, Setting, TrialResult, Unit
 from ..timing import MIN_SAMPLES, interleave, latency_number, percentile, ratio_interval, timed
 from ..units import format_bytes, format_seconds

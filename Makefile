@@ -14,7 +14,7 @@ help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 lab: $(VENV)/.lab  ## Open JupyterLab on the tour
-	$(BIN)/jupyter lab notebooks/01_tour.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_tour.ipynb
 
 tour: $(VENV)/.lab  ## Run the tour without a browser; fails unless its bundle's proof ends in PASS
 	$(BIN)/python notebooks/run.py notebooks/01_tour.ipynb

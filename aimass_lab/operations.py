@@ -54,7 +54,7 @@ def check(path: str, *, seconds: Seconds | None = None, progress: Progress | Non
         progress: Told how far it is.
     """
     from .bundle import is_bundle, verify_bundle
-    from .spec import check_spec_path
+    from .export import check_spec_path
 
     target = Path(path)
     if not target.exists():

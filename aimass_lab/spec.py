@@ -15,7 +15,7 @@ import msgspec
 
 from .devices import load_devices
 from .errors import InputError, SpecError
-from .records import Check, Environment, Finding, Number, Plan, ServingSpec, Setting, Unit, derived, to_json
+from .records import Environment, Finding, Number, Plan, ServingSpec, Setting, Unit, derived, to_json
 from .units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -365,26 +365,6 @@ def _loader() -> type[yaml.SafeLoader]:
     construct_mapping: Callable[[Any, Any], dict[Any, Any]] = construct
     UniqueLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, construct_mapping)
     return UniqueLoader
-
-
-def check_spec_path(path: Path) -> Check:
-    """Check a spec, or manifests that were exported from one.
-
-    Args:
-        path: A spec's file, a manifest, or the folder of an export.
-
-    Raises:
-        SpecError: there is neither, or it cannot be read.
-    """
-    from .export._manifests import check_folder, check_manifest_file
-
-    if path.is_dir():
-        findings = check_folder(path)
-    elif is_spec(read_documents(path)):
-        findings = lint_spec(read_spec(path))
-    else:
-        findings = check_manifest_file(path)
-    return Check(subject=str(path), passed=not errors_of(findings), findings=findings)
 
 
 def is_spec(documents: list[Any]) -> bool:

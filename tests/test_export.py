@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimass_lab.errors import InputError, SpecError, UnknownNameError
-from aimass_lab.export import EXPORTERS
+from aimass_lab.export import EXPORTERS, check_spec_path
 from aimass_lab.export._manifests import check_manifests
 from aimass_lab.export._yaml import Said, dump, plain
 from aimass_lab.export.files import write_files
 from aimass_lab.records import Environment, ModelInfo, Number, ServingSpec, Setting, derived, from_json
-from aimass_lab.spec import check_spec_path, lint_spec, write_spec
+from aimass_lab.spec import lint_spec, write_spec
 
 GOLDEN = Path(__file__).parent / "golden" / "kubernetes"
 OVERWRITE = os.environ.get("AIMASS_OVERWRITE_GOLDEN") == "1"

@@ -64,6 +64,17 @@ def test_arrows_point_down(room, path):
         assert ours <= {"serving"}, "the runtime is copied into bundles and must stand alone"
 
 
+def test_rooms_form_no_circle():
+    """Any file can be read after those it imports, also within a floor and inside its functions."""
+    arrows = {}
+    for room, path in rooms_and_files():
+        arrows.setdefault(room, set()).update(n.split(".")[1] for n in imports(path) if n.startswith("aimass_lab.") and n.split(".")[1] in FLOOR_OF)
+    read = set()
+    while ready := {room for room, others in arrows.items() if room not in read and others - {room} <= read}:
+        read |= ready
+    assert not set(arrows) - read - {"__init__", "__main__"}
+
+
 @pytest.mark.parametrize(("room", "path"), [pytest.param(r, p, id=str(p.relative_to(PACKAGE))) for r, p in rooms_and_files() if r in NO_TORCH])
 def test_rooms_without_torch_do_not_load_it_when_imported(room, path):
     assert not [name for name in imports(path, top_level_only=True) if name.split(".")[0] in ("torch", "torchao", "transformers", "pandas", "plotly")]

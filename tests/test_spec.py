@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from aimass_lab.errors import InputError, SpecError
+from aimass_lab.export import check_spec_path
 from aimass_lab.planning.plan import make_plan
 from aimass_lab.records import BatchPoint, Environment, ModelInfo, Number, ServingSpec, Setting, Target, json_schema, to_json
-from aimass_lab.spec import MAX_NAME, check_spec_path, dns_label, errors_of, lint_spec, make_spec, read_spec, spec_numbers, write_spec
+from aimass_lab.spec import MAX_NAME, dns_label, errors_of, lint_spec, make_spec, read_spec, spec_numbers, write_spec
 
 MODEL = ModelInfo(name="net", type="test.Net", num_parameters=10, weight_bytes=40, dtype="float32", digest="0" * 12)
 ENVIRONMENT = Environment(

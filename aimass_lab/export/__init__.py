@@ -1,7 +1,6 @@
-"""Exporters: a resource spec in, a platform's files out. One format a file."""
+"""Writes a resource spec for a platform: one format a file, spec in, texts out."""
 
-from __future__ import annotations
+from ._check import check_spec_path
+from .base import EXPORTERS
 
-from .base import EXPORTERS, Exporter
-
-__all__ = ["EXPORTERS", "Exporter"]
+__all__ = ["EXPORTERS", "check_spec_path"]

@@ -111,7 +111,7 @@ def test_fields_that_scripts_rely_on(model_file, capsys):
         ("demand",): ("flops", "weight_bytes", "activation_peak_bytes", "peak_memory_bytes", "request_bytes", "response_bytes"),
         ("profile", "--seconds", "0.3"): ("latency_p50", "latency_p99", "throughput", "peak_memory_bytes"),
         ("trial", "none", "--seconds", "0.3"): ("speedup", "size_bytes", "fidelity"),
-        ("plan", "--rate", "400", "--p99", "50ms"): ("replicas", "max_batch_size", "latency_p99", "utilization"),
+        ("plan", "--rate", "400", "--p99", "500ms"): ("replicas", "max_batch_size", "latency_p99", "utilization"),
     }
     for (verb, *words), fields in promised.items():
         positional = [w for w in words if verb == "trial"][:1]
@@ -293,8 +293,8 @@ def some_records(tmp_path_factory):
 
     path.write_text(textwrap.dedent(MODEL_FILE))
     study = Study(locate_workload(f"{path}:judged"), store=path.parent / "history.db")
-    records = [study.profile(seconds=0.3), study.demand(), study.trial("none", seconds=0.3), study.plan(rate=400, p99="50ms"), study.plan(rate=1, p99="1ns")]
-    records += [study.spec(rate=400, p99="50ms"), study.search(technique=("none", "channels_last"), seconds=2)]
+    records = [study.profile(seconds=0.3), study.demand(), study.trial("none", seconds=0.3), study.plan(rate=400, p99="500ms"), study.plan(rate=1, p99="1ns")]
+    records += [study.spec(rate=400, p99="500ms"), study.search(technique=("none", "channels_last"), seconds=2)]
     store = Store(path.parent / "history.db")
     from aimass_lab.comparison import compare_records
     from aimass_lab.records import History

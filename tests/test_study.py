@@ -57,8 +57,8 @@ def test_every_verb_leaves_the_model_as_it_was(study, tmp_path):
     study.demand()
     study.trial("bf16", seconds=0.3)
     study.search(technique=("none", "channels_last"), seconds=1)
-    study.plan(rate=100, p99="50ms")
-    study.spec(rate=100, p99="50ms")
+    study.plan(rate=100, p99="500ms")
+    study.spec(rate=100, p99="500ms")
     study.bundle(out=str(tmp_path / "bundle"))
     assert_same_state(study.model, before)
 
@@ -67,7 +67,7 @@ def test_what_was_found_is_kept_in_order_and_in_the_history(study):
     study.demand()
     study.profile(seconds=0.3)
     study.trial("none", seconds=0.3)
-    plan = study.plan(rate=100, p99="50ms")
+    plan = study.plan(rate=100, p99="500ms")
     kinds = [Demand, Profile, TrialResult, Plan]
     assert [type(result) for result in study.results] == kinds
     runs = study.store.runs()
@@ -76,14 +76,14 @@ def test_what_was_found_is_kept_in_order_and_in_the_history(study):
 
 
 def test_a_plan_uses_the_profile_that_is_there_and_makes_one_if_none_is(study):
-    study.plan(rate=100, p99="50ms")
-    study.plan(rate=200, p99="50ms")
+    study.plan(rate=100, p99="500ms")
+    study.plan(rate=200, p99="500ms")
     assert [type(result).__name__ for result in study.results] == ["Profile", "Plan", "Plan"]
 
 
 def test_a_spec_for_the_same_target_is_about_the_same_plan(study):
-    plan = study.plan(rate=100, p99="50ms")
-    spec = study.spec(rate=100, p99="50ms")
+    plan = study.plan(rate=100, p99="500ms")
+    spec = study.spec(rate=100, p99="500ms")
     assert isinstance(spec, ServingSpec)
     assert (spec.replicas.value, spec.max_batch_size.value) == (plan.replicas.value, plan.max_batch_size.value)
     assert sum(isinstance(result, Plan) for result in study.results) == 1
@@ -95,16 +95,16 @@ def test_a_target_that_cannot_be_held_gives_no_spec_but_says_what_binds(study):
 
 
 def test_a_spec_is_written_where_it_is_asked_for(study, tmp_path):
-    study.spec(rate=100, p99="50ms", out=str(tmp_path / "manifests"))
+    study.spec(rate=100, p99="500ms", out=str(tmp_path / "manifests"))
     assert list((tmp_path / "manifests").rglob("*.yaml"))
     assert check(str(tmp_path / "manifests")).passed
 
 
 def test_devices_that_are_not_here_are_planned_with_estimates_and_say_so(study):
-    plan = study.plan(rate=100, p99="50ms", device=("l4",))
+    plan = study.plan(rate=100, p99="500ms", device=("l4",))
     assert plan.device == "l4"
     assert plan.latency_p99.weakest_source in ("estimated", "assumed", "datasheet")
-    measured = study.plan(rate=100, p99="50ms")
+    measured = study.plan(rate=100, p99="500ms")
     assert measured.device == "cpu"
 
 

@@ -207,16 +207,20 @@ def _powers_of_two(largest: int) -> list[int]:
 def _winner(found: list[Allocation], allocator: Allocator, max_replicas: int) -> tuple[Allocation | None, list[Allocation]]:
     """Confirm the best by a long simulation; when that costs it its place, confirm the next best.
 
-    Ties in cost go to the lower p99; where that is nearly the same, to what could carry twice the
-    rate before its queue grows, to natural batching, and to the smaller batch.
+    Ties in cost go to the lower p99; where that is nearly the same, to natural batching and to the
+    larger batch: it costs nothing while traffic is low, and lets a burst through. Not to one that
+    alone takes half of the target.
     """
 
     def rank(allocation: Allocation) -> tuple[float, float]:
         assert allocation.simulation is not None
         weight = allocation.candidate.weight(allocation.replicas)
         candidate = allocation.candidate
-        slack = allocation.replicas * candidate.service.stable_rate(candidate.max_batch_size) / allocator.load.items_per_s
-        penalty = _DOUBT * (candidate.max_wait_s > 0) + _DOUBT / 5 * math.log2(candidate.max_batch_size) + 2 * _DOUBT * max(0, 2 - slack)
+        items_per_s = candidate.service.stable_rate(candidate.max_batch_size)
+        slack = allocation.replicas * items_per_s / allocator.load.items_per_s
+        blocks = candidate.max_batch_size / items_per_s > allocator.load.latency_p99_s / 2
+        credit = 0.0 if blocks else _DOUBT / 5 * math.log2(max(1.0, min(slack, 100.0)))
+        penalty = _DOUBT * (candidate.max_wait_s > 0) + _DOUBT * blocks + 2 * _DOUBT * max(0, 2 - slack) - credit
         return weight, allocation.simulation.latency_p99_s.value * (1 + penalty)
 
     confirmed: set[int] = set()
@@ -369,7 +373,7 @@ def _reason(request: _Request, option: Allocation, chosen: Allocation, feasible:
     ours, best = option.candidate.weight(option.replicas), chosen.candidate.weight(chosen.replicas)
     if ours > best:
         return "meets the target at a higher cost" if request.priced else f"meets the target with {_replicas(option.replicas - chosen.replicas)} more"
-    return "meets the target too, with a higher p99 or a larger batch"
+    return "meets the target too, with a higher p99 or less room for bursts"
 
 
 def _notes(request: _Request, candidate: Candidate, simulation: Simulation) -> tuple[Note, ...]:

@@ -634,11 +634,11 @@ def test_a_cell_s_memory_peak_and_growth():
         block = bytearray(64 * 2**20)
         time.sleep(0.05)
         del block
-        kept.append(torch.ones(16 * 2**20, dtype=torch.uint8))
+        kept.append(torch.ones(128 * 2**20, dtype=torch.uint8))  # too large for the allocator to find in memory that is already resident
 
     record = profile_callable(cell, label="cell [3]")
     assert record.peak_memory_bytes.value >= 64 * 2**20
-    assert record.memory_growth_bytes.value > 8 * 2**20
+    assert record.memory_growth_bytes.value > 100 * 2**20
     assert any(note.code == "missing:modules" for note in record.notes)
 
 

@@ -80,7 +80,7 @@ def format_quantity(value: float, unit: str) -> str:
     if unit == "B/s":
         return f"{format_bytes(value)}/s"
     if unit == "ratio":
-        return _significant(value)
+        return _significant(value) if value == 0 or abs(value) >= 1e-4 else f"{value:.2e}"
     if unit.startswith("USD"):
         return f"{value:,.2f} {unit}"
     return format_decimal(value, unit)

@@ -31,6 +31,7 @@ def test_other_units():
     assert format_quantity(109_482_240, "parameter") == "109 M parameters"
     assert format_quantity(1.234, "USD/h") == "1.23 USD/h"
     assert format_quantity(-0.5, "ratio") == "-0.500"
+    assert format_quantity(4.99e-7, "ratio") == "4.99e-07"
 
 
 @pytest.mark.parametrize(("text", "value"), [("50ms", 0.05), ("0.05", 0.05), (0.05, 0.05), ("2 min", 120), ("250us", 2.5e-4), ("1e-3s", 1e-3)])

@@ -54,11 +54,11 @@ def verify_bundle(folder: str | Path, *, duration_s: float | None = None, progre
     findings = check_hashes(path)
     if any(map(is_error, findings)):
         promises = tuple(Promise(name=p.name, relation=p.relation, limit=p.limit, passed=False) for p in bundle.promises)
-        return Check(subject=str(path), passed=False, promises=promises, findings=findings)
+        return Check(subject=str(folder), passed=False, promises=promises, findings=findings)
     say(0.1, "starting it and measuring every promise")
     check = run_proof(path, duration_s=duration_s)
     say(1.0, "done")
-    return msgspec.structs.replace(check, findings=findings + check.findings)
+    return msgspec.structs.replace(check, subject=str(folder), findings=findings + check.findings)
 
 
 def run_proof(folder: Path, *, duration_s: float | None = None) -> Check:

@@ -60,8 +60,11 @@ def check(path: str, *, seconds: Seconds | None = None, progress: Progress | Non
     if not target.exists():
         raise InputError(f"there is nothing at {path!r}", help="give the folder of a bundle, or a spec's file")
     if is_bundle(target):
-        return verify_bundle(target, duration_s=None if seconds is None else parse_seconds(seconds), progress=progress)
-    return check_spec_path(target)
+        record = verify_bundle(target, duration_s=None if seconds is None else parse_seconds(seconds), progress=progress)
+    else:
+        record = check_spec_path(target)
+    Store().remember("check", record, model=target.name)
+    return record
 
 
 @verb

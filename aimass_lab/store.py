@@ -6,10 +6,12 @@ import contextlib
 import datetime
 import os
 import sqlite3
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import StoreError
+from .headlines import headline
 from .records import AnyRecord, Record, Run, any_from_json, to_json
 
 SCHEMA_VERSION = 1
@@ -36,6 +38,10 @@ def default_store_path() -> Path:
     return user_data_path("aimass_lab") / "history.db"
 
 
+class StoreWarning(UserWarning):
+    """A result could not be written to the history; it was returned all the same."""
+
+
 class Store:
     """Runs, kept in one SQLite file.
 
@@ -60,6 +66,13 @@ class Store:
         with self._connect() as connection:
             cursor = connection.execute("INSERT INTO runs (verb, model, model_digest, taken_at, summary, record) VALUES (?, ?, ?, ?, ?, ?)", row)
             return int(cursor.lastrowid or 0)
+
+    def remember(self, verb: str, record: Record, *, model: str = "", model_digest: str = "") -> None:
+        """Keep `record`; a history that cannot be written costs a `StoreWarning`, never the result."""
+        try:
+            self.add(verb, record, model=model, model_digest=model_digest, summary=headline(record))
+        except StoreError as error:
+            warnings.warn(f"the result is not in the history: {error}", StoreWarning, stacklevel=3)
 
     def runs(self, *, limit: int = 50, model: str | None = None) -> tuple[Run, ...]:
         """The newest runs first, of all models or of the one called `model`."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import InputError, StoreError
+from .errors import InputError
 from .headlines import headline
 from .records import (
     BatchPoint,
@@ -42,10 +41,6 @@ SERVER_MEMORY_BYTES = 256 * 2**20
 """Of a replica's interpreter, server and runtime, until a bundle's own calibration measures it."""
 STARTUP_S = 10.0
 """Until a bundle's own calibration measures it."""
-
-
-class StoreWarning(UserWarning):
-    """A result could not be written to the history; it was returned all the same."""
 
 
 def no_progress(share: float, text: str) -> None:
@@ -356,10 +351,7 @@ class Study:
     def _keep(self, verb_name: str, record: R) -> R:
         self.results.append(record)
         info = self.workload.info()
-        try:
-            self.store.add(verb_name, record, model=info.name, model_digest=info.digest, summary=headline(record))
-        except StoreError as error:
-            warnings.warn(f"the result is not in the history: {error}", StoreWarning, stacklevel=3)
+        self.store.remember(verb_name, record, model=info.name, model_digest=info.digest)
         return record
 
     def _last(self, kind: type[R]) -> R | None:

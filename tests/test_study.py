@@ -13,8 +13,8 @@ from torch import nn
 from aimass_lab import Study, Workload, check
 from aimass_lab.errors import BundleError, DoesNotFitError, InputError, ModelError, StoreError
 from aimass_lab.records import Bundle, Demand, Plan, Profile, SearchResult, ServingSpec, TrialResult
-from aimass_lab.store import Store
-from aimass_lab.study import StoreWarning, make_target
+from aimass_lab.store import Store, StoreWarning
+from aimass_lab.study import make_target
 
 
 class Net(nn.Module):
@@ -292,5 +292,6 @@ def test_the_whole_way_ends_in_a_proof(tmp_path):
     assert {promise.name for promise in bundle.promises} >= {"errors", "fidelity", "latency_p99", "throughput"}
     proof = check(str(tmp_path / "bundle"), seconds=2)
     assert proof.passed, proof
+    assert [run.verb for run in Store().runs()][:2] == ["check", "bundle"]
     spec = json.loads((tmp_path / "bundle" / "spec.json").read_text())
     assert spec["requests_per_s"] == {"value": 50.0, "unit": "request/s", "source": "user", "method": "asked for"}

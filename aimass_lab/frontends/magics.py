@@ -144,7 +144,6 @@ class AimassMagics(Magics):
     # --- a cell --------------------------------------------------------------------------
 
     def _cell(self, words: list[str], cell: str) -> Record:
-        from ..headlines import headline
         from ..profiling import profile_callable
         from ..store import Store
 
@@ -157,7 +156,7 @@ class AimassMagics(Magics):
         error = outcome[0].error_before_exec or outcome[0].error_in_exec
         if error is not None:
             raise UsageError(f"the cell raised {type(error).__name__}; its own traceback is above")
-        Store().add("profile_cell", record, model="(cell)", summary=headline(record))
+        Store().remember("profile_cell", record, model="(cell)")
         return record
 
     def stop_servers(self) -> None:

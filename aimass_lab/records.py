@@ -419,6 +419,8 @@ class Plan(Record, frozen=True, kw_only=True, tag="plan"):
     """Devices, replicas and batching for a request rate under a latency target."""
 
     model: ModelInfo
+    technique: str = "none"
+    """What is served instead of the original; ``"none"`` is the original."""
     target: Target
     feasible: bool
     device: str

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from .errors import InputError
 from .headlines import headline
 from .records import (
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Record)
 
+ORIGINAL = "none"
+"""The technique that changes nothing: what is served is the model itself."""
 SERVER_MEMORY_BYTES = 256 * 2**20
 """Of a replica's interpreter, server and runtime, until a bundle's own calibration measures it."""
 STARTUP_S = 10.0
@@ -91,6 +95,8 @@ class Study:
         self.progress: Progress = no_progress
         """Where long work tells how far it is; a front-end puts its own here."""
         self._variants: dict[str, Variant] = {}
+        self._profiles: dict[str, Profile] = {}
+        """The newest of each technique, on the model's own device."""
 
     @property
     def model(self) -> nn.Module:
@@ -114,7 +120,10 @@ class Study:
         from .profiling import profile_model
 
         workload = self._on_device(device)
-        return self._keep("profile", profile_model(workload, batch_size=batch, budget_s=parse_seconds(seconds), force=force, progress=self.progress))
+        profile = profile_model(workload, batch_size=batch, budget_s=parse_seconds(seconds), force=force, progress=self.progress)
+        if workload is self.workload:
+            self._profiles[ORIGINAL] = profile
+        return self._keep("profile", profile)
 
     @verb
     def demand(self, *, batch: int | None = None, device: str | None = None) -> Demand:
@@ -147,7 +156,10 @@ class Study:
         except BaseException:
             variant.release()  # the notebook keeps the traceback, and with it this frame
             raise
-        self._variants[variant_name(technique, setting.options)] = variant
+        name = variant_name(technique, setting.options)
+        self._variants[name] = variant
+        if name != ORIGINAL:
+            self._profiles.pop(name, None)
         return self._keep("trial", result)
 
     @verb
@@ -197,6 +209,7 @@ class Study:
         rate: Rate,
         p99: Seconds,
         device: tuple[str, ...] | None = None,
+        technique: str = ORIGINAL,
         price: dict[str, str] | None = None,
         burst: float = 1.0,
         headroom: float = 0.0,
@@ -212,6 +225,7 @@ class Study:
             rate: Requests per second, such as 400 or 24000/min.
             p99: Latency that 99 % of the requests must stay under, such as 50ms.
             device: Device to consider; may be repeated. The attached one if not given.
+            technique: What to serve instead of the original: a technique, or the name of a copy that a trial made.
             price: Price of a device, as name=USD per hour; may be repeated.
             burst: Rate of bursts over the rate between them; 1 is a Poisson stream.
             headroom: Spare share of the rate to plan for: 0.2 plans for 1.2 times the rate.
@@ -223,9 +237,10 @@ class Study:
         target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom)
         here = str(self._environment_device())
         names = tuple(device or (here,))
-        service_time = {name: self._measured_ladder() if name == here else self._estimated_ladder(name) for name in names}
+        served = self._served(technique)
+        service_time = {name: self._measured_ladder(technique) if name == here else self._estimated_ladder(served, name) for name in names}
         plan = make_plan(
-            self.workload.info(),
+            served.info(),
             service_time,
             target,
             prices=_prices(price),
@@ -234,7 +249,7 @@ class Study:
             burstiness=burst,
             progress=self.progress,
         )
-        return self._keep("plan", plan)
+        return self._keep("plan", msgspec.structs.replace(plan, technique=technique))
 
     @verb
     def spec(
@@ -245,6 +260,7 @@ class Study:
         format: str = "kubernetes",
         out: str | None = None,
         device: tuple[str, ...] | None = None,
+        technique: str = ORIGINAL,
         name: str | None = None,
         image: str | None = None,
     ) -> ServingSpec:
@@ -256,6 +272,7 @@ class Study:
             format: What to write it for: the name of an exporter, such as kubernetes or json.
             out: Folder for the files; shown instead of written if not given.
             device: Device to consider; may be repeated.
+            technique: What to serve instead of the original: a technique, or the name of a copy that a trial made.
             name: Name of the service; made from the model's if not given.
             image: Container image that runs the bundle.
         """
@@ -263,7 +280,7 @@ class Study:
         from .export.files import write_files
 
         exporter = EXPORTERS[format]
-        plan = self._plan_for(rate, p99, device)
+        plan = self._plan_for(rate, p99, device, technique)
         spec = self._make_spec(plan, name=name, image=image, export_format=format)
         if out is not None:
             write_files(Path(out), exporter(spec))
@@ -276,6 +293,7 @@ class Study:
         out: str,
         rate: Rate | None = None,
         p99: Seconds | None = None,
+        technique: str = ORIGINAL,
         name: str | None = None,
         version: str = "1",
         force: bool = False,
@@ -286,6 +304,7 @@ class Study:
             out: Folder to write; it must not exist yet.
             rate: Requests per second that all replicas together must hold; chosen from what is measured if not given.
             p99: Latency that 99 % of the requests must stay under; promised from what is measured if not given.
+            technique: What to serve instead of the original: a technique, or the name of a copy that a trial made.
             name: Name of the service; made from the model's if not given.
             version: Version of the model that is served.
             force: Replace a bundle that is already there.
@@ -296,7 +315,7 @@ class Study:
             raise InputError("rate and p99 belong together", help="give both, for example --rate 400 --p99 50ms, or neither")
         plan = spec = None
         if rate is not None and p99 is not None:
-            plan = self._plan_for(rate, p99, None)
+            plan = self._plan_for(rate, p99, None, technique)
             spec = self._make_spec(plan, name=name, image=None)
         bundle = write_bundle(
             Path(out),
@@ -307,6 +326,7 @@ class Study:
             latency_p99_s=None if p99 is None else parse_seconds(p99),
             name=name,
             version=version,
+            variant=None if technique == ORIGINAL else self._served(technique).model,
             force=force,
             progress=self.progress,
         )
@@ -344,6 +364,8 @@ class Study:
             return None
         name, variant = self._variants.popitem()
         variant.release()
+        if name != ORIGINAL:
+            self._profiles.pop(name, None)
         return name
 
     # --- inside --------------------------------------------------------------------------
@@ -378,15 +400,28 @@ class Study:
         model = copy.deepcopy(self.model).to(device)
         return Workload(model, self.workload.call.map(lambda t: t.to(device)), name=self.workload.name)
 
-    def _measured_ladder(self) -> tuple[BatchPoint, ...]:
-        profiles = [r for r in self.results if isinstance(r, Profile) and r.environment.device == self._environment_device()]
-        profile = profiles[-1] if profiles else self.profile()
-        return profile.ladder
+    def _served(self, technique: str) -> Workload:
+        """The original, or a copy to be served in its place: the one that a trial made, or a new one."""
+        if technique == ORIGINAL:
+            return self.workload
+        if technique not in self._variants:
+            from .trial import apply_setting
 
-    def _estimated_ladder(self, device: str) -> tuple[BatchPoint, ...]:
+            self._variants[technique] = apply_setting(self.workload, Setting(technique=technique))
+        return Workload(self._variants[technique].model, self.workload.call, name=self.workload.name)
+
+    def _measured_ladder(self, technique: str) -> tuple[BatchPoint, ...]:
+        """By batch size, from the newest profile of what is served; from a new one if there is none."""
+        from .profiling import profile_model
+
+        if technique not in self._profiles:
+            self._profiles[technique] = self._keep("profile", profile_model(self._served(technique), progress=self.progress))
+        return self._profiles[technique].ladder
+
+    def _estimated_ladder(self, served: Workload, device: str) -> tuple[BatchPoint, ...]:
         from .demand import estimate_ladder
 
-        return estimate_ladder(self.workload, device)
+        return estimate_ladder(served, device)
 
     def _memory_limit(self, device: str) -> Number | None:
         """What a replica may use of `device`."""
@@ -394,7 +429,7 @@ class Study:
 
         return find_target(device, self.workload).memory
 
-    def _plan_for(self, rate: Rate, p99: Seconds, device: tuple[str, ...] | None) -> Plan:
+    def _plan_for(self, rate: Rate, p99: Seconds, device: tuple[str, ...] | None, technique: str) -> Plan:
         """The plan for this target: the last one if it is for the same, a new one if not.
 
         Raises:
@@ -402,9 +437,10 @@ class Study:
         """
         target = make_target(rate, p99)
         plan = self._last(Plan)
-        asked = (target.requests_per_s.value, target.latency_p99.value)
-        if plan is None or (plan.target.requests_per_s.value, plan.target.latency_p99.value) != asked or (device and plan.device not in device):
-            plan = self.plan(rate=rate, p99=p99, device=device)
+        asked = (target.requests_per_s.value, target.latency_p99.value, technique)
+        known = plan and (plan.target.requests_per_s.value, plan.target.latency_p99.value, plan.technique)
+        if plan is None or known != asked or (device and plan.device not in device):
+            plan = self.plan(rate=rate, p99=p99, device=device, technique=technique)
         if not plan.feasible:
             raise InputError(f"there is no plan that holds {headline(plan)}", help=plan.binding)
         return plan
@@ -416,7 +452,7 @@ class Study:
         return make_spec(
             plan,
             name=service,
-            setting=Setting(technique="none"),
+            setting=Setting(technique=ORIGINAL) if plan.technique == ORIGINAL else self._variants[plan.technique].setting,
             memory=self._replica_memory(plan),
             startup_time=self._startup_time(),
             environment=self._profile_environment(),
@@ -430,9 +466,9 @@ class Study:
 
         batch = int(plan.max_batch_size.value)
         measured = next((p.peak_memory_bytes for p in plan.service_time if p.batch_size == batch and p.peak_memory_bytes), None)
-        peak = measured or estimate_demand(self.workload, batch_size=batch, device=plan.device).peak_memory_bytes
-        info = self.workload.info()
-        loading = Number(value=info.weight_bytes, unit="B", source="assumed", method="one more copy of the weights while they are loaded")
+        served = self._served(plan.technique)
+        peak = measured or estimate_demand(served, batch_size=batch, device=plan.device).peak_memory_bytes
+        loading = Number(value=plan.model.weight_bytes, unit="B", source="assumed", method="one more copy of the weights while they are loaded")
         server = Number(value=SERVER_MEMORY_BYTES, unit="B", source="assumed", method="interpreter, server and runtime without a model")
         total = peak.value + loading.value + server.value
         return derived(total, "B", f"peak at batch {batch} + loading + server", [("peak", peak), ("loading", loading), ("server", server)])

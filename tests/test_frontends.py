@@ -217,6 +217,19 @@ def test_the_last_model_is_remembered(shell, net):
     assert other.result.batch_size == 4
 
 
+def test_the_same_inputs_go_on_and_others_begin_anew(shell, net):
+    shell.user_ns.update(net=net.model, x=net.call.args[0], y=net.call.args[0][:2])
+    run(shell, "%aimass trial net x none --seconds 0.3")
+    magics = shell.magics_manager.registry["AimassMagics"]
+    first = magics._last
+    run(shell, "%aimass demand net x")
+    assert magics._last is first
+    assert magics._last.variants == ("none",)
+    outcome, _ = run(shell, "%aimass demand net y")
+    assert magics._last is not first
+    assert outcome.result.batch_size == 2
+
+
 def test_a_study_or_a_workload_can_be_named(shell, net):
     shell.user_ns["study"], shell.user_ns["work"] = Study(net), Workload(net.model, net.call.args[0], name="work")
     for name in ("study", "work"):

@@ -655,3 +655,10 @@ def test_the_mutating_fixture_really_mutates():
     model(features())
     with pytest.raises(AssertionError):
         assert_same(before, snapshot(model))
+
+
+def test_measuring_the_device_leaves_the_random_state_alone(monkeypatch):
+    monkeypatch.setattr("aimass_lab.profiling.bottleneck._known_rates", {})
+    before = torch.get_rng_state()
+    bottleneck.measure_rates(CPU, torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -295,3 +295,20 @@ def test_the_whole_way_ends_in_a_proof(tmp_path):
     assert [run.verb for run in Store().runs()][:2] == ["check", "bundle"]
     spec = json.loads((tmp_path / "bundle" / "spec.json").read_text())
     assert spec["requests_per_s"] == {"value": 50.0, "unit": "request/s", "source": "user", "method": "asked for"}
+
+
+def test_what_was_tried_can_be_planned_specified_and_bundled(tmp_path):
+    torch.manual_seed(0)
+    study = Study(nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10)), torch.randn(16, 64), name="wide")
+    study.trial("int8_weight_only", seconds=0.3)
+    original = study.plan(rate=50, p99="500ms")
+    shrunk = study.plan(rate=50, p99="500ms", technique="int8_weight_only")
+    assert (original.technique, shrunk.technique) == ("none", "int8_weight_only")
+    assert shrunk.model.weight_bytes < original.model.weight_bytes / 2
+    assert shrunk.service_time != original.service_time
+    spec = study.spec(rate=50, p99="500ms", technique="int8_weight_only")
+    assert spec.setting.technique == "int8_weight_only"
+    bundle = study.bundle(out=str(tmp_path / "bundle"), rate=50, p99="500ms", technique="int8_weight_only")
+    assert json.loads((tmp_path / "bundle" / "spec.json").read_text())["setting"]["technique"] == "int8_weight_only"
+    fidelity = next(promise for promise in bundle.promises if promise.name == "fidelity")
+    assert 2e-4 < fidelity.limit.value < 0.1  # against the original, from which eight bits differ

@@ -217,6 +217,7 @@ def _(record: Plan) -> Page:
             ("grows unstable at", record.throughput_limit),
             ("cost", record.cost),
             ("policy", record.scheduling_policy),
+            ("served", "the original" if record.technique == "none" else record.technique),
         ),
         tables=(
             Table(title=shown, columns=("device", "replicas", "batch limit", "wait", "p99", "utilization", "cost", ""), rows=tuple(options)),

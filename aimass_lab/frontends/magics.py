@@ -123,14 +123,11 @@ class AimassMagics(Magics):
             return self._remember(value.model, study_type(value) if id(value.model) not in self._studies else self._studies[id(value.model)])
         if isinstance(value, nn.Module):
             known = self._studies.get(id(value))
-            if inputs is None:
-                if known is None:
-                    raise InputError(f"nothing is known yet about the inputs of {name!r}", help=f"%aimass VERB {name} INPUTS")
+            if known is not None and (inputs is None or _same_tensors(known.workload.call, inputs)):
                 return known
-            study = study_type(value, inputs, name=name)
-            if known is not None:
-                study.results, study._variants = known.results, known._variants
-            return self._remember(value, study)
+            if inputs is None:
+                raise InputError(f"nothing is known yet about the inputs of {name!r}", help=f"%aimass VERB {name} INPUTS")
+            return self._remember(value, study_type(value, inputs, name=name))
         if value is not None and ":" not in name:
             raise InputError(f"the variable {name!r} is a {type(value).__name__}, not a model", help="name a torch.nn.Module, a Workload or a Study")
         if ":" not in name:
@@ -163,6 +160,14 @@ class AimassMagics(Magics):
         """Stop what ``%aimass serve`` started."""
         while self._servers:
             self._servers.pop().stop()
+
+
+def _same_tensors(call: Any, inputs: Any) -> bool:
+    """Whether `inputs` are what the study was made with: then it goes on, with its copies and plans."""
+    from ..workload import as_call
+
+    new, old = as_call(inputs).tensors(), call.tensors()
+    return len(new) == len(old) and all(a is b for a, b in zip(new, old, strict=True))
 
 
 class _NotebookProgress:

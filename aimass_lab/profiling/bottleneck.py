@@ -90,7 +90,10 @@ def _probe(device: torch.device, dtype: torch.dtype) -> _Probe:
     product_s = _best(lambda: linear(x, weight), device)
     source, target = (torch.zeros(_copy_bytes(device), dtype=torch.uint8, device=device) for _ in range(2))
     copy_s = _best(lambda: target.copy_(source), device)
-    small_x, layer = x[:1, :8].contiguous(), torch.nn.Linear(8, 8, device=device, dtype=dtype)
+    # without its initialisation, which would draw from the random state of the user
+    small_x, layer = x[:1, :8].contiguous(), torch.nn.utils.skip_init(torch.nn.Linear, 8, 8, device=device, dtype=dtype)
+    for parameter in layer.parameters():
+        parameter.fill_(0.5)
     chain_s = _best(lambda: [layer(small_x) for _ in range(CHAIN)], device)
     return _Probe(product_s, copy_s, chain_s / CHAIN)
 

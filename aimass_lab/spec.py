@@ -15,7 +15,7 @@ import msgspec
 
 from .devices import load_devices
 from .errors import InputError, SpecError
-from .records import Environment, Finding, Number, Plan, ServingSpec, Setting, Unit, derived, to_json
+from .records import Bundle, Environment, Finding, Number, Plan, ServingSpec, Setting, Unit, derived, to_json
 from .units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _IMAGE = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?")
 _MAX_FILE_BYTES = 8 * 2**20
 _MIB = 2**20
+
+SERVER_MEMORY_BYTES = 256 * 2**20
+"""Of a replica's interpreter, server and runtime, until a bundle was started and measured."""
+STARTUP_S = 10.0
+"""Until a bundle was started and measured."""
 
 
 def dns_label(text: str) -> str:
@@ -122,6 +127,25 @@ def make_spec(
         export_format=export_format,
         notes=plan.notes,
     )
+
+
+def replica_memory(peak: Number, weight_bytes: int) -> Number:
+    """Memory of one replica before any headroom.
+
+    Args:
+        peak: What the model needs at the largest batch.
+        weight_bytes: Of the model; while it is loaded there are two copies of it.
+    """
+    loading = Number(value=weight_bytes, unit="B", source="assumed", method="one more copy of the weights while they are loaded")
+    server = Number(value=SERVER_MEMORY_BYTES, unit="B", source="assumed", method="interpreter, server and runtime without a model")
+    total = peak.value + loading.value + server.value
+    return derived(total, "B", "peak + loading + server", [("peak", peak), ("loading", loading), ("server", server)])
+
+
+def startup_time(bundle: Bundle | None) -> Number:
+    """Seconds until a replica answers: what a bundle promises, as it was started and measured, or an assumption without one."""
+    promised = next((promise.limit for promise in bundle.promises if promise.name == "startup"), None) if bundle else None
+    return promised or Number(value=STARTUP_S, unit="s", source="assumed", method="no bundle was started yet")
 
 
 def _accelerators(device: str, given: int | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,11 +21,10 @@ from .records import (
     SearchResult,
     ServingSpec,
     Setting,
-    Target,
     TrialResult,
-    derived,
 )
 from .store import Store
+from .targets import make_target, parse_prices
 from .units import parse_rate, parse_seconds
 from .verbs import Progress, Rate, Seconds, verb
 from .workload import Workload
@@ -41,10 +39,6 @@ R = TypeVar("R", bound=Record)
 
 ORIGINAL = "none"
 """The technique that changes nothing: what is served is the model itself."""
-SERVER_MEMORY_BYTES = 256 * 2**20
-"""Of a replica's interpreter, server and runtime, until a bundle's own calibration measures it."""
-STARTUP_S = 10.0
-"""Until a bundle's own calibration measures it."""
 
 
 def no_progress(share: float, text: str) -> None:
@@ -156,7 +150,7 @@ class Study:
         except BaseException:
             variant.release()  # the notebook keeps the traceback, and with it this frame
             raise
-        name = variant_name(technique, setting.options)
+        name = technique + (f"({','.join(f'{k}={v}' for k, v in sorted(setting.options.items()))})" if setting.options else "")
         self._variants[name] = variant
         if name != ORIGINAL:
             self._profiles.pop(name, None)
@@ -243,7 +237,7 @@ class Study:
             served.info(),
             service_time,
             target,
-            prices=_prices(price),
+            prices=parse_prices(price),
             memory_limit={name: limit for name in names if (limit := self._memory_limit(name))},
             policy=policy,
             burstiness=burst,
@@ -446,74 +440,28 @@ class Study:
         return plan
 
     def _make_spec(self, plan: Plan, *, name: str | None, image: str | None, export_format: str = "kubernetes") -> ServingSpec:
-        from .spec import dns_label, make_spec
+        from .spec import dns_label, make_spec, replica_memory, startup_time
 
         service = dns_label(name or self.workload.name) if name is None else name
         return make_spec(
             plan,
             name=service,
             setting=Setting(technique=ORIGINAL) if plan.technique == ORIGINAL else self._variants[plan.technique].setting,
-            memory=self._replica_memory(plan),
-            startup_time=self._startup_time(),
+            memory=replica_memory(self._peak_memory(plan), plan.model.weight_bytes),
+            startup_time=startup_time(self._last(Bundle)),
             environment=self._profile_environment(),
             image=image or f"{service}:1",
             export_format=export_format,
         )
 
-    def _replica_memory(self, plan: Plan) -> Number:
-        """Memory of one replica before any headroom: what the model needs at the planned batch, and what serves it."""
+    def _peak_memory(self, plan: Plan) -> Number:
+        """Of the model at the planned batch limit: measured where the plan's ladder has it, else estimated."""
         from .demand import estimate_demand
 
         batch = int(plan.max_batch_size.value)
         measured = next((p.peak_memory_bytes for p in plan.service_time if p.batch_size == batch and p.peak_memory_bytes), None)
-        served = self._served(plan.technique)
-        peak = measured or estimate_demand(served, batch_size=batch, device=plan.device).peak_memory_bytes
-        loading = Number(value=plan.model.weight_bytes, unit="B", source="assumed", method="one more copy of the weights while they are loaded")
-        server = Number(value=SERVER_MEMORY_BYTES, unit="B", source="assumed", method="interpreter, server and runtime without a model")
-        total = peak.value + loading.value + server.value
-        return derived(total, "B", f"peak at batch {batch} + loading + server", [("peak", peak), ("loading", loading), ("server", server)])
-
-    def _startup_time(self) -> Number:
-        """Seconds until a replica answers: as a bundle of this study measured it, or an assumption."""
-        bundle = self._last(Bundle)
-        for promise in bundle.promises if bundle else ():
-            if promise.name == "startup" and promise.measured is not None:
-                return promise.measured
-        return Number(value=STARTUP_S, unit="s", source="assumed", method="no bundle was started yet in this study")
+        return measured or estimate_demand(self._served(plan.technique), batch_size=batch, device=plan.device).peak_memory_bytes
 
     def _profile_environment(self) -> Environment | None:
         profile = self._last(Profile)
         return profile.environment if profile else None
-
-
-def variant_name(technique: str, options: Mapping[str, object]) -> str:
-    """What a study calls the copy that a trial made: ``"int8_dynamic(compile=true)"``."""
-    return technique + (f"({','.join(f'{k}={v}' for k, v in sorted(options.items()))})" if options else "")
-
-
-def make_target(rate: Rate, p99: Seconds, *, max_replicas: int = 1000, headroom: float = 0.0) -> Target:
-    """Turn what the user asked for into a target.
-
-    Raises:
-        InputError: a value that is no rate, no time or no share.
-    """
-    if headroom < 0:
-        raise InputError(f"headroom {headroom} is negative", help="0.2 plans for 1.2 times the rate")
-    if max_replicas < 1:
-        raise InputError(f"max_replicas {max_replicas} allows no replica at all", help="give at least 1")
-    return Target(
-        requests_per_s=Number(value=parse_rate(rate), unit="request/s", source="user", method="asked for"),
-        latency_p99=Number(value=parse_seconds(p99), unit="s", source="user", method="asked for"),
-        max_replicas=max_replicas,
-        headroom=headroom,
-    )
-
-
-def _prices(price: dict[str, str] | None) -> dict[str, float]:
-    prices = {}
-    for name, text in (price or {}).items():
-        try:
-            prices[name] = float(text)
-        except ValueError:
-            raise InputError(f"the price {text!r} of {name!r} is not a number of USD per hour") from None
-    return prices

@@ -14,7 +14,7 @@ from aimass_lab import Study, Workload, check
 from aimass_lab.errors import BundleError, DoesNotFitError, InputError, ModelError, StoreError
 from aimass_lab.records import Bundle, Demand, Plan, Profile, SearchResult, ServingSpec, TrialResult
 from aimass_lab.store import Store, StoreWarning
-from aimass_lab.study import make_target
+from aimass_lab.targets import make_target
 
 
 class Net(nn.Module):

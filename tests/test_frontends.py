@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -378,3 +380,55 @@ def test_torch_is_not_needed_to_show_a_record(some_records, tmp_path):
         f"render_text(any_from_json(open({str(path)!r}).read())); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+# --- serving --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """One bundle, without the time it takes to measure what it could promise."""
+    import torch
+
+    from aimass_lab import write_bundle
+
+    folder = tmp_path_factory.mktemp("served") / "bundle"
+    torch.manual_seed(0)
+    write_bundle(folder, Workload(torch.nn.Linear(8, 3), torch.randn(4, 8), name="linear"), calibrate=False)
+    return folder
+
+
+def ready(url):
+    with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=10) as response:
+        return response.status == 200
+
+
+def test_a_bundle_is_served_from_the_command_line_until_it_is_interrupted(bundle):
+    command = [sys.executable, "-m", "aimass_lab", "serve", str(bundle), "--port", "0", "--grpc-port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = []
+        while not lines or lines[-1].rstrip() != "}":
+            lines.append(process.stdout.readline())
+        service = json.loads("".join(lines))
+        assert service["record"] == "service"
+        assert ready(service["url"])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    with pytest.raises(OSError, match="refused"):
+        ready(service["url"])
+
+
+def test_a_bundle_is_served_from_a_notebook_and_stops_with_the_extension(shell, bundle):
+    outcome, _ = run(shell, f"%aimass serve {bundle} --port 0 --grpc-port 0")
+    assert ready(outcome.result.url)
+    shell.run_line_magic("unload_ext", "aimass_lab")
+    with pytest.raises(OSError, match="refused"):
+        ready(outcome.result.url)
+    shell.run_line_magic("load_ext", "aimass_lab")
+
+
+def test_what_is_no_bundle_is_not_served(tmp_path, capsys):
+    assert main(["serve", str(tmp_path)]) == 2
+    assert "help: " in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "nothing")]) == 2
+    assert "there is nothing at" in capsys.readouterr().err

@@ -82,9 +82,10 @@ def _(record: SearchResult) -> str:
 def _(record: Plan) -> str:
     if not record.feasible:
         return f"not feasible on {record.device}: {record.binding}"
+    beside = " and the server's own time" if any(note.code == "missing:overhead" for note in record.notes) else ""
     return (
         f"{record.replicas.value:g} × {record.device}, batch ≤ {record.max_batch_size.value:g}, "
-        f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}, {100 * record.utilization.value:.0f} % busy"
+        f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}{beside}, {100 * record.utilization.value:.0f} % busy"
     )
 
 

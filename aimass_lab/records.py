@@ -527,7 +527,9 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     relation: Literal["<=", ">=", "=="]
     limit: Number
     measured: Number | None = None
+    """By the last proof, or when the bundle was written; None where it was not started then."""
     passed: bool | None = None
+    """None until a proof was run."""
 
 
 class Check(Record, frozen=True, kw_only=True, tag="check"):

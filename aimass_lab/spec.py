@@ -143,9 +143,9 @@ def replica_memory(peak: Number, weight_bytes: int) -> Number:
 
 
 def startup_time(bundle: Bundle | None) -> Number:
-    """Seconds until a replica answers: what a bundle promises, as it was started and measured, or an assumption without one."""
-    promised = next((promise.limit for promise in bundle.promises if promise.name == "startup"), None) if bundle else None
-    return promised or Number(value=STARTUP_S, unit="s", source="assumed", method="no bundle was started yet")
+    """Seconds until a replica answers: as it was measured when the bundle was written, or an assumption without one."""
+    measured = next((promise.measured for promise in bundle.promises if promise.name == "startup"), None) if bundle else None
+    return measured or Number(value=STARTUP_S, unit="s", source="assumed", method="no bundle was started yet")
 
 
 def _accelerators(device: str, given: int | None) -> int:

@@ -293,7 +293,10 @@ def test_the_whole_way_ends_in_a_proof(tmp_path):
     proof = check(str(tmp_path / "bundle"), seconds=2)
     assert proof.passed, proof
     assert [run.verb for run in Store().runs()][:2] == ["check", "bundle"]
+    assert {promise.name for promise in bundle.promises if promise.measured} >= {"fidelity", "latency_p99", "memory", "startup"}
+    assert study.spec(rate=50, p99="200ms").startup_time.source == "measured"  # by the bundle; it was assumed before
     spec = json.loads((tmp_path / "bundle" / "spec.json").read_text())
+    assert spec["startup_time"]["source"] == "assumed"
     assert spec["requests_per_s"] == {"value": 50.0, "unit": "request/s", "source": "user", "method": "asked for"}
 
 

@@ -36,7 +36,7 @@ class Asked:
 
 
 def make_promises(asked: Asked, fidelity: Number, *, model_bytes: int, workers: int, calibration: Calibration | None) -> tuple[Promise, ...]:
-    """The promises of a bundle, each with where its limit comes from.
+    """The promises of a bundle, each with where its limit comes from and what was measured when it was made.
 
     Args:
         asked: What one replica is to hold.
@@ -54,7 +54,12 @@ def make_promises(asked: Asked, fidelity: Number, *, model_bytes: int, workers: 
         ("memory", "<=", _memory(measured.get("memory"), model_bytes, workers)),
         ("startup", "<=", _startup(measured.get("startup"), model_bytes)),
     ]
-    return tuple(Promise(name=name, relation=relation, limit=limit) for name, relation, limit in limits if limit is not None)  # type: ignore[arg-type]
+    seen = {"fidelity": fidelity, **measured}
+    return tuple(
+        Promise(name=name, relation=relation, limit=limit, measured=seen.get(name))  # type: ignore[arg-type]
+        for name, relation, limit in limits
+        if limit is not None
+    )
 
 
 def _worse(a: Number, b: Number | None) -> Number:

@@ -48,7 +48,7 @@ def headline(record: Record) -> str:
 @headline.register
 def _(record: Profile) -> str:
     latencies = f"p50 {format_number(record.latency_p50)}, p99 {format_number(record.latency_p99)}"
-    return f"{latencies} at batch {record.batch_size}, peak {format_number(record.peak_memory_bytes)} on {record.environment.device_name}"
+    return f"{latencies} at batch {record.batch_size}, peak {format_number(record.peak_memory_bytes)} on {record.environment.device_name}{_doubt(record.latency_p50)}"
 
 
 @headline.register
@@ -67,7 +67,7 @@ def _(record: Demand) -> str:
 @headline.register
 def _(record: TrialResult) -> str:
     speed = f"{record.speedup.value:.2f}× {_ratio_band(record.speedup)}"
-    return f"{record.setting.technique}: {record.verdict}, {speed} at batch {record.batch_size}, fidelity {record.fidelity.value:.4f}"
+    return f"{record.setting.technique}: {record.verdict}, {speed} at batch {record.batch_size}, fidelity {record.fidelity.value:.4f}{_doubt(record.speedup)}"
 
 
 @headline.register
@@ -85,7 +85,7 @@ def _(record: Plan) -> str:
     beside = " and the server's own time" if any(note.code == "missing:overhead" for note in record.notes) else ""
     return (
         f"{record.replicas.value:g} × {record.device}, batch ≤ {record.max_batch_size.value:g}, "
-        f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}{beside}, {100 * record.utilization.value:.0f} % busy"
+        f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}{beside}, {100 * record.utilization.value:.0f} % busy{_doubt(record.replicas)}"
     )
 
 
@@ -125,6 +125,10 @@ def _(record: Comparison) -> str:
 @headline.register
 def _(record: Environment) -> str:
     return f"{record.device_name}, {record.cpu_cores:g} cores, torch {record.torch}"
+
+
+def _doubt(number: Number) -> str:
+    return " (measured while other work kept the machine busy)" if number.quality == "noisy" else ""
 
 
 def _ratio_band(number: Number) -> str:

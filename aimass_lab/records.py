@@ -35,8 +35,8 @@ class Number(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     """One value with its unit, its source and how sure it is.
 
     Raises:
-        ValueError: the value is not finite, the interval is reversed or does not hold the
-            value, or a derived number does not say how far its inputs can be trusted.
+        ValueError: the value is not finite, the interval is reversed, or a derived number
+            does not say how far its inputs can be trusted.
     """
 
     value: int | float

@@ -44,6 +44,8 @@ class Parameter:
     multiple: Literal["no", "list", "pairs"]
     """Whether it may be repeated, and then what the repetitions make: a tuple, or a dict of ``key=value``."""
     choices: tuple[str, ...] = ()
+    metavar: str = ""
+    """What stands for its value in the help: ``N``, ``NAME=VALUE``, ``RATE``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,7 @@ def _parameter(parameter: inspect.Parameter, hint: Any, helps: dict[str, str], v
         flag=inner is bool,
         multiple=multiple,
         choices=choices,
+        metavar="NAME=VALUE" if multiple == "pairs" else "N" if inner is int else parameter.name.upper(),
     )
 
 

@@ -333,7 +333,7 @@ def _model_error(model: nn.Module, call: Call, error: Exception) -> ModelError:
 
 
 def output_tensors(outputs: Any) -> list[tuple[str, torch.Tensor]]:
-    """Name and tensor of everything floating in a model's outputs, caches left out.
+    """Name and tensor of everything in a model's outputs.
 
     HF's ``ModelOutput`` keeps its field names; other containers give ``output``, ``output_1`` ...
     """

@@ -84,7 +84,7 @@ def _add(parser: Parser, parameter: Parameter) -> None:
     elif parameter.flag:
         options["action"] = "store_true"
     else:
-        options["metavar"] = parameter.name.upper()
+        options["metavar"] = parameter.metavar
         options["required"] = parameter.required
         if parameter.default is not None:
             options["help"] += f" (default: {parameter.default})"

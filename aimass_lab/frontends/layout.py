@@ -157,7 +157,7 @@ def _(record: TrialResult) -> Page:
     return Page(
         title=f"Trial of {record.setting.technique}{f' ({options})' if options else ''} on {record.model.name}",
         headline=headline(record).partition(": ")[2],
-        tone=_TONES[record.verdict],
+        tone="warn" if record.speedup.quality == "noisy" else _TONES[record.verdict],
         facts=(
             ("speed-up", record.speedup),
             ("latency, original", record.latency_original),
@@ -205,7 +205,7 @@ def _(record: Plan) -> Page:
     return Page(
         title=f"Plan for {record.model.name}: {format_number(record.target.requests_per_s)}, p99 under {format_number(record.target.latency_p99)}",
         headline=headline(record),
-        tone="good" if record.feasible else "bad",
+        tone="warn" if record.replicas.quality == "noisy" else "good" if record.feasible else "bad",
         facts=(
             ("device", record.device),
             ("replicas", record.replicas),

@@ -36,5 +36,3 @@ class Page:
     """Code and text of what the reader must know."""
     listing: tuple[tuple[str, str], ...] = ()
     """Name and text of files, shown as they are."""
-    code: str | None = None
-    """The line of Python that gives this result again."""

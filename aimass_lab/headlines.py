@@ -48,7 +48,8 @@ def headline(record: Record) -> str:
 @headline.register
 def _(record: Profile) -> str:
     latencies = f"p50 {format_number(record.latency_p50)}, p99 {format_number(record.latency_p99)}"
-    return f"{latencies} at batch {record.batch_size}, peak {format_number(record.peak_memory_bytes)} on {record.environment.device_name}{_doubt(record.latency_p50)}"
+    where = f"on {record.environment.device_name}{_doubt(record.latency_p50)}"
+    return f"{latencies} at batch {record.batch_size}, peak {format_number(record.peak_memory_bytes)} {where}"
 
 
 @headline.register
@@ -83,10 +84,9 @@ def _(record: Plan) -> str:
     if not record.feasible:
         return f"not feasible on {record.device}: {record.binding}"
     beside = " and the server's own time" if any(note.code == "missing:overhead" for note in record.notes) else ""
-    return (
-        f"{record.replicas.value:g} × {record.device}, batch ≤ {record.max_batch_size.value:g}, "
-        f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}{beside}, {100 * record.utilization.value:.0f} % busy{_doubt(record.replicas)}"
-    )
+    latency = f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}{beside}"
+    busy = f"{100 * record.utilization.value:.0f} % busy{_doubt(record.replicas)}"
+    return f"{record.replicas.value:g} × {record.device}, batch ≤ {record.max_batch_size.value:g}, {latency}, {busy}"
 
 
 @headline.register

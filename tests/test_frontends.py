@@ -1,5 +1,6 @@
 """Magic, command line and Python: the same verbs, the same records, the same help, errors that help."""
 
+import itertools
 import json
 import os
 import signal
@@ -403,17 +404,18 @@ def ready(url):
         return response.status == 200
 
 
-def test_a_bundle_is_served_from_the_command_line_until_it_is_interrupted(bundle):
+def test_a_bundle_is_served_from_the_command_line_until_it_is_ended(bundle):
     command = [sys.executable, "-m", "aimass_lab", "serve", str(bundle), "--port", "0", "--grpc-port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        lines = []
-        while not lines or lines[-1].rstrip() != "}":
-            lines.append(process.stdout.readline())
-        service = json.loads("".join(lines))
-        assert service["record"] == "service"
-        assert ready(service["url"])
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        try:
+            service = json.loads("".join(itertools.takewhile("}\n".__ne__, process.stdout)) + "}")
+            assert service["record"] == "service"
+            assert ready(service["url"])
+            # Not SIGINT: where the tests run in the background, it is ignored from the start.
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
     with pytest.raises(OSError, match="refused"):
         ready(service["url"])
 

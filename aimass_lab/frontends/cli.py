@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -115,12 +116,18 @@ def _print(record: Record, as_json: bool) -> None:
 def _wait(server: Any, as_json: bool) -> int:
     from ..operations import service_record
 
-    _print(service_record(server), as_json)
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    # A service manager ends us with SIGTERM; a person with Ctrl-C. Either way the server finishes what it accepted.
+    before = signal.signal(signal.SIGTERM, end)
     try:
+        _print(service_record(server), as_json)
         return int(server.wait())
     except KeyboardInterrupt:
         return EXIT_OK
     finally:
+        signal.signal(signal.SIGTERM, before)
         server.stop()
 
 

@@ -287,3 +287,11 @@ def test_questions_that_make_no_sense(ladders, wanted, options):
 def test_unknown_policy():
     with pytest.raises(UnknownNameError, match="scheduling policy"):
         make_plan(MODEL, {"cpu": LADDER}, target(1, 1), policy="lifo")
+
+
+def test_among_equals_the_batch_limit_leaves_room():
+    """At low load every limit gives the same p99; the plan takes a large one, unless its batches alone would eat the target."""
+    roomy = make_plan(MODEL, {"cpu": LADDER}, target(1, 0.5))
+    tight = make_plan(MODEL, {"cpu": LADDER}, target(1, 0.016))
+    assert roomy.max_batch_size.value == max(point.batch_size for point in LADDER)
+    assert tight.max_batch_size.value < roomy.max_batch_size.value

@@ -208,8 +208,8 @@ def _winner(found: list[Allocation], allocator: Allocator, max_replicas: int) ->
     """Confirm the best by a long simulation; when that costs it its place, confirm the next best.
 
     Ties in cost go to the lower p99; where that is nearly the same, to natural batching and to the
-    larger batch: it costs nothing while traffic is low, and lets a burst through. Not to one that
-    alone takes half of the target.
+    larger batch: it costs nothing while traffic is low, lets a burst through, and takes requests
+    of several items. Not to one that alone takes half of the target.
     """
 
     def rank(allocation: Allocation) -> tuple[float, float]:
@@ -219,7 +219,7 @@ def _winner(found: list[Allocation], allocator: Allocator, max_replicas: int) ->
         items_per_s = candidate.service.stable_rate(candidate.max_batch_size)
         slack = allocation.replicas * items_per_s / allocator.load.items_per_s
         blocks = candidate.max_batch_size / items_per_s > allocator.load.latency_p99_s / 2
-        credit = 0.0 if blocks else _DOUBT / 5 * math.log2(max(1.0, min(slack, 100.0)))
+        credit = 0.0 if blocks else _DOUBT / 5 * math.log2(max(1.0, slack))
         penalty = _DOUBT * (candidate.max_wait_s > 0) + _DOUBT * blocks + 2 * _DOUBT * max(0, 2 - slack) - credit
         return weight, allocation.simulation.latency_p99_s.value * (1 + penalty)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from .errors import InputError
-from .headlines import headline
+from .headlines import format_number
 from .records import (
     BatchPoint,
     Bundle,
@@ -183,7 +183,7 @@ class Study:
 
         for name in technique or ():
             TECHNIQUES[name]
-        techniques = technique or tuple(name for name in TECHNIQUES if name != "none")
+        techniques = technique or tuple(name for name in TECHNIQUES if name != ORIGINAL)
         space = {"technique": techniques, "batch_size": batch or (self.workload.call.batch_size,)}
         outcome = search(
             lambda setting: run_trial(self.workload, setting, budget_s=min(3.0, parse_seconds(seconds))),
@@ -229,7 +229,7 @@ class Study:
         from .planning import make_plan
 
         target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom)
-        here = str(self._environment_device())
+        here = self._environment_device()
         names = tuple(device or (here,))
         served = self._served(technique)
         service_time = {name: self._measured_ladder(technique) if name == here else self._estimated_ladder(served, name) for name in names}
@@ -337,11 +337,10 @@ class Study:
         Raises:
             InputError: this study did not try it, or undid it.
         """
-        try:
-            return self._variants[name].model
-        except KeyError:
+        if name not in self._variants:
             tried = ", ".join(self._variants) or "none yet"
-            raise InputError(f"{name!r} was not tried in this study, or was undone", help=f"tried: {tried}; study.trial(...) makes one") from None
+            raise InputError(f"{name!r} was not tried in this study, or was undone", help=f"tried: {tried}; study.trial(...) makes one")
+        return self._variants[name].model
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -398,11 +397,18 @@ class Study:
         """The original, or a copy to be served in its place: the one that a trial made, or a new one."""
         if technique == ORIGINAL:
             return self.workload
-        if technique not in self._variants:
+        if technique not in self._variants and "(" not in technique:  # with options, only a trial makes one
             from .trial import apply_setting
 
             self._variants[technique] = apply_setting(self.workload, Setting(technique=technique))
-        return Workload(self._variants[technique].model, self.workload.call, name=self.workload.name)
+        return Workload(self.variant(technique), self.workload.call, name=self.workload.name)
+
+    def _setting(self, technique: str) -> Setting:
+        """What makes the copy that is called `technique`."""
+        if technique == ORIGINAL:
+            return Setting(technique=ORIGINAL)
+        self._served(technique)
+        return self._variants[technique].setting
 
     def _measured_ladder(self, technique: str) -> tuple[BatchPoint, ...]:
         """By batch size, from the newest profile of what is served; from a new one if there is none."""
@@ -436,7 +442,8 @@ class Study:
         if plan is None or known != asked or (device and plan.device not in device):
             plan = self.plan(rate=rate, p99=p99, device=device, technique=technique)
         if not plan.feasible:
-            raise InputError(f"there is no plan that holds {headline(plan)}", help=plan.binding)
+            asked_for = f"{format_number(target.requests_per_s)} with a p99 under {format_number(target.latency_p99)}"
+            raise InputError(f"{asked_for} is not feasible on {plan.device}", help=plan.binding)
         return plan
 
     def _make_spec(self, plan: Plan, *, name: str | None, image: str | None, export_format: str = "kubernetes") -> ServingSpec:
@@ -446,10 +453,10 @@ class Study:
         return make_spec(
             plan,
             name=service,
-            setting=Setting(technique=ORIGINAL) if plan.technique == ORIGINAL else self._variants[plan.technique].setting,
+            setting=self._setting(plan.technique),
             memory=replica_memory(self._peak_memory(plan), plan.model.weight_bytes),
-            startup_time=startup_time(self._last(Bundle)),
-            environment=self._profile_environment(),
+            startup_time=startup_time(self._last(Bundle) if plan.device == self._environment_device() else None),
+            environment=self._planned_environment(plan),
             image=image or f"{service}:1",
             export_format=export_format,
         )
@@ -462,6 +469,7 @@ class Study:
         measured = next((p.peak_memory_bytes for p in plan.service_time if p.batch_size == batch and p.peak_memory_bytes), None)
         return measured or estimate_demand(self._served(plan.technique), batch_size=batch, device=plan.device).peak_memory_bytes
 
-    def _profile_environment(self) -> Environment | None:
-        profile = self._last(Profile)
-        return profile.environment if profile else None
+    def _planned_environment(self, plan: Plan) -> Environment | None:
+        """Where the plan's latencies were measured; None where they are estimates for a device that is not here."""
+        profile = self._profiles.get(plan.technique)
+        return profile.environment if profile and plan.device == self._environment_device() else None

@@ -105,6 +105,13 @@ def test_help_on_the_command_line_is_light():
     assert not loaded & HEAVY
 
 
+def test_help_in_a_notebook_is_light():
+    run = "shell.run_cell('%aimass plan --help'); shell.run_cell('%aimass demand model --help')"
+    loaded = loaded_by(f"from IPython.core.interactiveshell import InteractiveShell as S\nshell = S.instance()\nshell.run_cell('%load_ext aimass_lab')\n{run}")
+    assert "aimass_lab" in loaded
+    assert not loaded & HEAVY
+
+
 def test_public_names_are_listed_and_importable():
     import aimass_lab
 

@@ -315,3 +315,25 @@ def test_what_was_tried_can_be_planned_specified_and_bundled(tmp_path):
     assert json.loads((tmp_path / "bundle" / "spec.json").read_text())["setting"]["technique"] == "int8_weight_only"
     fidelity = next(promise for promise in bundle.promises if promise.name == "fidelity")
     assert 2e-4 < fidelity.limit.value < 0.1  # against the original, from which eight bits differ
+
+
+def test_what_was_undone_is_made_again_where_it_can_be(study):
+    study.trial("int8_weight_only", seconds=0.3)
+    study.plan(rate=50, p99="500ms", technique="int8_weight_only")
+    study.undo()
+    assert study.spec(rate=50, p99="500ms", technique="int8_weight_only").setting.technique == "int8_weight_only"
+    with pytest.raises(InputError, match="was not tried"):
+        study.plan(rate=50, p99="500ms", technique="int8_weight_only(group_size=8)")
+    with pytest.raises(InputError, match="no technique called 'int9'"):
+        study.plan(rate=50, p99="500ms", technique="int9")
+
+
+def test_nothing_in_a_spec_for_another_device_claims_to_be_measured_there(study, tmp_path):
+    study.profile(seconds=0.3)
+    study.bundle(out=str(tmp_path / "bundle"))
+    here, elsewhere = study.spec(rate=100, p99="500ms"), study.spec(rate=100, p99="500ms", device=("l4",))
+    assert here.environment is not None
+    assert {here.cpu_cores.source, here.startup_time.source} == {"measured"}
+    assert elsewhere.device == "l4"
+    assert elsewhere.environment is None
+    assert "measured" not in {elsewhere.cpu_cores.weakest_source, elsewhere.startup_time.weakest_source, elsewhere.memory_bytes.weakest_source}

@@ -86,10 +86,10 @@ class AimassMagics(Magics):
 
     def _take_inputs(self, words: list[str]) -> tuple[list[str], Any]:
         """Take the inputs out of ``model x --batch 8``: the word after the model, if it names a variable that can be called with."""
-        import torch
-
         if len(words) < 2 or words[0].startswith("-") or not words[1].isidentifier():
             return words, None
+        import torch
+
         value = self._shell.user_ns.get(words[1])
         if isinstance(value, (torch.Tensor, tuple, Mapping)):
             return [words[0], *words[2:]], value

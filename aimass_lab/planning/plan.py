@@ -287,8 +287,8 @@ def _infeasible(request: _Request, found: Sequence[Allocation], allocator: Alloc
         feasible = format_seconds(_RELAXED * best + request.overhead_s)
         binding = (
             f"latency binds: a request alone takes up to {format_seconds(alone)} (p99) on {shown.candidate.device}, the target is {target}, "
-            f"and more replicas do not change that; the smallest p99 that {most} replicas reach is {format_seconds(best + request.overhead_s)}; "
-            f"feasible would be {feasible} with {shown.replicas} replicas, or a faster model"
+            f"and more replicas do not change that; the smallest p99 that {_replicas(most)} can reach is {format_seconds(best + request.overhead_s)}; "
+            f"feasible would be {feasible} with {_replicas(shown.replicas)}, or a faster model"
         )
     return _plan(request, shown, found, feasible=False, binding=binding)
 

@@ -68,11 +68,6 @@ class Batcher:
         self._items_per_s = 0.0
         self._quarantine: dict[bytes, float] = {}
 
-    @property
-    def queued_items(self) -> int:
-        """Items that wait for a worker."""
-        return self._items
-
     async def infer(self, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
         """Queue a request and wait for its outputs, in the model's order.
 

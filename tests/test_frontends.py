@@ -239,6 +239,13 @@ def test_a_study_or_a_workload_can_be_named(shell, net):
         outcome, _ = run(shell, f"%aimass demand {name}")
         assert isinstance(outcome.result, Demand)
     assert len(shell.user_ns["study"].results) == 1
+    magics = shell.magics_manager.registry["AimassMagics"]
+    first = magics._last
+    run(shell, "%aimass demand work")
+    assert magics._last is first
+    shell.user_ns["work"] = Workload(net.model, net.call.args[0][:1], name="work")  # the same model, other inputs
+    outcome, _ = run(shell, "%aimass demand work")
+    assert outcome.result.batch_size == 1
 
 
 @pytest.mark.parametrize(

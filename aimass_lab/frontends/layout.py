@@ -83,9 +83,13 @@ def _(record: Profile) -> Page:
             ("measured on", _where(record.environment)),
         ),
         tables=(_ladder(record.ladder), _modules(record.modules)),
-        remarks=(f"Times by module come from calls with hooks, which took {record.profiling_overhead.value:.2f} times as long; latencies are taken without.",),
+        remarks=(_about_hooks(record),) if record.modules else (),
         notes=_notes(record.notes),
     )
+
+
+def _about_hooks(record: Profile) -> str:
+    return f"Times by module come from calls with hooks, which took {record.profiling_overhead.value:.2f} times as long; latencies are taken without."
 
 
 @lay_out.register

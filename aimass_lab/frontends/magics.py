@@ -120,7 +120,8 @@ class AimassMagics(Magics):
         if isinstance(value, study_type):
             return value
         if isinstance(value, Workload):
-            return self._remember(value.model, study_type(value) if id(value.model) not in self._studies else self._studies[id(value.model)])
+            known = self._studies.get(id(value.model))
+            return known if known is not None and known.workload is value else self._remember(value.model, study_type(value))
         if isinstance(value, nn.Module):
             known = self._studies.get(id(value))
             if known is not None and (inputs is None or _same_tensors(known.workload.call, inputs)):

@@ -95,7 +95,7 @@ class Report:
         peak, trace = self.seen.call_peaks.get(self.seen.batch_size), self.seen.trace
         measured = self._measured(peak or 0, "B", "highest sum of torch's allocations during one call", n=1)
         if trace is None:
-            return measured
+            return measured if peak is not None else Number(value=0, unit="B", source="assumed", method="not known: neither read nor followed")
         shapes = Number(
             value=trace.activation_peak_bytes, unit="B", source="measured" if trace.ran else "estimated", method="live tensors of one pass over shapes",
             environment=self.environment.id,
@@ -131,7 +131,7 @@ class Report:
 
     def _overhead(self, latency: Number) -> Number:
         if not self.seen.instrumented_s:
-            return self._measured(1.0, "ratio", "no hooks were used")
+            return Number(value=1.0, unit="ratio", source="assumed", method="no call was timed with hooks, so none is slower for them")
         hooked = self._measured(percentile(self.seen.instrumented_s, 50), "s", "median call with hooks", n=len(self.seen.instrumented_s))
         method = "median call with hooks over median call without"
         return derived(hooked.value / latency.value, "ratio", method, [("with hooks", hooked), ("latency_p50", latency)])

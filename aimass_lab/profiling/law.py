@@ -40,6 +40,10 @@ class BatchLaw:
         """Weights, inputs and live tensors at the highest moment."""
         return self._fixed(batch_size) + self.activation_peak_bytes(batch_size)
 
+    def bound_bytes(self, batch_size: int) -> float:
+        """The same with operator workspaces at their bound."""
+        return self._fixed(batch_size) + max((a + b * batch_size for a, b in self.bound), default=0.0)
+
     def _fixed(self, batch_size: int) -> float:
         return self.weight_bytes + self.inputs[0] + self.inputs[1] * batch_size
 

@@ -11,8 +11,8 @@ from aimass_lab.demand import estimate_demand, estimate_ladder
 from aimass_lab.devices import get_device, load_devices
 from aimass_lab.errors import InputError, ModelError, UnknownNameError, UnsupportedError
 from aimass_lab.profiling import profile_model
-from aimass_lab.profiling.trace import trace_call
 from aimass_lab.records import Demand, from_json, to_json
+from aimass_lab.tracing.trace import trace_call
 from aimass_lab.workload import Workload
 
 L4_FP32 = get_device("l4").flops_per_s["float32"].value

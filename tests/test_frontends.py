@@ -15,7 +15,6 @@ from jsonschema import Draft202012Validator
 
 from aimass_lab import Study, Workload, to_frames
 from aimass_lab.errors import InputError
-from aimass_lab.frontends import display
 from aimass_lab.frontends.arguments import all_verbs
 from aimass_lab.frontends.cli import main
 from aimass_lab.frontends.locate import locate_workload
@@ -352,7 +351,6 @@ def test_what_is_shown_is_escaped():
 
 
 def test_notebooks_show_every_kind_of_record(shell, some_records):
-    assert {kind.__name__ for kind in RECORDS} == set(display.RECORD_NAMES)
     for record in some_records:
         data, _ = shell.display_formatter.format(record)
         assert {"text/html", "text/plain"} <= set(data)

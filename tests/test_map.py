@@ -13,7 +13,7 @@ FLOORS = {
     0: {"records", "errors", "registry", "units"},
     1: {
         "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "formats", "headlines", "planning",
-        "preserve", "profiling", "quiet", "samplers", "scheduling", "schemas", "search", "spec", "targets", "timing", "workload",
+        "preserve", "profiling", "quiet", "samplers", "scheduling", "schemas", "search", "spec", "targets", "timing", "tracing", "workload",
     },
     2: {"trial"},
     3: {"study", "store", "operations", "verbs", "serving"},

@@ -30,11 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from aimass_lab.errors import DoesNotFitError, InputError, ModelError, UnsupportedError
 from aimass_lab.profiling import bottleneck, profile_callable, profile_model
 from aimass_lab.profiling.bottleneck import Rates, say_what_binds, split_time
-from aimass_lab.profiling.law import fit_batch_law
 from aimass_lab.profiling.memory import peak_of_call
 from aimass_lab.profiling.modules import ModuleTimer
-from aimass_lab.profiling.trace import Row, Trace, trace_call
 from aimass_lab.records import Number, Profile, from_json, to_json
+from aimass_lab.tracing.law import fit_batch_law
+from aimass_lab.tracing.trace import Row, Trace, trace_call
 from aimass_lab.workload import Workload, as_call
 
 CPU = torch.device("cpu")

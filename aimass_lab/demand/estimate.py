@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
-from ..profiling.law import BatchLaw, fit_batch_law
-from ..profiling.trace import Trace, trace_call
 from ..records import Demand, ModuleDemand, Note, Number, OperatorDemand, Unit, derived
+from ..tracing.law import BatchLaw, fit_batch_law
+from ..tracing.trace import Trace, trace_call
 from ..units import format_bytes
 from ..workload import Workload
 from .payload import request_sizes, response_sizes

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..errors import AimassError, UnsupportedError
-from ..profiling.law import extrapolate
-from ..profiling.trace import Trace, trace_call
 from ..records import BatchPoint, Number, derived
+from ..tracing.law import extrapolate
+from ..tracing.trace import Trace, trace_call
 from ..workload import Workload
 from .target import TargetDevice, estimate_latency, find_target
 

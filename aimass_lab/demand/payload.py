@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..profiling.trace import OutputShape
 from ..records import Number
+from ..tracing.trace import OutputShape
 from ..workload import Call
 
 DATATYPES = {

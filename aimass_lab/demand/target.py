@@ -10,8 +10,8 @@ import torch
 from ..environment import read_environment
 from ..errors import UnsupportedError
 from ..profiling.bottleneck import measure_rates, split_time
-from ..profiling.trace import Trace
 from ..records import Note, Number
+from ..tracing.trace import Trace
 from ..workload import Workload
 
 if TYPE_CHECKING:

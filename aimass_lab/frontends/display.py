@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-RECORD_NAMES = (
-    "Bundle", "CellProfile", "Check", "Comparison", "Demand", "Environment", "History", "Plan", "Profile", "SearchResult", "Service",
-    "ServingSpec", "TrialResult",
-)  # fmt: skip
-"""Spelled out because looking them up would load the records; a test compares."""
-
 
 def register(shell: Any) -> None:
     """Teach `shell` to show records as HTML and as text."""
     formatters = shell.display_formatter.formatters
-    for name in RECORD_NAMES:
-        formatters["text/html"].for_type_by_name("aimass_lab.records", name, _html)
-        formatters["text/plain"].for_type_by_name("aimass_lab.records", name, _text)
+    # By the base class's name, which loads no record: IPython looks through the base classes of what it shows.
+    formatters["text/html"].for_type_by_name("aimass_lab.records.number", "Record", _html)
+    formatters["text/plain"].for_type_by_name("aimass_lab.records.number", "Record", _text)
 
 
 def _html(record: Any) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..records import Number, Record
-from .layout import lay_out
+from .layouts import lay_out
 from .page import Cell
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from html import escape
 
 from ..headlines import format_interval, format_number
 from ..records import Number, Record
-from .layout import lay_out
+from .layouts import lay_out
 from .page import Cell, Page, Table
 
 STYLE = """

@@ -13,8 +13,8 @@ import torch
 from ..environment import LoadMeter, read_environment
 from ..records import Number, Quality, Unit
 from ..timing import timed
+from ..tracing.trace import Trace
 from ..units import format_bytes, format_decimal, format_seconds
-from .trace import Trace
 
 PROBE_S = 0.08
 """Seconds spent on each of the three rates."""

@@ -16,13 +16,13 @@ from ..errors import AimassError, DoesNotFitError, InputError, ModelError
 from ..preserve import preserved
 from ..records import INTERRUPTED, Note
 from ..timing import percentile, sample_latency, stopwatch, timed
+from ..tracing.law import fit_batch_law
+from ..tracing.trace import Trace, is_compiled, trace_call
 from ..units import format_bytes
 from ..workload import Call, Workload, call_model, is_out_of_memory, output_tensors
 from .bottleneck import Rates, measure_rates
-from .law import fit_batch_law
 from .memory import address_space_capped, free_bytes, peak_of_call, release_cached
 from .modules import ModuleTimer, Times
-from .trace import Trace, is_compiled, trace_call
 
 DEFAULT_LADDER = tuple(2**k for k in range(9))
 FEWEST_SAMPLES = 3

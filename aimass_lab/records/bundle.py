@@ -1,0 +1,48 @@
+"""A serving bundle, its promises and their proof."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .model import ModelInfo
+from .number import Note, Number, Record
+from .spec import Finding
+
+
+class Bundle(Record, frozen=True, kw_only=True, tag="bundle"):
+    """A serving bundle that was written."""
+
+    folder: str
+    name: str
+    version: str
+    model: ModelInfo
+    format: str
+    size_bytes: Number
+    num_files: int
+    promises: tuple[Promise, ...]
+    digest: str
+    """Of the manifest, which holds the hash of every other file."""
+    notes: tuple[Note, ...] = ()
+
+
+class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One thing that a bundle promises and its own `verify` measures."""
+
+    name: str
+    relation: Literal["<=", ">=", "=="]
+    limit: Number
+    measured: Number | None = None
+    """By the last proof, or when the bundle was written; None where it was not started then."""
+    passed: bool | None = None
+    """None until a proof was run."""
+
+
+class Check(Record, frozen=True, kw_only=True, tag="check"):
+    """A spec or bundle, verified."""
+
+    subject: str
+    passed: bool
+    promises: tuple[Promise, ...] = ()
+    findings: tuple[Finding, ...] = ()

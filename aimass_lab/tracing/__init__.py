@@ -1,0 +1,1 @@
+"""Follow one call operator by operator, over shapes without data: what it computes, moves and keeps."""

@@ -419,13 +419,13 @@ class Study:
         return self._profiles[technique].ladder
 
     def _estimated_ladder(self, served: Workload, device: str) -> tuple[BatchPoint, ...]:
-        from .demand import estimate_ladder
+        from .prediction import estimate_ladder
 
         return estimate_ladder(served, device)
 
     def _memory_limit(self, device: str) -> Number | None:
         """What a replica may use of `device`."""
-        from .demand.target import find_target
+        from .prediction.target import find_target
 
         return find_target(device, self.workload).memory
 

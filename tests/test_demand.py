@@ -7,9 +7,10 @@ import torch
 from models import RUNNABLE, BranchingModel, DictModel, RaisingModel, TiedModel, TinyCNN, TinyMLP, TinyTransformer, assert_same, features, ids, snapshot
 from torch import nn
 
-from aimass_lab.demand import estimate_demand, estimate_ladder
+from aimass_lab.demand import estimate_demand
 from aimass_lab.devices import get_device, load_devices
 from aimass_lab.errors import InputError, ModelError, UnknownNameError, UnsupportedError
+from aimass_lab.prediction import estimate_ladder
 from aimass_lab.profiling import profile_model
 from aimass_lab.records import Demand, from_json, to_json
 from aimass_lab.tracing.trace import trace_call

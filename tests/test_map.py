@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "aimass_lab"
 FLOORS = {
     0: {"records", "errors", "registry", "units"},
     1: {
-        "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "formats", "headlines", "planning",
-        "preserve", "profiling", "quiet", "samplers", "scheduling", "schemas", "search", "spec", "targets", "timing", "tracing", "workload",
+        "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "formats", "headlines", "network", "planning",
+        "prediction", "preserve", "profiling", "quiet", "readings", "samplers", "scheduling", "schemas", "search", "spec", "targets", "timing",
+        "tracing", "workload",
     },
     2: {"trial"},
     3: {"study", "store", "operations", "verbs", "serving"},
@@ -22,8 +23,8 @@ FLOORS = {
 }  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
-    "records", "errors", "registry", "units", "devices", "export", "headlines", "planning", "samplers", "scheduling", "search", "spec", "store", "verbs",
-    "frontends", "serving",
+    "records", "errors", "registry", "units", "devices", "export", "headlines", "network", "planning", "readings", "samplers", "scheduling", "search",
+    "spec", "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 
 

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
+from ..prediction.target import TargetDevice, estimate_latency, find_target
 from ..records import Demand, ModuleDemand, Note, Number, OperatorDemand, Unit, derived
 from ..tracing.law import BatchLaw, fit_batch_law
 from ..tracing.trace import Trace, trace_call
 from ..units import format_bytes
 from ..workload import Workload
 from .payload import request_sizes, response_sizes
-from .target import TargetDevice, estimate_latency, find_target
 
 LIGHT = "no model FLOPs by definition: element-wise, reduction or data movement"
 

@@ -14,6 +14,9 @@ Kind = Literal["view", "formula", "light", "unknown"]
 normalisation, pooling and data movement, which are no model FLOPs by definition.
 *unknown*: may compute, and nothing here knows how much."""
 
+Family = Literal["gemm", "conv", "attention", "recurrent", "fft", "norm", "reduction", "elementwise", "gather", "copy", "other"]
+"""Operators of one family reach a like share of a device's rates, and share its calibration."""
+
 aten = torch.ops.aten
 
 
@@ -89,6 +92,34 @@ def classify(op: Any) -> Kind:
     if namespace in ("aten", "prims", "quantized", "quantized_decomposed") and plain in _LIGHT_NAMES:
         return "light"
     return "view" if getattr(op, "is_view", False) else "unknown"
+
+
+@functools.cache
+def family_of(op: Any) -> Family:
+    """Which family the operator belongs to."""
+    name = name_of(op)
+    short = name.rpartition("::")[2].strip("_")
+    for family, words in _FAMILY_WORDS:
+        if any(word in short for word in words):
+            return family
+    tags = getattr(op, "tags", ())
+    if torch.Tag.reduction in tags:
+        return "reduction"
+    return "elementwise" if torch.Tag.pointwise in tags else "other"
+
+
+# In this order: the first family with a word that the operator's name holds.
+_FAMILY_WORDS: tuple[tuple[Family, tuple[str, ...]], ...] = (
+    ("attention", ("attention", "multi_head", "flex")),
+    ("recurrent", ("rnn", "lstm", "gru")),
+    ("fft", ("fft",)),
+    ("norm", ("norm", "softmax")),
+    ("conv", ("conv",)),
+    ("gemm", ("mm", "linear", "bilinear", "einsum", "matmul", "mv", "dot", "transformer_encoder_layer")),
+    ("gather", ("embedding", "index", "gather", "scatter", "take")),
+    ("reduction", ("pool", "argmax", "argmin", "sort", "topk", "cumsum", "cumprod")),
+    ("copy", ("copy", "clone", "cat", "stack", "contiguous", "pad", "repeat", "roll", "flip", "zeros", "ones", "full", "empty", "fill")),
+)
 
 
 @functools.cache

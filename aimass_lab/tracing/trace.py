@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from ..errors import ModelError
 from ..preserve import preserved
 from ..workload import Call, call_model, output_tensors, weight_bytes
-from .formulas import GATHERS, Kind, classify, name_of, packet_of, registry, tensor_bytes, workspace_bound
+from .formulas import GATHERS, Family, Kind, classify, family_of, name_of, packet_of, registry, tensor_bytes, workspace_bound
+
+Phase = Literal["forward", "backward", "optimizer"]
 
 
 class Row(NamedTuple):
@@ -35,6 +37,19 @@ class Row(NamedTuple):
     """Tensors made by this call of the model and alive once the operator is done."""
     workspace_bytes: int
     """Upper bound of what the operator takes for itself while it runs."""
+    light_flops: int = 0
+    """Element-wise and reduction arithmetic, one FLOP an element; never mixed into `flops`."""
+    family: Family = "other"
+    """Which operators reach a like share of a device's rates."""
+    dtype: str = ""
+    """Of the first floating-point tensor it reads or makes, torch's word: ``"bfloat16"``."""
+    shape: tuple[int, ...] = ()
+    """Of its first result: how far the work can be spread."""
+    allocated_bytes: int = 0
+    """New memory for its results; views and in-place operators make none."""
+    source: str = ""
+    """The innermost line outside torch that asked for it: ``"model.py:41"``, ``"In [7]:3"``."""
+    phase: Phase = "forward"
 
 
 @dataclass(frozen=True)
@@ -147,8 +162,7 @@ class OnePass(TorchDispatchMode):
 
     def _record(self, func: Any, kind: Kind, args: Any, kwargs: Any, result: Any) -> None:
         inputs, outputs = _leaves((args, kwargs)), _leaves(result)
-        for tensor in outputs:
-            self._track(tensor)
+        allocated = sum(map(self._track, outputs))
         written = sum(map(tensor_bytes, outputs))
         if name_of(func) in GATHERS:
             read = written + sum(tensor_bytes(t) for t in inputs if not t.is_floating_point())
@@ -161,9 +175,28 @@ class OnePass(TorchDispatchMode):
             except Exception:  # a formula met arguments it was not written for: that is an operator without a formula
                 kind = "unknown"
         workspace = workspace_bound(func, args, read, written)
-        self.rows.append(Row(name_of(func), self._scope[-1], kind, flops, read, written, self._live_bytes, workspace))
+        floating = next((t.dtype for t in (*inputs, *outputs) if t.is_floating_point()), None)
+        self.rows.append(
+            Row(
+                op=name_of(func),
+                scope=self._scope[-1],
+                kind=kind,
+                flops=flops,
+                bytes_read=read,
+                bytes_written=written,
+                live_bytes=self._live_bytes,
+                workspace_bytes=workspace,
+                light_flops=max((int(t.numel()) for t in (*inputs, *outputs)), default=0) if kind == "light" else 0,
+                family=family_of(func),
+                dtype=str(floating or "").removeprefix("torch."),
+                shape=tuple(int(n) for n in outputs[0].shape) if outputs else (),
+                allocated_bytes=allocated,
+            )
+        )
 
-    def _track(self, tensor: torch.Tensor) -> None:
+    def _track(self, tensor: torch.Tensor) -> int:
+        """Count the storages of `tensor` that are new; return their bytes."""
+        new = 0
         for storage in _storages(tensor):
             key = storage._cdata
             if key in self._external or key in self._live:
@@ -171,6 +204,8 @@ class OnePass(TorchDispatchMode):
             size = int(storage.nbytes())
             self._live[key] = weakref.ref(storage, self._forget(key, size))
             self._live_bytes += size
+            new += size
+        return new
 
     def _forget(self, key: int, size: int) -> Callable[[Any], None]:
         me = weakref.ref(self)

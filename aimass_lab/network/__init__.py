@@ -1,0 +1,1 @@
+"""What a model puts on a network: requests, copies between host and device, and traffic between devices."""

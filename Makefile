@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.lock)
 SOURCES := pyproject.toml constraints.lock Makefile
 
-.PHONY: help lab tour test lint format types hooks schemas lock benchmark clean
+.PHONY: help lab tour test lint format types hooks schemas lock benchmark benchmark-demand clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 lab: $(VENV)/.lab  ## Open JupyterLab on the tour
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_tour.ipynb
@@ -43,6 +43,9 @@ schemas: $(VENV)/.lab  ## Write the published JSON Schemas again
 benchmark: $(VENV)/.test  ## Measure the figures that the README quotes
 	$(BIN)/python tests/benchmarks/first_result.py
 
+benchmark-demand: $(VENV)/.peers  ## Evaluate the estimates against oracles and other tools; VIDUR=FOLDER adds the devices never seen
+	AIMASS_PEERS=$(VENV)/peers $(BIN)/python tests/benchmarks/demand/run.py $(if $(VIDUR),--vidur $(VIDUR))
+
 lock: $(VENV)/.dev  ## Write constraints.lock again: the newest versions that fit, for every supported Python; torch stays as pinned
 	echo "$(TORCH)" > $(VENV)/torch-pin.txt
 	$(BIN)/uv pip compile pyproject.toml --universal --all-extras --python-version 3.10 --no-annotate --no-header --quiet --upgrade \
@@ -73,6 +76,11 @@ $(VENV)/.test: $(VENV)/.torch $(SOURCES)
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(PIP) install --quiet -c constraints.lock -e '.[dev]'
 	touch $(VENV)/.lab $(VENV)/.test $@
+
+# The tools that estimates are compared with, in a folder of their own: one of them changes how transformers loads models.
+$(VENV)/.peers: $(VENV)/.test tests/benchmarks/demand/peers.txt
+	$(PIP) install --quiet --upgrade --no-deps --target $(VENV)/peers -r tests/benchmarks/demand/peers.txt
+	touch $@
 
 # Chromium for the browser tests, where this machine lets us install it; the tests say why they are skipped where not.
 .PHONY: browser

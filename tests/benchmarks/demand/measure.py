@@ -19,6 +19,7 @@ from torch import nn
 
 from aimass_lab import Workload, estimate_demand
 from aimass_lab.compression.base import TECHNIQUES
+from aimass_lab.demand.estimate import CALIBRATION_BATCHES
 from aimass_lab.profiling.memory import peak_of_call
 
 REPEATS = 5
@@ -82,14 +83,18 @@ def timed(function: Any) -> tuple[float, Any]:
 def memory(entry: zoo.Entry, model: nn.Module, batch: int) -> dict[str, Any]:
     """Predicted without a run, and held by the allocator during a real call: both with weights and inputs."""
     inputs = inputs_of(entry, model, batch)
-    demand = estimate_demand(Workload(model, inputs), batch_size=batch)
+    workload = Workload(model, inputs)
+    demand = estimate_demand(workload, batch_size=batch)
     zoo_call = lambda: zoo.call(model, inputs)  # noqa: E731
     with torch.inference_mode():
         zoo_call()
         peak = peak_of_call(zoo_call, torch.device("cpu"))
     given = sum(t.numel() * t.element_size() for t in (inputs.values() if isinstance(inputs, dict) else inputs))
     real = demand.weight_bytes.value + given + (peak or 0)
-    return {"batch": batch, "predicted": demand.peak_memory_bytes.value, "band": demand.peak_memory_bytes.interval, "measured": real}
+    found = {"batch": batch, "predicted": demand.peak_memory_bytes.value, "band": demand.peak_memory_bytes.interval, "measured": real}
+    if batch > 1 and batch not in CALIBRATION_BATCHES:
+        found["calibrated"] = estimate_demand(workload, batch_size=batch, calibrate=True).peak_memory_bytes.value
+    return found
 
 
 def training(entry: zoo.Entry, model: nn.Module) -> dict[str, Any]:
@@ -99,7 +104,8 @@ def training(entry: zoo.Entry, model: nn.Module) -> dict[str, Any]:
     inputs = inputs_of(entry, model, batch)
     cpu_s, demand = timed(lambda: estimate_demand(Workload(model, inputs), batch_size=batch, training=True))
     step = demand.training
-    found: dict[str, Any] = {"batch": batch, "cpu_s": cpu_s, "flops": step.flops.value, "peak_predicted": step.peak_memory_bytes.value}
+    flops = step.forward_flops.value + step.backward_flops.value
+    found: dict[str, Any] = {"batch": batch, "cpu_s": cpu_s, "flops": flops, "peak_predicted": step.peak_memory_bytes.value}
     if entry.only_meta:
         return found
     found["hand_count"] = zoo.hand_count_training(entry, model, batch)

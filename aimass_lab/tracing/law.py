@@ -79,17 +79,38 @@ def extrapolate(first: Trace, second: Trace, batch_size: int) -> Trace | None:
         offset, slope = _line(first.batch_size, a, second.batch_size, b)
         return round(offset + slope * batch_size)
 
-    rows = tuple(
-        a._replace(
-            flops=at(a.flops, b.flops),
-            bytes_read=at(a.bytes_read, b.bytes_read),
-            bytes_written=at(a.bytes_written, b.bytes_written),
-            live_bytes=at(a.live_bytes, b.live_bytes),
-            workspace_bytes=at(a.workspace_bytes, b.workspace_bytes),
-        )
-        for a, b in zip(first.rows, second.rows, strict=True)
+    rows = tuple(_extrapolate_row(a, b, at) for a, b in zip(first.rows, second.rows, strict=True))
+    same_order = [(row, key, size > 0) for row, (key, size) in zip(first.event_rows, first.events, strict=True)] == [
+        (row, key, size > 0) for row, (key, size) in zip(second.event_rows, second.events, strict=True)
+    ]
+    return replace(
+        first,
+        rows=rows,
+        batch_size=batch_size,
+        input_bytes=at(first.input_bytes, second.input_bytes),
+        outputs=tuple(replace(a, shape=_shape(a.shape, b.shape, at)) for a, b in zip(first.outputs, second.outputs, strict=True)),
+        events=tuple((key, at(a, b)) for (key, a), (_, b) in zip(first.events, second.events, strict=True)) if same_order else (),
+        event_rows=first.event_rows if same_order else (),
     )
-    return replace(first, rows=rows, batch_size=batch_size, input_bytes=at(first.input_bytes, second.input_bytes))
+
+
+def _extrapolate_row(a: Row, b: Row, at: Callable[[float, float], int]) -> Row:
+    known = a.expected_workspace_bytes is not None and b.expected_workspace_bytes is not None
+    return a._replace(
+        flops=at(a.flops, b.flops),
+        bytes_read=at(a.bytes_read, b.bytes_read),
+        bytes_written=at(a.bytes_written, b.bytes_written),
+        live_bytes=at(a.live_bytes, b.live_bytes),
+        workspace_bytes=at(a.workspace_bytes, b.workspace_bytes),
+        light_flops=at(a.light_flops, b.light_flops),
+        shape=_shape(a.shape, b.shape, at),
+        allocated_bytes=at(a.allocated_bytes, b.allocated_bytes),
+        expected_workspace_bytes=at(a.expected_workspace_bytes or 0, b.expected_workspace_bytes or 0) if known else None,
+    )
+
+
+def _shape(a: tuple[int, ...], b: tuple[int, ...], at: Callable[[float, float], int]) -> tuple[int, ...]:
+    return tuple(at(m, n) for m, n in zip(a, b, strict=True)) if len(a) == len(b) else a
 
 
 def fit_batch_law(model: nn.Module, call: Call, *, known: Trace | None = None, may_run: bool = True) -> BatchLaw | None:

@@ -6,10 +6,12 @@ import datetime
 import functools
 import os
 import platform
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .readings.base import Sources
 from .records import Environment, Note
 
 if TYPE_CHECKING:
@@ -18,37 +20,30 @@ if TYPE_CHECKING:
 NOISY_FOREIGN_SHARE = 0.1
 """A measurement during which other processes took more than this share of our cores is marked noisy."""
 
+NOISY_PRESSURE = 0.2
+"""So is one in which tasks waited for a core for more than this share of the time."""
+
 
 @functools.cache
 def usable_cores() -> float:
-    """Cores this process may use: CPU affinity and the container's quota (cgroup v2 ``cpu.max``) respected."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup("cpu.max")
-    if quota and quota[0] != "max":
-        return min(float(affinity), int(quota[0]) / int(quota[1]))
-    return float(affinity)
+    """Cores this process may use: CPU affinity and the container's quota respected."""
+    from .readings.cgroup import cpu_group
+
+    affinity = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    group = cpu_group(Sources())
+    return affinity if group is None or group.limit_cores is None else min(affinity, group.limit_cores)
 
 
 @functools.cache
 def usable_memory_bytes() -> int:
-    """Memory this process may use: the container's limit (cgroup v2 ``memory.max``) where it is below the machine's."""
+    """Memory this process may use: the container's limit where it is below the machine's."""
     import psutil
 
+    from .readings.cgroup import memory_group
+
     total = int(psutil.virtual_memory().total)
-    limit = _cgroup("memory.max")
-    return min(total, int(limit[0])) if limit and limit[0] != "max" else total
-
-
-def _cgroup(name: str) -> list[str] | None:
-    try:
-        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        folder = Path("/sys/fs/cgroup") / line[3:].lstrip("/")
-        for candidate in (folder, Path("/sys/fs/cgroup")):
-            if (candidate / name).exists():
-                return (candidate / name).read_text().split()
-    except (OSError, StopIteration):
-        pass
-    return None
+    group = memory_group(Sources())
+    return total if group is None or group.limit_bytes is None else min(total, group.limit_bytes)
 
 
 @functools.cache
@@ -62,39 +57,65 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def read_environment(device: torch.device, *, foreign_cores: float | None = None) -> Environment:
+@functools.cache
+def nvidia_driver() -> str | None:
+    """Version of the NVIDIA driver, from NVML or from ``nvidia-smi``; None where neither is there."""
+    from .readings.nvml import driver_version
+
+    version = driver_version()
+    if version is not None:
+        return version
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer[0] if answer else None
+
+
+def read_environment(device: torch.device, *, load: LoadMeter | None = None) -> Environment:
     """Describe the machine as this process sees it.
 
     Args:
         device: The torch device that was measured.
-        foreign_cores: What `LoadMeter` read during the measurement.
+        load: What was read of the machine's load during the measurement.
     """
     import torch
 
-    driver = None
+    driver = cuda = None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, int(properties.total_memory)
-        driver = f"CUDA {torch.version.cuda}"
+        driver, cuda = nvidia_driver(), torch.version.cuda
     else:
         name, memory = _processor_name(), usable_memory_bytes()
     return Environment(
         device=str(device) if device.type != "cuda" or device.index is not None else f"cuda:{torch.cuda.current_device()}",
         device_name=name,
         driver=driver,
+        cuda=cuda,
         memory_bytes=memory,
         cpu_cores=usable_cores(),
         threads=torch.get_num_threads(),
-        clock_hz=_clock_hz(),
+        clock_hz=_clock_hz(device),
         python=platform.python_version(),
         torch=str(torch.__version__),  # a subclass of str, which JSON encoders refuse
         platform=platform.platform(),
-        foreign_cores=foreign_cores,
+        foreign_cores=load.foreign_cores if load else None,
+        cpu_pressure=load.pressure if load else None,
         taken_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
 
 
-def _clock_hz() -> float | None:
+def _clock_hz(device: torch.device) -> float | None:
+    """Of the device that was measured, now."""
+    if device.type == "cuda":
+        import torch
+
+        try:
+            return torch.cuda.clock_rate(device) * 1e6
+        except Exception:  # NVML's own errors, and what torch raises where it is not installed
+            return None
     import psutil
 
     try:
@@ -105,19 +126,26 @@ def _clock_hz() -> float | None:
 
 
 class LoadMeter:
-    """Reads how many cores other processes keep busy while a block runs.
+    """Reads how many cores other processes keep busy while a block runs, and for how long tasks waited for one.
 
-    ``foreign_cores`` is None where the operating system does not tell (anything but Linux).
+    ``foreign_cores`` is None where the operating system does not tell (anything but Linux), ``pressure``
+    where the kernel does not count it (`Documentation/accounting/psi.rst` of Linux).
     """
 
     foreign_cores: float | None = None
+    pressure: float | None = None
 
     def __enter__(self) -> LoadMeter:
         self._start = self._read()
+        self._waited_start = (time.perf_counter(), self._read_waited())
         return self
 
     def __exit__(self, *exc: object) -> None:
         end = self._read()
+        began, waited_before = self._waited_start
+        waited, wall_s = self._read_waited(), time.perf_counter() - began
+        if waited is not None and waited_before is not None and wall_s > 0.2:
+            self.pressure = min(1.0, (waited - waited_before) / wall_s)
         if self._start and end:
             wall, busy, own = (after - before for after, before in zip(end, self._start, strict=True))
             # Shorter than a few clock ticks of the kernel's accounting, the difference is rounding.
@@ -137,14 +165,32 @@ class LoadMeter:
         busy = sum(sum(ticks) - ticks[3] - ticks[4] for ticks in fields) / os.sysconf("SC_CLK_TCK")
         return time.perf_counter(), busy, own.user + own.system + own.children_user + own.children_system
 
+    @staticmethod
+    def _read_waited() -> float | None:
+        """Seconds so far in which some task waited for a core: of our control group, else of the machine."""
+        try:
+            group = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+            own = Path("/sys/fs/cgroup") / group.lstrip("/") / "cpu.pressure"
+            if not own.exists() and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
+                return None  # what waits on the machine's other cores is not in our way
+            line = (own if own.exists() else Path("/proc/pressure/cpu")).read_text().splitlines()[0]
+            return int(line.rpartition("total=")[2]) / 1e6
+        except (OSError, StopIteration, ValueError, IndexError, AttributeError):
+            return None
+
     @property
     def noisy(self) -> bool:
         """Whether other work took so much that the figures should not be trusted."""
-        return self.foreign_cores is not None and self.foreign_cores > NOISY_FOREIGN_SHARE * usable_cores()
+        crowded = self.foreign_cores is not None and self.foreign_cores > NOISY_FOREIGN_SHARE * usable_cores()
+        return crowded or (self.pressure is not None and self.pressure > NOISY_PRESSURE)
 
     def notes(self) -> tuple[Note, ...]:
         """A warning when the machine was busy with other work."""
         if not self.noisy:
             return ()
-        text = f"other processes kept {self.foreign_cores:.1f} of {usable_cores():g} cores busy while measuring; repeat on a quiet machine"
-        return (Note(code="W-NOISY", text=text),)
+        seen = []
+        if self.foreign_cores is not None:
+            seen.append(f"other processes kept {self.foreign_cores:.1f} of {usable_cores():g} cores busy")
+        if self.pressure is not None:
+            seen.append(f"tasks waited for a core {self.pressure:.0%} of the time")
+        return (Note(code="W-NOISY", text=f"while measuring, {' and '.join(seen)}; repeat on a quiet machine"),)

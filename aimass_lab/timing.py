@@ -18,6 +18,9 @@ MIN_SAMPLES = 5
 MAX_SAMPLES = 2000
 STABLE_WIDTH = 0.02
 """Sampling stops once the 95 % interval of the median is narrower than this share of it."""
+MAX_WARMUP = 10
+WARM_SPREAD = 0.05
+"""Two calls in a row that differ by less than this share are taken for warm."""
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
@@ -51,6 +54,7 @@ def sample_latency(
     min_samples: int = MIN_SAMPLES,
     max_samples: int = MAX_SAMPLES,
     into: list[float] | None = None,
+    cpu_into: list[float] | None = None,
 ) -> list[float]:
     """Call `function` until its median is known well enough or the time is up.
 
@@ -62,6 +66,7 @@ def sample_latency(
         min_samples: Fewest samples to return.
         max_samples: Most samples to return.
         into: An empty list to append to, so that an interrupted caller keeps what was measured.
+        cpu_into: An empty list for the seconds of processor time, of all threads of this process, of each counted call.
 
     Returns:
         Seconds of each counted call.
@@ -71,11 +76,50 @@ def sample_latency(
         function()
     samples: list[float] = [] if into is None else into
     while len(samples) < max_samples:
+        cpu_start = time.process_time()
         samples.append(timed(function, device))
+        if cpu_into is not None:
+            cpu_into.append(time.process_time() - cpu_start)
         enough = len(samples) >= max(min_samples, 20) and len(samples) % 10 == 0
         if len(samples) >= min_samples and (time.perf_counter() > deadline or (enough and _stable(samples))):
             break
     return samples
+
+
+def warm_up(function: Callable[[], Any], device: torch.device, *, first_s: float, budget_s: float, max_calls: int = MAX_WARMUP) -> list[float]:
+    """Call `function` until two calls in a row take the same time within `WARM_SPREAD`, or the time is up.
+
+    Args:
+        function: One call of the model.
+        device: Where it runs.
+        first_s: Seconds of the first call, which was made before.
+        budget_s: Seconds to spend; no call is made that would not fit.
+        max_calls: Most calls.
+
+    Returns:
+        Seconds of the first call and of those made here.
+    """
+    deadline = time.perf_counter() + budget_s
+    calls = [first_s]
+    while len(calls) <= max_calls and time.perf_counter() + min(calls) <= deadline:
+        calls.append(timed(function, device))
+        if abs(calls[-1] - calls[-2]) <= WARM_SPREAD * calls[-2]:
+            break
+    return calls
+
+
+def calls_until_steady(calls: Sequence[float], steady: Sequence[float]) -> int | None:
+    """How many of the first calls were slower than steady ones: those before the first that lies within their 95th percentile.
+
+    Args:
+        calls: Seconds of the very first call and of those after it.
+        steady: Seconds of calls long after.
+
+    Returns:
+        The number; None where none of `calls` was as fast.
+    """
+    limit = percentile(steady, 95)
+    return next((i for i, seconds in enumerate(calls) if seconds <= limit), None)
 
 
 def _stable(samples: Sequence[float]) -> bool:

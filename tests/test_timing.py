@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,19 @@ import torch
 
 from aimass_lab import timing
 from aimass_lab.environment import LoadMeter, read_environment, usable_cores
-from aimass_lab.timing import interleave, latency_number, median_interval, percentile, percentile_interval, ratio_interval, sample_latency, stopwatch, timed
+from aimass_lab.timing import (
+    calls_until_steady,
+    interleave,
+    latency_number,
+    median_interval,
+    percentile,
+    percentile_interval,
+    ratio_interval,
+    sample_latency,
+    stopwatch,
+    timed,
+    warm_up,
+)
 
 CPU = torch.device("cpu")
 
@@ -48,6 +61,34 @@ def test_a_few_samples_are_taken_whatever_they_cost(clock):
 def test_warm_up_is_not_counted(clock):
     durations = iter([9.0, *[0.01] * 50])
     assert max(sample_latency(lambda: clock(next(durations)), CPU, budget_s=1.0, warmup=1)) == pytest.approx(0.01)
+
+
+def test_processor_time_is_kept_beside_the_wall_time(clock, monkeypatch):
+    spent = itertools.count()
+    monkeypatch.setattr(timing.time, "process_time", lambda: 0.5 * next(spent))
+    cpu = []
+    samples = sample_latency(lambda: clock(0.1), CPU, budget_s=0.5, cpu_into=cpu)
+    assert len(cpu) == len(samples)
+    assert set(cpu) == {0.5}
+
+
+def test_warming_up_ends_when_two_calls_agree(clock):
+    durations = iter([5.0, 2.0, 1.0, 0.99, 0.5])
+    calls = warm_up(lambda: clock(next(durations)), CPU, first_s=10.0, budget_s=100.0)
+    assert calls == pytest.approx([10.0, 5.0, 2.0, 1.0, 0.99])
+
+
+def test_warming_up_ends_with_its_time_and_its_calls(clock):
+    assert warm_up(lambda: clock(2.0), CPU, first_s=9.0, budget_s=1.0) == [9.0], "not even one more call fits"
+    halving = iter(0.5**i for i in range(100))
+    assert len(warm_up(lambda: clock(next(halving)), CPU, first_s=3.0, budget_s=1e9, max_calls=4)) == 5
+
+
+def test_calls_until_steady():
+    steady = [1.0, 1.0, 1.1, 1.2]
+    assert calls_until_steady([9.0, 3.0, 1.05, 2.0], steady) == 2
+    assert calls_until_steady([1.0], steady) == 0
+    assert calls_until_steady([9.0, 8.0], steady) is None
 
 
 def test_an_interrupted_caller_keeps_the_samples(clock):
@@ -138,6 +179,50 @@ def test_load_of_others_is_busy_time_less_our_own(monkeypatch):
     assert load.foreign_cores == 1.0
     assert load.noisy == (0.1 * usable_cores() < 1.0)
     assert bool(load.notes()) == load.noisy
+
+
+def test_waiting_for_a_core_is_its_share_of_the_time(monkeypatch, clock):
+    waited = iter([5.0, 5.5])
+    monkeypatch.setattr(LoadMeter, "_read_waited", staticmethod(lambda: next(waited)))
+    monkeypatch.setattr(LoadMeter, "_read", staticmethod(lambda: None))
+    with LoadMeter() as load:
+        clock(2.0)
+    assert load.pressure == 0.25
+    assert load.noisy
+    assert "waited for a core 25% of the time" in load.notes()[0].text
+    assert read_environment(CPU, load=load).cpu_pressure == 0.25
+
+
+def test_a_kernel_that_counts_no_waiting_says_nothing(monkeypatch, clock):
+    monkeypatch.setattr(LoadMeter, "_read_waited", staticmethod(lambda: None))
+    monkeypatch.setattr(LoadMeter, "_read", staticmethod(lambda: None))
+    with LoadMeter() as load:
+        clock(2.0)
+    assert load.pressure is None
+    assert not load.noisy
+
+
+def test_a_driver_that_is_not_there_is_not_made_up(monkeypatch):
+    from aimass_lab.environment import nvidia_driver
+
+    nvidia_driver.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # as if it were not installed
+    assert nvidia_driver() is None
+    nvidia_driver.cache_clear()
+
+
+def test_the_driver_tells_its_own_version(monkeypatch, tmp_path):
+    from aimass_lab.environment import nvidia_driver
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 550.54.15\n")
+    tool.chmod(0o755)
+    nvidia_driver.cache_clear()
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert nvidia_driver() == "550.54.15"
+    nvidia_driver.cache_clear()
 
 
 def test_too_short_a_look_says_nothing(monkeypatch):

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..headlines import format_number
-from ..records import Number, Plan, Profile, Record, SearchResult
+from ..records import Number, Plan, Prediction, Profile, Record, SearchResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 # Plotly's own default template has a fixed white paper; without one a figure takes the page's colours, light or dark.
 LAYOUT = {"template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "#888"}, "height": 360, "margin": {"t": 40}}
+
+
+TOP_OPERATORS = 12
 
 
 @singledispatch
@@ -30,20 +33,76 @@ def chart(record: Record) -> Figure:
 
 @chart.register(Profile)
 def _(record: Profile) -> Figure:
-    """Latency and throughput by batch size, and time by module as a treemap."""
+    """Latency and throughput by batch size, time by module as a treemap and by operator as bars, and memory over one call."""
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(cols=3, specs=[[{}, {}, {"type": "domain"}]], subplot_titles=("latency", "throughput", "own time by module"))
+    titles = ("latency", "throughput", "own time by module", "time by operator", "memory of one call")
+    grid: list[list[dict[str, object] | None]] = [[{}, {}, {"type": "domain"}], [{}, {"colspan": 2}, None]]
+    rows = 2 if record.operators else 1
+    figure = make_subplots(rows=rows, cols=3, specs=grid[:rows], subplot_titles=titles[: 3 if rows == 1 else 5])
     batches = [point.batch_size for point in record.ladder]
     for name, get in (("p50", lambda p: p.latency_p50), ("p99", lambda p: p.latency_p99)):
         figure.add_trace(_band_line(name, batches, [get(point) for point in record.ladder], 1e3), row=1, col=1)
     figure.add_trace(_band_line("throughput", batches, [point.throughput for point in record.ladder], 1.0), row=1, col=2)
     figure.add_trace(_treemap(record), row=1, col=3)
+    figure.update_xaxes(title_text="batch size", type="log", tickvals=batches, ticktext=[str(b) for b in batches], row=1)
+    figure.update_yaxes(rangemode="tozero", row=1)
+    figure.update_yaxes(title_text="ms", row=1, col=1)
+    figure.update_yaxes(title_text="item/s", row=1, col=2)
+    if record.operators:
+        _add_second_row(figure, record)
+    layout = {**LAYOUT, "height": 340 * rows, "showlegend": False}
+    return figure.update_layout(**layout, title_text=f"{record.model.name} on {record.environment.device_name}")
+
+
+def _add_second_row(figure: Figure, record: Profile) -> None:
+    """Bars of the operators that take the most, and the memory that is held over one call with its highest moment."""
+    from plotly.graph_objects import Bar, Scatter
+
+    top = record.operators[:TOP_OPERATORS]
+    times = [1e3 * (o.device_time or o.self_time).value for o in top]
+    words = [f"{o.calls} calls, {o.source}" if o.source else f"{o.calls} calls" for o in top]
+    figure.add_trace(Bar(y=[o.name.partition("::")[2] or o.name for o in top], x=times, text=words, orientation="h", textposition="none"), row=2, col=1)
+    figure.update_yaxes(autorange="reversed", row=2, col=1)
+    figure.update_xaxes(title_text="ms", row=2, col=1)
+    timeline = record.timeline
+    if timeline is None:
+        return
+    mebi = 2.0**20
+    held = Scatter(
+        x=[1e3 * t for t in timeline.times_s], y=[b / mebi for b in timeline.held_bytes], mode="lines", line_shape="hv", fill="tozeroy", name="held"
+    )  # fmt: skip
+    place = f"{timeline.operator} in {timeline.module}" if timeline.module else timeline.operator
+    peak = Scatter(
+        x=[1e3 * timeline.peak_at.value], y=[timeline.peak.value / mebi], mode="markers+text", text=[place], textposition="top center", name="peak"
+    )  # fmt: skip
+    figure.add_trace(held, row=2, col=2)
+    figure.add_trace(peak, row=2, col=2)
+    figure.update_xaxes(title_text="ms since the call began, profiler on", row=2, col=2)
+    figure.update_yaxes(title_text="MiB", rangemode="tozero", row=2, col=2)
+
+
+@chart.register(Prediction)
+def _(record: Prediction) -> Figure:
+    """Latency and throughput by batch size with their bands, and what was measured as dots."""
+    from plotly.graph_objects import Scatter
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(cols=2, subplot_titles=("latency", "throughput"))
+    batches = [point.batch_size for point in record.points]
+    for col, scale, predicted, seen in (
+        (1, 1e3, [p.latency for p in record.points], [p.latency_p50 for p in record.measured]),
+        (2, 1.0, [p.throughput for p in record.points], [p.throughput for p in record.measured]),
+    ):
+        for trace in _band_area(batches, predicted, scale):
+            figure.add_trace(trace, row=1, col=col)
+        dots = Scatter(x=[p.batch_size for p in record.measured], y=[n.value * scale for n in seen], mode="markers", marker_size=9, name="measured")
+        figure.add_trace(dots, row=1, col=col)
     figure.update_xaxes(title_text="batch size", type="log", tickvals=batches, ticktext=[str(b) for b in batches])
     figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(title_text="ms", col=1)
     figure.update_yaxes(title_text="item/s", col=2)
-    return figure.update_layout(**LAYOUT, title_text=f"{record.model.name} on {record.environment.device_name}")
+    return figure.update_layout(**LAYOUT, showlegend=False, title_text=f"{record.model.name} on {record.device}, predicted with 90 % bands")
 
 
 @chart.register(Plan)
@@ -80,6 +139,16 @@ def _band_line(name: str, x: Sequence[int], numbers: Sequence[Number], scale: fl
     error: Callable[[Number, int], float] = lambda n, end: abs((n.interval or (n.value, n.value))[end] - n.value) * scale  # noqa: E731
     bars = {"type": "data", "symmetric": False, "array": [error(n, 1) for n in numbers], "arrayminus": [error(n, 0) for n in numbers]}
     return Scatter(x=x, y=[n.value * scale for n in numbers], error_y=bars, mode="lines+markers", name=name)
+
+
+def _band_area(x: Sequence[int], numbers: Sequence[Number], scale: float) -> list[object]:
+    """A line in its band: the band's two edges, the area between them, and the line."""
+    from plotly.graph_objects import Scatter
+
+    low, high = ([(n.interval or (n.value, n.value))[end] * scale for n in numbers] for end in (0, 1))
+    edge = {"mode": "lines", "line_width": 0, "hoverinfo": "skip"}
+    area = [Scatter(x=x, y=high, **edge), Scatter(x=x, y=low, fill="tonexty", fillcolor="rgba(128,128,128,.25)", **edge)]
+    return [*area, Scatter(x=x, y=[n.value * scale for n in numbers], mode="lines", name="predicted")]
 
 
 def _treemap(record: Profile) -> object:

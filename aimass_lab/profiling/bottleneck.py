@@ -160,6 +160,17 @@ def split_time(trace: Trace, flops_per_s: float, bytes_per_s: float, overhead_s:
     return Split(compute_s, memory_s, overhead_s * len(trace.rows))
 
 
+def share_compute_bound(trace: Trace, rates: Rates) -> float:
+    """Of the roofline time of matrix products and their like: the share of those that arithmetic binds, and not memory traffic."""
+    bound = {True: 0.0, False: 0.0}
+    for row in trace.rows:
+        if row.flops:
+            arithmetic, traffic = row.flops / rates.flops_per_s.value, (row.bytes_read + row.bytes_written) / rates.memory_bytes_per_s.value
+            bound[arithmetic >= traffic] += max(arithmetic, traffic)
+    whole = sum(bound.values())
+    return bound[True] / whole if whole else 1.0
+
+
 def say_what_binds(trace: Trace, rates: Rates, latency_s: float) -> str:
     """One sentence on what the call spends its time on.
 

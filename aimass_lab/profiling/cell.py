@@ -11,6 +11,7 @@ import torch
 
 from ..environment import LoadMeter, read_environment
 from ..records import CellProfile, Note, Number, Quality
+from .memory import reset_resident_peak
 from .modules import ModuleTimer, time_modules
 
 SAMPLE_EVERY_S = 0.01
@@ -19,7 +20,8 @@ SAMPLE_EVERY_S = 0.01
 class _ResidentPeak(threading.Thread):
     """Watches the process's resident memory until told to stop.
 
-    A peak between two looks is missed, unless it is the highest of the process's life: the operating system remembers that one.
+    The operating system remembers the highest moment, on Linux since it was last told to begin anew, elsewhere of the
+    process's whole life; where it remembers an older one, a peak between two looks is missed.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,7 @@ class _ResidentPeak(threading.Thread):
 
         self._process = psutil.Process()
         self._stop_asked = threading.Event()
+        self._reset = reset_resident_peak()
         self.before = self.highest = self._resident()
         self._mark_before = _high_water_mark()
 
@@ -44,7 +47,7 @@ class _ResidentPeak(threading.Thread):
         self.join()
         now = self._resident()
         mark = _high_water_mark()
-        self.exact = mark > self._mark_before
+        self.exact = self._reset or mark > self._mark_before
         self.highest = max(self.highest, now, mark if self.exact else 0)
         return now
 
@@ -83,7 +86,7 @@ def profile_callable(function: Callable[[], Any], *, label: str) -> CellProfile:
             raised = f"{type(error).__name__}: {error}".rstrip(": ")
         wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     resident = watcher.finish()
-    environment = read_environment(device, foreign_cores=load.foreign_cores)
+    environment = read_environment(device, load=load)
     quality: Quality = "noisy" if load.noisy else "ok"
 
     def number(value: float, unit: Any, method: str) -> Number:

@@ -14,15 +14,20 @@ from torch import nn
 
 from ..errors import AimassError, DoesNotFitError, InputError, ModelError
 from ..preserve import preserved
+from ..readings.energy import EnergyMeter
 from ..records import INTERRUPTED, Note
-from ..timing import percentile, sample_latency, stopwatch, timed
+from ..timing import percentile, sample_latency, stopwatch, timed, warm_up
 from ..tracing.law import fit_batch_law
 from ..tracing.trace import Trace, is_compiled, trace_call
 from ..units import format_bytes
 from ..workload import Call, Workload, call_model, is_out_of_memory, output_tensors
 from .bottleneck import Rates, measure_rates
-from .memory import address_space_capped, free_bytes, peak_of_call, release_cached
+from .evidence import Evidence, gather_evidence
+from .ledger import DeviceAccount, read_device_account
+from .memory import address_space_capped, begin_peak, free_bytes, peak_of_call, peak_since, release_cached
 from .modules import ModuleTimer, Times
+from .probes import page_faults
+from .recorder import Recording, record_call
 
 DEFAULT_LADDER = tuple(2**k for k in range(9))
 FEWEST_SAMPLES = 3
@@ -31,6 +36,8 @@ INSTRUMENTED_CALLS = 3
 """Most calls with module hooks."""
 MODULE_SHARE = 0.1
 """Share of the time budget for them; the first is always made."""
+WARMUP_SHARE = 0.1
+"""Most of the time budget for calls until two in a row take the same time."""
 BASE_SHARE = 0.3
 """Share of the time budget that goes to the latency at the requested batch size."""
 
@@ -48,18 +55,42 @@ class Observations:
     batch_size: int
     trace: Trace | None = None
     first_call_s: float = 0.0
+    first_call_peak: int | None = None
+    """Highest memory during the first call less what was held before."""
+    warmup_s: list[float] = field(default_factory=list)
+    """The first call and those right after it, nothing attached."""
     process_bytes: int = 0
     input_bytes: int = 0
     call_peaks: dict[int, int | None] = field(default_factory=dict)
     """Allocator peak of one call by batch size."""
     input_sizes: dict[int, int] = field(default_factory=dict)
+    recording: Recording | None = None
+    """One call at the requested batch size with torch's profiler on."""
+    peak_calls_s: list[float] = field(default_factory=list)
+    """Calls whose memory was read, on the ladder."""
     rounds: list[dict[int, Times]] = field(default_factory=list)
     """Times by module, one entry per call with hooks."""
     instrumented_s: list[float] = field(default_factory=list)
     samples: dict[int, list[float]] = field(default_factory=dict)
     """Seconds of the calls without hooks by batch size."""
+    cpu_s: list[float] = field(default_factory=list)
+    """Processor seconds of those at the requested batch size."""
+    total_peak: int | None = None
+    """High-water mark during those: of the process's resident memory, or of what tensors hold on the GPU."""
+    device_account: DeviceAccount | None = None
+    energy: EnergyMeter | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    wall_s: float = 0.0
+    """Of the whole profile."""
     rates: Rates | None = None
     notes: list[Note] = field(default_factory=list)
+
+    @property
+    def forward_s(self) -> float:
+        """Time of all calls of the model that the profile reports on."""
+        recorded_s = self.recording.call_ns / 1e9 if self.recording else 0.0
+        timed_s = sum(map(sum, self.samples.values()))
+        return sum(self.warmup_s) + recorded_s + sum(self.instrumented_s) + sum(self.peak_calls_s) + timed_s
 
     def note(self, code: str, text: str) -> None:
         """Add a note."""
@@ -94,6 +125,7 @@ class Measurement:
             DoesNotFitError: the batch needs more memory than there is.
             ModelError: the model raised.
         """
+        started = time.perf_counter()
         self._progress(0.0, "reading the model")
         self._foresee()
         if any(module.training for module in self.model.modules()):
@@ -106,6 +138,7 @@ class Measurement:
         except DoesNotFitError:
             release_cached(self.device)
             raise
+        self.seen.wall_s = time.perf_counter() - started
         return self.seen
 
     def _foresee(self) -> None:
@@ -131,13 +164,15 @@ class Measurement:
         try:
             call = self._call_with(self.seen.batch_size)
             self._first_call(call)
+            budget_s = WARMUP_SHARE * self._budget_s
+            self.seen.warmup_s = warm_up(lambda: self._run(call), self.device, first_s=self.seen.first_call_s, budget_s=budget_s)
             self._memory_and_modules(call)
-            samples = self.seen.samples.setdefault(self.seen.batch_size, [])
             self._progress(0.3, f"timing batch {self.seen.batch_size}")
-            budget_s = BASE_SHARE * self._budget_s
-            sample_latency(lambda: self._run(call), self.device, budget_s=budget_s, warmup=0, min_samples=FEWEST_SAMPLES, into=samples)
+            self._sample(call)
             self._progress(0.6, "measuring what the device reaches")
-            self.seen.rates = measure_rates(self.device, _main_dtype(self.model))
+            dtype = main_dtype(self.model)
+            self.seen.rates = measure_rates(self.device, dtype)
+            self.seen.evidence = gather_evidence(self.model, self.device, dtype, self.seen.recording, self.seen.evidence.faults_per_call)
             self._climb()
         except KeyboardInterrupt:
             if not any(self.seen.samples.values()):
@@ -177,8 +212,35 @@ class Measurement:
 
     def _timed_first(self, call: Call) -> Any:
         outputs: list[Any] = []
+        before = begin_peak(self.device)
         self.seen.first_call_s = timed(lambda: outputs.append(self._run(call)), self.device)
+        if before is not None:
+            self.seen.first_call_peak = max(0, peak_since(self.device) - before)
         return outputs[0]
+
+    def _sample(self, call: Call) -> None:
+        """Time the calls at the requested batch size, and watch what they take: memory, pages, processor time, energy."""
+        samples = self.seen.samples.setdefault(call.batch_size, [])
+        held, faults = begin_peak(self.device), page_faults()
+        meter = EnergyMeter(self.device)
+        try:
+            with meter:
+                sample_latency(
+                    lambda: self._run(call), self.device, budget_s=BASE_SHARE * self._budget_s, warmup=0, min_samples=FEWEST_SAMPLES,
+                    into=samples, cpu_into=self.seen.cpu_s,
+                )  # fmt: skip
+        finally:
+            if samples:
+                self.seen.energy = meter
+                self.seen.evidence.faults_per_call = None if faults is None else ((page_faults() or 0) - faults) / len(samples)
+                self._read_account(held)
+
+    def _read_account(self, held: int | None) -> None:
+        if held is None:
+            return
+        self.seen.total_peak = peak_since(self.device)
+        if self.device.type == "cuda":
+            self.seen.device_account = read_device_account(self.device, allocated_before=held, allocated_peak=self.seen.total_peak)
 
     def _check_finite(self, outputs: Any) -> None:
         for name, tensor in output_tensors(outputs):
@@ -188,16 +250,27 @@ class Measurement:
                     self.seen.note("W-NAN", f"{bad} of {tensor.numel()} values of the output {name!r} are NaN or infinite")
 
     def _memory_and_modules(self, call: Call) -> None:
-        self._progress(0.15, "reading memory")
-        self._read_peak(call)
-        if self.seen.call_peaks[call.batch_size] is None:
-            self.seen.note("missing:allocator", "another profiler is running, so allocations could not be read; memory is estimated from shapes")
+        self._progress(0.15, "recording operators and memory")
+        self._record(call)
         if is_compiled(self.model):
             self.seen.note("missing:modules", "the model is compiled: its modules run fused and cannot be timed apart")
             return
         self._progress(0.2, "timing modules")
         with stopwatch() as elapsed:
             self._time_modules(call, elapsed)
+
+    def _record(self, call: Call) -> None:
+        self._note_input_size(call)
+        model = None if is_compiled(self.model) else self.model
+        held = begin_peak(self.device) if self.device.type == "cuda" else None
+        recording = self.seen.recording = record_call(lambda: self._run(call), self.device, model)
+        if held is not None:
+            self.seen.call_peaks[call.batch_size] = peak_since(self.device) - held
+        else:
+            self.seen.call_peaks[call.batch_size] = recording.peak_bytes if recording else None
+        if recording is None:
+            text = "another profiler is running, so operators and allocations could not be read; memory is estimated from shapes"
+            self.seen.note("missing:allocator", text)
 
     def _time_modules(self, call: Call, elapsed: Callable[[], float]) -> None:
         for number in range(INSTRUMENTED_CALLS):
@@ -208,9 +281,14 @@ class Measurement:
                 self.seen.instrumented_s.append(timed(lambda: self._run(call), self.device))
             self.seen.rounds.append(timer.totals())
 
-    def _read_peak(self, call: Call) -> None:
+    def _note_input_size(self, call: Call) -> None:
         self.seen.input_sizes[call.batch_size] = sum(t.numel() * t.element_size() for t in call.tensors())
-        self.seen.call_peaks[call.batch_size] = peak_of_call(lambda: self._run(call), self.device)
+
+    def _read_peak(self, call: Call) -> None:
+        self._note_input_size(call)
+        seconds: list[float] = []
+        self.seen.call_peaks[call.batch_size] = peak_of_call(lambda: seconds.append(timed(lambda: self._run(call), self.device)), self.device)
+        self.seen.peak_calls_s += seconds
 
     # --- the ladder
 
@@ -260,7 +338,7 @@ class Measurement:
         return None
 
 
-def _main_dtype(model: nn.Module) -> torch.dtype:
+def main_dtype(model: nn.Module) -> torch.dtype:
     """What most of the model's weights are kept in."""
     sizes: dict[torch.dtype, int] = {}
     for p in model.parameters():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from .recorder import profiled
 
 
 def peak_of_call(function: Callable[[], Any], device: torch.device) -> int | None:
@@ -39,17 +41,8 @@ def _cuda_peak(function: Callable[[], Any], device: torch.device) -> int:
 
 def _cpu_peak(function: Callable[[], Any]) -> int:
     from torch._C._autograd import DeviceType
-    from torch.autograd.profiler import profile
 
-    recorder = profile(use_kineto=True, profile_memory=True, use_device=None)
-    with _quiet_stderr():
-        recorder.__enter__()
-    try:
-        function()
-    finally:
-        with _quiet_stderr():
-            recorder.__exit__(None, None, None)
-    results: Any = recorder.kineto_results
+    results = profiled(function, torch.device("cpu"))
     events = (e for e in results.events() if e.name() == "[memory]" and e.device_type() == DeviceType.CPU)
     changes = sorted(((e.start_ns(), e.nbytes()) for e in events), key=lambda change: change[0])
     held = peak = 0
@@ -59,23 +52,52 @@ def _cpu_peak(function: Callable[[], Any]) -> int:
     return peak
 
 
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Drop what C++ writes to stderr: the profiler announces its start and stop there, and a notebook would show it."""
+def reset_resident_peak() -> bool:
+    """Let the operating system's high-water mark of this process's resident memory begin anew.
+
+    Linux only (proc(5), ``/proc/pid/clear_refs``). Whoever reads the mark later, ``ru_maxrss`` included, sees the peak since now.
+
+    Returns:
+        Whether it did.
+    """
     try:
-        sys.stderr.flush()
-        saved = os.dup(2)
-    except (OSError, ValueError, AttributeError):  # no stderr: nothing to keep quiet
-        yield
-        return
-    sink = os.open(os.devnull, os.O_WRONLY)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def resident_bytes() -> tuple[int, int] | None:
+    """Resident memory of this process now, and its high-water mark; None where there is no ``/proc``."""
     try:
-        os.dup2(sink, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(sink)
+        lines = Path("/proc/self/status").read_text().splitlines()
+        fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines) if name in ("VmRSS", "VmHWM")}
+        return fields["VmRSS"], fields["VmHWM"]
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def begin_peak(device: torch.device) -> int | None:
+    """Let the high-water mark begin anew: of this process's resident memory, or on a GPU of what tensors hold there.
+
+    Returns:
+        Bytes held now; None where the mark cannot be reset.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    now = resident_bytes()
+    return now[0] if now is not None and reset_resident_peak() else None
+
+
+def peak_since(device: torch.device) -> int:
+    """The high-water mark since `begin_peak`, which must have succeeded."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    now = resident_bytes()
+    return now[1] if now is not None else 0
 
 
 def free_bytes(device: torch.device) -> int:

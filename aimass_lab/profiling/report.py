@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from ..environment import LoadMeter, read_environment
-from ..records import BatchPoint, ModuleTime, Number, Profile, Quality, Unit, derived
+from ..records import BatchPoint, ModuleTime, Note, Number, Profile, Quality, Unit, derived
 from ..timing import latency_number, percentile
 from ..workload import Workload
 from .bottleneck import say_what_binds
+from .explain import Explanation
 from .measure import Observations
 from .modules import time_modules
+
+MOST_MODULES = 500
+"""A model of thousands of modules must not fill a notebook with them: a row takes a kilobyte."""
 
 
 class Report:
@@ -18,7 +24,7 @@ class Report:
 
     def __init__(self, workload: Workload, seen: Observations, load: LoadMeter) -> None:
         self.workload, self.seen, self.load = workload, seen, load
-        self.environment = read_environment(workload.torch_device, foreign_cores=load.foreign_cores)
+        self.environment = read_environment(workload.torch_device, load=load)
         self.quality: Quality = "noisy" if load.noisy else "ok"
         self.base_samples = seen.samples[seen.batch_size]
 
@@ -38,7 +44,7 @@ class Report:
         other = peak.value - weights.value - activations.value
         flops = self._flops()
         modules = self._modules(base.latency_p50)
-        return Profile(
+        profile = Profile(
             model=self.workload.info(),
             environment=self.environment,
             batch_size=seen.batch_size,
@@ -62,8 +68,15 @@ class Report:
             ladder=ladder,
             modules=modules,
             binds=self._binds(base.latency_p50),
-            notes=(*seen.notes, *self.load.notes()),
         )
+        explanation = Explanation(self.workload, seen, self.load, self.environment)
+        fields = explanation.fields(profile)
+        return msgspec.structs.replace(profile, **fields, notes=(*seen.notes, *self._driver_notes(), *explanation.notes, *self.load.notes()))
+
+    def _driver_notes(self) -> list[Note]:
+        if self.environment.driver is not None or self.workload.torch_device.type != "cuda":
+            return []
+        return [Note(code="missing:driver", text="neither NVML (package nvidia-ml-py) nor nvidia-smi is there to tell the driver's version")]
 
     def _point(self, batch_size: int) -> BatchPoint:
         samples = self.seen.samples[batch_size]
@@ -121,7 +134,12 @@ class Report:
         if not self.seen.rounds:
             return ()
         instrumented = self._measured(percentile(self.seen.instrumented_s, 50), "s", "median call with hooks", n=len(self.seen.instrumented_s))
-        return time_modules(names, self.seen.rounds, whole=instrumented, environment=self.environment.id, quality=self.quality)
+        modules = time_modules(names, self.seen.rounds, whole=instrumented, environment=self.environment.id, quality=self.quality)
+        shapes = self.seen.recording.input_shapes if self.seen.recording else {}
+        if len(modules) > MOST_MODULES:
+            self.seen.note("W-MODULES", f"of {len(modules)} modules, the {MOST_MODULES} that take the most time themselves are listed")
+            modules = tuple(m for i, m in enumerate(modules) if i < MOST_MODULES or not m.name)
+        return tuple(msgspec.structs.replace(m, input_shape=shapes[m.name]) if m.name in shapes else m for m in modules)
 
     def _host_residual(self, modules: tuple[ModuleTime, ...], latency: Number) -> Number:
         root = next((m for m in modules if m.name == ""), None)

@@ -255,7 +255,7 @@ class _Trial:
         self.notes.append(Note(code=code, text=text))
 
     def _result(self, first_call_s: float, comparison: OutputComparison, metric: MetricComparison | None, timings: _Timings) -> TrialResult:
-        environment = read_environment(self.device, foreign_cores=timings.meter.foreign_cores)
+        environment = read_environment(self.device, load=timings.meter)
         quality: Quality = "noisy" if timings.meter.noisy else "ok"
         ratio, low, high = ratio_interval(timings.original_s, timings.variant_s)
         fidelity, relative_error = comparison.fidelity(environment.id), comparison.relative_error(environment.id)

@@ -27,6 +27,55 @@ def test_a_profile_on_the_gpu_agrees_with_the_drivers_account(study):
     assert all(torch.equal(a, b) for a, b in zip(before, study.model.parameters(), strict=True))
 
 
+def test_kernels_are_charged_to_operators_and_modules(study):
+    profile = study.profile()
+    assert profile.kernels
+    assert sum(k.device_time.value for k in profile.kernels) == pytest.approx(sum(o.device_time.value for o in profile.operators), rel=0.05)
+    gemm = max(profile.operators, key=lambda o: o.device_time.value)
+    assert gemm.family == "gemm"
+    assert gemm.module in ("0", "2")
+    assert 0 < profile.device_busy.value <= 1.1
+    assert {k.module for k in profile.kernels} <= {"", "0", "1", "2"}
+
+
+def test_kernel_times_agree_with_torch_s_own_table(study):
+    profile = study.profile()
+    x = study.workload.call.args[0]
+    with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as reference:
+        study.model(x)
+        torch.cuda.synchronize()
+    total_s = sum(e.self_device_time_total for e in reference.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA) / 1e6
+    assert sum(k.device_time.value for k in profile.kernels) == pytest.approx(total_s, rel=0.3)
+
+
+def test_the_memory_ledger_adds_up_to_the_driver_s_figure(study):
+    profile = study.profile()
+    free, total = torch.cuda.mem_get_info()
+    assert sum(part.bytes.value for part in profile.memory) == profile.memory_total.value
+    assert profile.memory_total.value == pytest.approx(total - free, rel=0.1)
+    parts = {part.name: part.bytes.value for part in profile.memory}
+    assert parts["weights"] == profile.weight_bytes.value
+    assert parts["allocator slack"] >= 0
+    assert profile.timeline.peak.value <= profile.memory_total.value
+
+
+def test_the_driver_s_version_is_its_own(study):
+    environment = study.profile().environment
+    assert environment.cuda == torch.version.cuda
+    assert environment.driver is None or environment.driver.split(".")[0].isdigit()
+    assert environment.driver != f"CUDA {torch.version.cuda}"
+
+
+def test_tf32_left_off_is_advised_with_what_it_brings_here():
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no TF32 on this GPU")
+    model = nn.Sequential(nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 4096)).cuda()
+    before = torch.backends.cuda.matmul.fp32_precision
+    profile = Study(model, torch.randn(2048, 4096, device="cuda")).profile()
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert {"allow_tf32", "use_bf16"} <= {a.name for a in profile.advice}
+
+
 def test_demand_predicts_the_peak_that_torch_reports(study):
     demand = study.demand()
     torch.cuda.reset_peak_memory_stats()
@@ -59,3 +108,23 @@ def test_a_trial_on_the_gpu(study):
     result = study.trial("bf16")
     assert result.environment.device.startswith("cuda")
     assert result.fidelity.value > 0.99
+
+
+def test_the_replayed_allocator_agrees_with_the_real_one(study):
+    """The bars: requested 2 %, reserved 5 %, what the driver shows within its band and never more than 3 % above the estimate."""
+    demand = study.demand()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.inference_mode():
+        study.model(study.workload.call.args[0])
+    torch.cuda.synchronize()
+    stats = torch.cuda.memory_stats()
+    parts = {part.name: part.bytes.value for part in demand.memory}
+    requested = sum(value for name, value in parts.items() if name not in ("allocator slack", "CUDA context"))
+    assert requested == pytest.approx(stats["requested_bytes.all.peak"], rel=0.02)
+    assert demand.allocated_bytes.value == pytest.approx(stats["allocated_bytes.all.peak"], rel=0.02)
+    assert demand.reserved_bytes.value == pytest.approx(stats["reserved_bytes.all.peak"], rel=0.05)
+    free, total = torch.cuda.mem_get_info()
+    low, high = demand.driver_bytes.interval
+    assert low <= total - free
+    assert total - free <= 1.03 * high

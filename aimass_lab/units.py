@@ -57,7 +57,7 @@ def format_decimal(value: float, unit: str) -> str:
     return f"{_significant(value)} {unit}".rstrip()
 
 
-_COUNTED = {"item", "request", "replica", "core", "device", "worker", "parameter", "layer", "op"}
+_COUNTED = {"item", "request", "replica", "core", "device", "worker", "parameter", "layer", "op", "token"}
 
 
 def format_count(value: float, unit: str) -> str:
@@ -81,6 +81,8 @@ def format_quantity(value: float, unit: str) -> str:
         return f"{format_bytes(value)}/s"
     if unit == "ratio":
         return _significant(value) if value == 0 or abs(value) >= 1e-4 else f"{value:.2e}"
+    if unit in ("s/FLOP", "s/B"):
+        return f"{format_seconds(1e9 * value)}/G{unit[2:]}"
     if unit.startswith("USD"):
         return f"{value:,.2f} {unit}"
     return format_decimal(value, unit)
@@ -112,6 +114,17 @@ def parse_rate(text: str | float) -> float:
     """
     scales = {"": 1.0, "/s": 1.0, "/min": 1 / 60, "/m": 1 / 60, "/h": 1 / 3600}
     return _parse(text, scales, "", "a rate such as 400 (requests per second) or 24000/min")
+
+
+def parse_bandwidth(text: str | float) -> float:
+    """``"10Gbit/s"`` or ``"1.25GB/s"`` -> ``1.25e9`` bytes per second, one direction; a bare number is bytes per second.
+
+    Raises:
+        InputError: not a positive bandwidth.
+    """
+    scales = {f"{size}/s": float(factor) for size, factor in _BYTES.items() if size.endswith("B")}
+    scales |= {f"{prefix}bit/s": factor / 8 for prefix, factor in (("", 1.0), ("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12))}
+    return _parse(text, scales, "B/s", "a bandwidth such as 10Gbit/s, 1.25GB/s or 1.25e9 (bytes per second)")
 
 
 def _parse(text: str | float, scales: dict[str, float], bare: str, wanted: str) -> float:

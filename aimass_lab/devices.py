@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
 from .errors import InputError, UnknownNameError
-from .records import Number, Unit
+from .records import Number, Unit, derived
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,14 +23,30 @@ ENVIRONMENT_VARIABLE = "AIMASS_DEVICES"
 
 Precision = Literal["float32", "tf32", "float16", "bfloat16", "float8", "int8"]
 Kind = Literal["cpu", "gpu"]
-_Figure = Literal["memory_bytes", "memory_bytes_per_s", "flops_per_s", "link_bytes_per_s", "pcie_bytes_per_s", "tdp_w"]
+Isa = Literal["neon", "avx2", "avx512-1fma", "avx512", "amx"]
+_Figure = Literal[
+    "memory_bytes", "memory_bytes_per_s", "flops_per_s", "link_bytes_per_s", "pcie_bytes_per_s", "tdp_w",
+    "num_multiprocessors", "clock_hz", "cache_bytes", "num_cores",
+]  # fmt: skip
 _UNITS: dict[_Figure, Unit] = {
     "memory_bytes": "B",
     "memory_bytes_per_s": "B/s",
     "link_bytes_per_s": "B/s",
     "pcie_bytes_per_s": "B/s",
     "tdp_w": "W",
+    "num_multiprocessors": "core",
+    "clock_hz": "Hz",
+    "cache_bytes": "B",
+    "num_cores": "core",
 }
+FLOPS_PER_CYCLE: dict[Isa, dict[Precision, int]] = {
+    "neon": {"float32": 16},
+    "avx2": {"float32": 32},
+    "avx512-1fma": {"float32": 32},
+    "avx512": {"float32": 64},
+    "amx": {"float32": 64, "bfloat16": 1024, "int8": 2048},
+}
+"""FLOP that one core does in a cycle: lanes times fused multiply-add units times 2; AMX as Intel's optimisation manual states it."""
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
 _Price = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -52,6 +69,20 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tdp_w: Number | None = None
     price_usd_per_h: Number | None = None
     """Given by the user; the catalogue that ships has no prices."""
+    num_multiprocessors: Number | None = None
+    """Of a GPU; what its tiles of work are dealt out to."""
+    clock_hz: Number | None = None
+    """The boost clock."""
+    cache_bytes: Number | None = None
+    """The cache that all multiprocessors share."""
+    compute_capability: str | None = None
+    """NVIDIA's word for a generation: ``"9.0"``."""
+    driver_names: tuple[str, ...] = ()
+    """Beginnings of the names by which the driver calls it."""
+    num_cores: Number | None = None
+    """Of a processor."""
+    isa: Isa | None = None
+    """Of a processor: its widest vector instructions."""
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,6 +97,13 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pcie_bytes_per_s: _Positive | None = None
     tdp_w: _Positive | None = None
     price_usd_per_h: _Price | None = None
+    num_multiprocessors: _Positive | None = None
+    clock_hz: _Positive | None = None
+    cache_bytes: _Positive | None = None
+    compute_capability: str | None = None
+    driver_names: tuple[str, ...] = ()
+    num_cores: _Positive | None = None
+    isa: Isa | None = None
     source: str | None = None
     sources: dict[_Figure, str] = {}
 
@@ -89,16 +127,53 @@ def load_devices(extra: Path | None = None) -> dict[str, Device]:
 
 
 def get_device(name: str, extra: Path | None = None) -> Device:
-    """Return one entry of the catalogue.
+    """Return one entry of the catalogue, by its key or by the name that the driver of such a device reports.
 
     Raises:
         UnknownNameError: there is no such device; the message lists those there are.
         InputError: as `load_devices`.
     """
     devices = load_devices(extra)
-    if name not in devices:
+    if name in devices:
+        return devices[name]
+    reported = find_by_driver_name(name, extra=extra)
+    if reported is None:
         raise UnknownNameError("device", name, devices)
-    return devices[name]
+    return reported
+
+
+def find_by_driver_name(reported: str, memory_bytes: float | None = None, extra: Path | None = None) -> Device | None:
+    """Return the entry of the device that a driver calls `reported`, or None.
+
+    Drivers say more than a catalogue's name does: ``"NVIDIA H100 80GB HBM3"`` is ``h100-sxm``. The longest of the
+    `Device.driver_names` that `reported` begins with wins; among equals the one nearest in memory.
+
+    Args:
+        reported: The driver's name.
+        memory_bytes: The driver's memory size, which is up to a tenth below the vendor's figure or above it.
+        extra: As for `load_devices`.
+
+    Raises:
+        InputError: as `load_devices`.
+    """
+    found = [(len(name), device) for device in load_devices(extra).values() for name in device.driver_names if _begins(reported, name)]
+
+    def distance(device: Device) -> float:
+        if memory_bytes is None or device.memory_bytes is None:
+            return 0.0
+        return abs(math.log(memory_bytes / device.memory_bytes.value))
+
+    near = [(length, device) for length, device in found if distance(device) < math.log(1.15)]
+    return max(near, key=lambda pair: (pair[0], -distance(pair[1])))[1] if near else None
+
+
+_OTHER_CARDS = frozenset({"ti", "super", "laptop", "max-q", "mobile", "d", "nvl"})
+
+
+def _begins(reported: str, name: str) -> bool:
+    # "NVIDIA A10" is not "NVIDIA A100", and an RTX 3090 Ti is another card than an RTX 3090
+    rest = reported.lower().removeprefix(name.lower())
+    return rest != reported.lower() and not rest[:1].isalnum() and not _OTHER_CARDS & set(rest.split())
 
 
 def _user_file() -> Path | None:
@@ -145,11 +220,24 @@ def _overlay(base: Device | None, name: str, entry: _Entry, path: Path) -> Devic
         value = getattr(entry, figure)
         if value is not None:
             fields[figure] = _number(value, unit, figure, name, entry, path)
+    fields |= {word: value for word in ("compute_capability", "driver_names", "isa") if (value := getattr(entry, word))}
     peaks = {dtype: _number(value, "FLOP/s", "flops_per_s", name, entry, path) for dtype, value in entry.flops_per_s.items()}
-    fields["flops_per_s"] = {**fields.get("flops_per_s", {}), **peaks}
+    fields["flops_per_s"] = {**_peaks_of_cores(fields), **fields.get("flops_per_s", {}), **peaks}
     if entry.price_usd_per_h is not None:
         fields["price_usd_per_h"] = Number(value=entry.price_usd_per_h, unit="USD/h", source="user", method=f"price given in {path.name}")
     return Device(**fields)
+
+
+def _peaks_of_cores(fields: dict[str, Any]) -> dict[Precision, Number]:
+    """Peaks of a processor by its cores, clock and instructions; nothing where one of them is missing."""
+    cores, clock, isa = fields.get("num_cores"), fields.get("clock_hz"), fields.get("isa")
+    if cores is None or clock is None or isa is None:
+        return {}
+    inputs = [("num_cores", cores), ("clock_hz", clock)]
+    return {
+        dtype: derived(cores.value * clock.value * per_cycle, "FLOP/s", f"cores times clock times {per_cycle} FLOP a cycle ({isa})", inputs)
+        for dtype, per_cycle in FLOPS_PER_CYCLE[cast(Isa, isa)].items()
+    }
 
 
 def _number(value: float, unit: Unit, figure: _Figure, name: str, entry: _Entry, path: Path) -> Number:

@@ -7,14 +7,16 @@ import datetime
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import msgspec
 
 from .errors import StoreError
 from .headlines import headline
-from .records import AnyRecord, Record, Run, any_from_json, to_json
+from .records import AnyRecord, LedgerEntry, Record, Run, any_from_json, to_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _CREATE = """
 CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -26,6 +28,22 @@ CREATE TABLE IF NOT EXISTS runs (
     record TEXT NOT NULL
 )
 """
+_CREATE_PREDICTIONS = """
+CREATE TABLE IF NOT EXISTS predictions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    model TEXT NOT NULL,
+    model_digest TEXT NOT NULL,
+    environment TEXT NOT NULL,
+    technique TEXT NOT NULL,
+    batch_size INTEGER NOT NULL,
+    quantity TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    settled INTEGER NOT NULL,
+    entry TEXT NOT NULL,
+    UNIQUE (model_digest, environment, technique, batch_size, quantity, kind, settled)
+)
+"""
+_KEY = ("model_digest", "environment", "technique", "batch_size", "quantity", "kind")
 
 
 def default_store_path() -> Path:
@@ -99,6 +117,45 @@ class Store:
         run = Run(id=row[0], verb=row[1], model=row[2], model_digest=row[3], taken_at=row[4], summary=row[5])
         return run, any_from_json(row[6])
 
+    # --- the ledger of predictions
+
+    def predict(self, entries: Sequence[LedgerEntry]) -> None:
+        """Keep predictions; a newer one of the same point replaces one that was not measured yet.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        self._write_entries(entries, settled=False)
+
+    def settle(self, entries: Sequence[LedgerEntry]) -> None:
+        """Keep entries of the ledger with what was measured; of each point the newest measured prediction counts.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        self._write_entries(entries, settled=True)
+
+    def entries(self, *, model: str | None = None, environment: str | None = None) -> tuple[LedgerEntry, ...]:
+        """The ledger, newest first: of all models and environments, or of those asked for."""
+        if not self.path.exists():
+            return ()
+        wanted = {name: value for name, value in (("model", model), ("environment", environment)) if value is not None}
+        where = f" WHERE {' AND '.join(f'{name} = ?' for name in wanted)}" if wanted else ""
+        with self._connect() as connection:
+            rows = connection.execute(f"SELECT id, entry FROM predictions{where} ORDER BY id DESC", tuple(wanted.values())).fetchall()
+        return tuple(msgspec.structs.replace(msgspec.json.decode(text, type=LedgerEntry), id=number) for number, text in rows)
+
+    def _write_entries(self, entries: Sequence[LedgerEntry], *, settled: bool) -> None:
+        if not entries:
+            return
+        same_point = " AND ".join(f"{name} = ?" for name in _KEY)
+        insert = f"INSERT OR REPLACE INTO predictions (model, {', '.join(_KEY)}, settled, entry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        with self._connect() as connection:
+            for entry in entries:
+                key = tuple(getattr(entry, name) for name in _KEY)
+                connection.execute(f"DELETE FROM predictions WHERE {same_point} AND settled = 0", key)
+                connection.execute(insert, (entry.model, *key, int(settled), msgspec.json.encode(entry).decode()))
+
     @contextlib.contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
         try:
@@ -121,4 +178,5 @@ class Store:
             )
         if version < SCHEMA_VERSION:
             connection.execute(_CREATE)
+            connection.execute(_CREATE_PREDICTIONS)  # came with schema 2; what schema 1 kept stays as it is
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

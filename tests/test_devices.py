@@ -2,7 +2,7 @@
 
 import pytest
 
-from aimass_lab.devices import CATALOGUE, get_device, load_devices
+from aimass_lab.devices import CATALOGUE, find_by_driver_name, get_device, load_devices
 from aimass_lab.errors import InputError, UnknownNameError
 
 
@@ -20,13 +20,32 @@ def write(path, text):
 
 def figures(device):
     singles = [device.memory_bytes, device.memory_bytes_per_s, device.link_bytes_per_s, device.pcie_bytes_per_s, device.tdp_w]
+    singles += [device.num_multiprocessors, device.clock_hz, device.cache_bytes, device.num_cores]
     return [number for number in singles if number] + list(device.flops_per_s.values())
 
 
 def test_the_accelerators_people_serve_on_are_there():
     devices = load_devices()
-    assert len([d for d in devices.values() if d.kind == "gpu"]) >= 12
-    assert {"t4", "a10", "a30", "a40", "a100-40", "a100-80", "l4", "l40s", "h100-pcie", "h100-sxm", "h200-sxm", "rtx-4090", "mi300x"} <= set(devices)
+    assert len([d for d in devices.values() if d.kind == "gpu"]) >= 20
+    assert {
+        "t4",
+        "a10",
+        "a30",
+        "a40",
+        "a100-40",
+        "a100-80",
+        "l4",
+        "l40s",
+        "h100-pcie",
+        "h100-sxm",
+        "h200-sxm",
+        "b200",
+        "a10g",
+        "l40",
+        "gaudi-3",
+        "rtx-4090",
+        "mi300x",
+    } <= set(devices)
 
 
 @pytest.mark.parametrize("name", sorted(load_devices()))
@@ -39,8 +58,9 @@ def test_every_figure_is_cited_and_plausible(name):
         assert 8e9 <= device.memory_bytes.value <= 1e12
         assert 2e11 <= device.memory_bytes_per_s.value <= 2e13
         peaks = {dtype: number.value for dtype, number in device.flops_per_s.items()}
-        assert peaks["float32"] <= peaks["float16"]  # tensor cores are never the slower way
-        assert peaks.get("bfloat16", peaks["float16"]) == peaks["float16"]  # on all of these devices
+        lowest = [peaks[dtype] for dtype in ("float32", "tf32", "float16", "float8") if dtype in peaks]
+        assert lowest == sorted(lowest)  # tensor cores are never the slower way
+        assert peaks.get("bfloat16") in (None, peaks.get("float16", peaks.get("bfloat16")))  # one rate for both on all of these devices
         assert device.price_usd_per_h is None
 
 
@@ -57,6 +77,57 @@ def test_figures_of_one_known_device():
     assert a100.flops_per_s["float16"].value == pytest.approx(108 * 1024 * 2 * 1.41e9, rel=0.01)
     assert a100.flops_per_s["tf32"].value * 2 == a100.flops_per_s["float16"].value
     assert "float8" not in a100.flops_per_s
+
+
+LANES = {"7.0": 64, "7.5": 64, "8.0": 64}  # float32 lanes of a multiprocessor by generation, 128 in all later ones
+
+
+@pytest.mark.parametrize("name", sorted(n for n, d in load_devices().items() if d.compute_capability and d.num_multiprocessors))
+def test_multiprocessors_and_clock_give_the_peak_the_vendor_prints(name):
+    device = get_device(name)
+    lanes = LANES.get(device.compute_capability, 128)
+    assert device.num_multiprocessors.value * lanes * 2 * device.clock_hz.value == pytest.approx(device.flops_per_s["float32"].value, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("reported", "gib", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79.1, "h100-sxm"),
+        ("NVIDIA H100 PCIe", 79.1, "h100-pcie"),
+        ("NVIDIA H200", 139.8, "h200-sxm"),
+        ("NVIDIA A100-SXM4-80GB", 79.3, "a100-80"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "a100-40"),
+        ("NVIDIA A100 80GB PCIe", 79.3, "a100-80-pcie"),
+        ("NVIDIA A10", 22.5, "a10"),
+        ("NVIDIA A10G", 22.1, "a10g"),
+        ("NVIDIA L40S", 44.5, "l40s"),
+        ("NVIDIA L4", 22.0, "l4"),
+        ("Tesla T4", 14.6, "t4"),
+        ("NVIDIA GeForce RTX 3090", 23.6, "rtx-3090"),
+        ("NVIDIA GeForce RTX 3090 Ti", 23.6, None),
+        ("NVIDIA H100 NVL", 93.1, "h100-nvl"),
+        ("NVIDIA H200 NVL", 139.8, None),
+        ("Tesla V100-SXM2-32GB", 31.7, None),  # the catalogue has the 16 GB card
+        ("Quadro P2000", 4.9, None),
+    ],
+)
+def test_a_device_is_found_by_what_its_driver_says(reported, gib, name):
+    found = find_by_driver_name(reported, gib * 2**30)
+    assert (found and found.name) == name
+
+
+def test_a_processor_by_cores_clock_and_instructions(tmp_path):
+    """16 cores x 2.4 GHz x two 16-lane fused multiply-adds a cycle, by hand."""
+    mine = write(tmp_path / "mine.toml", '[box]\nkind = "cpu"\nnum_cores = 16\nclock_hz = 2.4e9\nisa = "avx512"\nmemory_bytes_per_s = 2e11\n')
+    box = get_device("box", mine)
+    assert box.flops_per_s["float32"].value == 16 * 2.4e9 * 2 * 16 * 2
+    assert (box.flops_per_s["float32"].source, box.flops_per_s["float32"].trust) == ("derived", "user")
+    assert "bfloat16" not in box.flops_per_s
+
+
+def test_what_the_user_says_of_a_peak_goes_before_cores_and_clock(tmp_path):
+    text = '[box]\nkind = "cpu"\nnum_cores = 16\nclock_hz = 2.4e9\nisa = "avx2"\n\n[box.flops_per_s]\nfloat32 = 9e11\n'
+    assert get_device("box", write(tmp_path / "mine.toml", text)).flops_per_s["float32"].value == 9e11
 
 
 def test_unknown_device_names_the_known_ones():

@@ -9,10 +9,14 @@ import torch
 
 from ..environment import read_environment
 from ..errors import UnsupportedError
-from ..profiling.bottleneck import measure_rates, split_time
+from ..profiling.bottleneck import split_time
 from ..records import Note, Number
 from ..tracing.trace import Trace
 from ..workload import Workload
+from .attached import attached_gpu, carried_factors, measured_number
+from .bands import EFFICIENCY, ROOFLINE, Band, launches
+from .calibration import Gpu, UnknownRateError, gpu_of, load_calibrations, price_rows
+from .processor import price_on_processor
 
 if TYPE_CHECKING:
     from ..devices import Device
@@ -20,19 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What operators reach of the rates a roofline is drawn with: as expected, at best and at worst."""
+    """What operators reach of the rates a datasheet roofline is drawn with: as expected, at best and at worst."""
 
     compute: tuple[float, float, float]
     memory: tuple[float, float, float]
-    overhead_s: tuple[float, float, float]
 
 
 # Shares of dense peak on A100, A40 and H100: matrix products 0.70-0.75 from 2048 rows on and far less below,
-# element-wise operators 0.41-0.62 of the memory rate; eager launches take 4 to 20 microseconds.
-DATASHEET = Efficiency(compute=(0.6, 0.85, 0.2), memory=(0.6, 0.95, 0.3), overhead_s=(8e-6, 2e-6, 20e-6))
-# Of rates that were measured here: odd shapes, cold caches and page faults take their part.
-MEASURED = Efficiency(compute=(0.65, 1.1, 0.2), memory=(0.4, 1.5, 0.1), overhead_s=(1.5, 0.5, 5.0))
-"""Here `overhead_s` holds multiples of the overhead measured."""
+# element-wise operators 0.41-0.62 of the memory rate.
+DATASHEET = Efficiency(compute=(0.6, 0.85, 0.2), memory=(0.6, 0.95, 0.3))
 
 RECURRENT_WORST = 0.03
 """Worst share of the arithmetic rate that a recurrent layer reaches: its steps wait for one another."""
@@ -93,43 +93,87 @@ def estimate_latency(trace: Trace, target: TargetDevice, dtype: str) -> tuple[Nu
     """Predict the time of one call by a roofline over its operators.
 
     Args:
-        trace: The call.
+        trace: The call, gradients and optimizer included where they were traced.
         target: Where it would run.
         dtype: Of the weights, torch's word: ``"float32"``.
 
     Returns:
         The time, and what a reader must know; None where a rate of the device is unknown.
     """
-    if target.attached is not None:
-        rates = measure_rates(target.attached, getattr(torch, dtype, torch.float32))
-        figures = (rates.flops_per_s.value, rates.memory_bytes_per_s.value)
-        overheads = [rates.overhead.value * factor for factor in MEASURED.overhead_s]
-        method = "roofline of every operator with rates measured here, matrix products at 65 % of the best"
-        return _latency(trace, target, figures, MEASURED, overheads, method, rates.flops_per_s), ()
+    try:
+        return predict_on_device(trace, target, dtype), ()
+    except UnsupportedError as error:
+        return None, (Note(code="missing:latency", text=f"{error.message}, so no latency is predicted there"),)
+
+
+def predict_on_device(trace: Trace, target: TargetDevice, dtype: str) -> Number:
+    """Predict the time of one call on `target`; the basis is named in `Number.method`.
+
+    *Calibrated roofline of rates measured here*: the device is attached. *Calibrated roofline (fitted on ...)*: an
+    NVIDIA GPU of the catalogue. Where another GPU is attached, a share of what it was seen to reach is carried over.
+    *Datasheet roofline*: any other device, with a band from the best to the worst efficiency.
+
+    Args:
+        trace: The call.
+        target: Where it would run.
+        dtype: Of operators without a floating-point tensor, torch's word.
+
+    Raises:
+        UnsupportedError: a rate of the device is unknown.
+    """
     dtype = "float32" if dtype == "none" else dtype  # a model without weights
-    peaks = dict(target.entry.flops_per_s) if target.entry else {}
-    flops_per_s = next((number for key, number in peaks.items() if key == dtype), None)
-    bandwidth = target.entry.memory_bytes_per_s if target.entry else None
+    if target.attached is not None:
+        return _on_attached(trace, target.attached, dtype)
+    gpu = gpu_of(target.entry) if target.entry else None
+    return _by_datasheet(trace, target, dtype) if gpu is None else _calibrated(trace, gpu, dtype)
+
+
+def _on_attached(trace: Trace, device: torch.device, dtype: str) -> Number:
+    if device.type == "cpu":
+        band, basis = price_on_processor(trace, device, dtype)
+        method = "calibrated roofline of rates measured here, by families of operators"
+        return measured_number(band, method, basis, EFFICIENCY)
+    gpu, basis, start_s = attached_gpu(device, dtype)
+    band, doubts = _kernels(trace, gpu, dtype)
+    band = band.at_least(launches(len(trace.rows), (1.5 * start_s, 0.5 * start_s, 5 * start_s)))
+    return measured_number(band, f"calibrated roofline of rates measured here{doubts}", basis, ROOFLINE)
+
+
+def _calibrated(trace: Trace, gpu: Gpu, dtype: str) -> Number:
+    factors, carried = carried_factors(dtype)
+    band, doubts = _kernels(trace, replace(gpu, factors=factors), dtype)
+    used = load_calibrations()["gemm"].devices
+    fitted = "fitted on it and on other devices" if gpu.name in used else f"fitted on {', '.join(used)}"
+    method = f"calibrated roofline ({fitted}) of {gpu.name}, not measured here{carried}{doubts}"
+    return _estimate(band.at_least(launches(len(trace.rows))), method, ROOFLINE)
+
+
+def _kernels(trace: Trace, gpu: Gpu, dtype: str) -> tuple[Band, str]:
+    gpu = replace(gpu, tf32_products=torch.get_float32_matmul_precision() != "highest")
+    try:
+        priced = price_rows(trace.rows, gpu, dtype)
+    except UnknownRateError as unknown:
+        raise UnsupportedError(f"the {unknown} rate of {gpu.name} is unknown") from unknown
+    return Band(*priced.total), f"; {', '.join(priced.doubts)}: a wider band" if priced.doubts else ""
+
+
+def _by_datasheet(trace: Trace, target: TargetDevice, dtype: str) -> Number:
+    entry = target.entry
+    flops_per_s = next((number for key, number in entry.flops_per_s.items() if key == dtype), None) if entry else None
+    bandwidth = entry.memory_bytes_per_s if entry else None
     if flops_per_s is None or bandwidth is None:
         unknown = f"{dtype} rate" if flops_per_s is None else "memory rate"
-        return None, (Note(code="missing:latency", text=f"the {unknown} of {target.name} is unknown, so no latency is predicted there"),)
-    method = f"datasheet roofline of {target.name}, not measured here"
-    return _latency(trace, target, (flops_per_s.value, bandwidth.value), DATASHEET, list(DATASHEET.overhead_s), method, flops_per_s), ()
+        raise UnsupportedError(f"the {unknown} of {target.name} is unknown")
+    recurrent = any(row.family == "recurrent" for row in trace.rows)
+    worst = min(DATASHEET.compute[2], RECURRENT_WORST) if recurrent else DATASHEET.compute[2]
+    shares = zip((*DATASHEET.compute[:2], worst), DATASHEET.memory, strict=True)
+    splits = [split_time(trace, flops_per_s.value * compute, bandwidth.value * memory, 0.0) for compute, memory in shares]
+    band = Band(*(split.compute_s + split.memory_s for split in splits))
+    # A GPU computes while the host starts the next operators; on a CPU one waits for the other.
+    starts = launches(len(trace.rows))
+    band = band.at_least(starts) if target.kind == "gpu" else band + starts
+    return _estimate(band, f"datasheet roofline of {target.name}, not measured here and nothing of its kind was fitted", EFFICIENCY)
 
 
-def _latency(
-    trace: Trace, target: TargetDevice, rates: tuple[float, float], efficiency: Efficiency, overheads: list[float], method: str, basis: Number
-) -> Number:
-    values = []
-    worst = min(efficiency.compute[2], RECURRENT_WORST) if any("rnn" in row.op for row in trace.rows) else efficiency.compute[2]
-    efficiency = replace(efficiency, compute=(*efficiency.compute[:2], worst))
-    for compute, memory, overhead_s in zip(efficiency.compute, efficiency.memory, overheads, strict=True):
-        split = split_time(trace, rates[0] * compute, rates[1] * memory, overhead_s)
-        work_s = split.compute_s + split.memory_s
-        # A GPU computes while the host starts the next operators; on a CPU one waits for the other.
-        values.append(max(work_s, split.overhead_s) if target.kind == "gpu" else work_s + split.overhead_s)
-    expected, low, high = values
-    return Number(
-        value=expected, unit="s", source="estimated", method=method, interval=(min(low, expected), max(high, expected)),
-        interval_kind="band from best to worst efficiency of operators", environment=basis.environment, quality=basis.quality,
-    )  # fmt: skip
+def _estimate(band: Band, method: str, kind: str) -> Number:
+    return Number(value=band.value, unit="s", source="estimated", method=method, interval=(band.low, band.high), interval_kind=kind)

@@ -1,0 +1,278 @@
+"""What a technique or a dtype would change, before it is applied: the same call with its operators priced anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compression.base import make_technique
+from ..errors import UnsupportedError
+from ..records import Note, Number
+from ..tracing.trace import Row, Trace, trace_call
+from ..workload import Workload
+from .calibration import ITEM_BYTES
+from .target import TargetDevice, find_target, predict_on_device
+
+DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
+"""dtypes that may be asked for by torch's own word."""
+
+HALF_WIDTHS = {"bf16": 0.4, "fp16": 0.4, "int8_dynamic": 0.7, "int8_weight_only": 0.5, "compile": 0.5, "channels_last": 0.3, "none": 0.0}
+"""Half of the band of each ratio on a logarithmic scale: set by hand from a few trials, not fitted."""
+OTHER_HALF_WIDTH = 0.7
+SLOW_KERNELS = 0.4
+"""What is added where the attached device has no instructions for the type."""
+
+ROUNDING_PASSES = 10
+"""Eager operators that go over the activations to round them to 8 bits: extremes, scale, quotient, round, clamp, store ..."""
+RESCALING_PASSES = 3
+"""Those that go over the product to give it back its scale."""
+DISPATCHES = {"int8_dynamic": 10, "int8_weight_only": 3}
+"""Calls a layer that only unwrap a quantised weight, each worth the start of an operator."""
+CASTS = 12
+"""Operators a call that cast inputs and outputs, whatever their size."""
+SCALE_BYTES = 5
+"""Of each row of a matrix in 8 bits: a scale in 32 bits and a zero point."""
+LIGHT = ("elementwise", "norm", "copy", "reduction")
+"""Families that a compiler joins into one kernel where they follow one another."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one technique is predicted to change; nothing of it was measured."""
+
+    technique: str
+    device: str
+    batch_size: int
+    weight_bytes: Number
+    """Of the changed model."""
+    peak_memory_bytes: Number
+    """Weights, inputs and live activations of the changed model."""
+    latency: Number
+    """Of one call of the changed model."""
+    latency_ratio: Number
+    """Latency changed over latency as it is: below 1 is faster."""
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """The model after the technique, as far as a trace tells."""
+
+    trace: Trace
+    dtype: str
+    weight_bytes: int
+    extra_bytes: int = 0
+    """Of tensors that live for one operator only."""
+
+
+def predict_effect(workload: Workload, technique: str, device: str | None = None, *, batch_size: int | None = None) -> Effect:
+    """Predict weights, peak memory and latency under `technique` without applying it.
+
+    The rows of one trace are changed as the technique would change the operators, and priced as the original ones are;
+    what errs in both cancels in the ratio, the rest is in its band.
+
+    Args:
+        workload: Model and example inputs; the model may lie on the meta device.
+        technique: A technique's name, or a dtype by torch's word: ``"bfloat16"``, ``"float16"``.
+        device: As for `estimate_demand`.
+        batch_size: Items per call; those of the inputs if not given.
+
+    Raises:
+        UnknownNameError: no such technique or device.
+        UnsupportedError: the technique changes nothing in this model, or a rate of the device is unknown.
+        ModelError: the model raises on these inputs.
+    """
+    name = DTYPES.get(technique, technique)
+    member = make_technique(name)
+    target = find_target(device, workload)
+    changed_layers = member.eligible(workload.model)
+    if name != "none" and not changed_layers:
+        raise UnsupportedError(f"{name} would change nothing in {workload.name}: it changes {member.changes} only")
+    trace = trace_call(workload.model, workload.call, batch_size=batch_size)
+    dtype = workload.info().dtype
+    before = predict_on_device(trace, target, dtype)
+    change = _CHANGES.get(name, _unchanged)
+    changed = change(trace, workload.model, set(changed_layers), dtype)
+    after = predict_on_device(changed.trace, target, changed.dtype)
+    notes, doubt = _notes(member, name, workload, target, trace.batch_size)
+    ratio = _ratio(name, before, after, doubt)
+    return Effect(
+        technique=name, device=target.name, batch_size=trace.batch_size, weight_bytes=_weights(changed), peak_memory_bytes=_peak(changed, target),
+        latency=_latency(before, ratio), latency_ratio=ratio, notes=notes,
+    )  # fmt: skip
+
+
+def _ratio(name: str, before: Number, after: Number, doubt: float) -> Number:
+    value = 1.0 if name == "none" else after.value / before.value
+    half = HALF_WIDTHS.get(name, OTHER_HALF_WIDTH) + doubt
+    return Number(
+        value=value, unit="ratio", source="estimated", method=f"predicted effect of {name}: operators priced anew; {after.method}",
+        interval=(value * math.exp(-half), value * math.exp(half)), interval_kind="band of techniques' effects, set by hand",
+        environment=after.environment, quality=after.quality,
+    )  # fmt: skip
+
+
+def _latency(before: Number, ratio: Number) -> Number:
+    low, high = before.interval or (before.value, before.value)
+    least, most = ratio.interval or (ratio.value, ratio.value)
+    return Number(
+        value=before.value * ratio.value, unit="s", source="estimated", method=ratio.method, interval=(low * least, high * most),
+        interval_kind="the original's band times the effect's", environment=ratio.environment, quality=ratio.quality,
+    )  # fmt: skip
+
+
+def _weights(changed: _Changed) -> Number:
+    method = "predicted effect: elements of changed and unchanged weights times their sizes, with scales"
+    return Number(value=changed.weight_bytes, unit="B", source="estimated", method=method, interval=(0.98 * changed.weight_bytes, 1.02 * changed.weight_bytes))
+
+
+def _peak(changed: _Changed, target: TargetDevice) -> Number:
+    trace = changed.trace
+    fixed = changed.weight_bytes + trace.input_bytes
+    value = fixed + trace.activation_peak_bytes + changed.extra_bytes
+    return Number(
+        value=value, unit="B", source="estimated", method="predicted effect: weights, inputs and live activations by shapes",
+        interval=(fixed + 0.4 * trace.activation_peak_bytes, max(value, fixed + trace.activation_bound_bytes + changed.extra_bytes + target.context_bytes)),
+        interval_kind="band: operators' own workspaces, from none to their bound by operator",
+    )  # fmt: skip
+
+
+def _notes(member: Any, name: str, workload: Workload, target: TargetDevice, batch_size: int) -> tuple[tuple[Note, ...], float]:
+    """What speaks against the effect, and what that adds to the band."""
+    if target.attached is None:
+        return (), 0.0
+    why_not = member.check(workload.model, workload.call, target.attached)
+    notes = [Note(code="effect:not-possible", text=why_not)] if why_not else []
+    causes = member.causes(workload.model, batch_size, target.attached)
+    notes += [Note(code="effect:cause", text=cause) for cause in causes]
+    slow = not fast_kernels(name, target.attached)
+    if slow:
+        text = f"{target.name} has no instructions for what {name} computes in: it may well be slower, and the band is wider"
+        notes.append(Note(code="effect:slow-kernels", text=text))
+    return tuple(notes), SLOW_KERNELS if slow else 0.0
+
+
+def fast_kernels(technique: str, device: torch.device) -> bool:
+    """Whether the attached device has instructions for the type that `technique` computes in."""
+    if device.type != "cpu":
+        return technique != "bf16" or torch.cuda.get_device_capability(device) >= (8, 0)
+    flags = _processor_flags()
+    if flags is None or technique not in _FLAGS:
+        return True
+    return bool(flags & _FLAGS[technique])
+
+
+_FLAGS = {
+    "bf16": {"amx_bf16", "avx512_bf16", "bf16"},
+    "fp16": {"amx_fp16", "avx512_fp16", "asimdhp"},
+    "int8_dynamic": {"amx_int8", "avx512_vnni", "avx_vnni", "asimddp", "i8mm"},
+}
+
+
+def _processor_flags() -> frozenset[str] | None:
+    from ..compression._processor import processor_flags
+
+    return processor_flags()
+
+
+# --- what each technique makes of the rows
+
+
+def _unchanged(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
+    return _Changed(trace, dtype, trace.weight_bytes)
+
+
+def _sixteen(word: str) -> Callable[[Trace, nn.Module, set[str], str], _Changed]:
+    def change(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
+        weights = sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in _state(model))
+        rows = tuple(_resized(row, 2 / ITEM_BYTES.get(row.dtype, 4))._replace(dtype=word) if row.dtype else row for row in trace.rows)
+        casts = tuple(_light(row, 0, 0) for row in trace.rows[:1] * CASTS)
+        return _Changed(replace(trace, rows=casts + rows, weight_bytes=weights), word, weights)
+
+    return change
+
+
+def _resized(row: Row, factor: float) -> Row:
+    names = ("bytes_read", "bytes_written", "live_bytes", "workspace_bytes", "allocated_bytes")
+    return row._replace(**{name: round(getattr(row, name) * factor) for name in names})
+
+
+def _int8_dynamic(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
+    weights, sizes = _eight_bit_weights(model, layers)
+    rows: list[Row] = []
+    for row in trace.rows:
+        layer = _layer_of(row, layers)
+        if layer is None:
+            rows.append(row)
+            continue
+        item, numel = ITEM_BYTES.get(row.dtype, 4), math.prod(row.shape)
+        activation = max(0, row.bytes_read - sizes[layer] * item)
+        rows += [_light(row, 0, 0)] * DISPATCHES["int8_dynamic"] + [_light(row, activation, activation)] * ROUNDING_PASSES
+        rows.append(row._replace(dtype="int8", bytes_read=activation // item + sizes[layer], bytes_written=4 * numel))
+        rows += [_light(row, 4 * numel, 4 * numel)] * RESCALING_PASSES
+    return _Changed(replace(trace, rows=tuple(rows), weight_bytes=weights), dtype, weights)
+
+
+def _int8_weight_only(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
+    weights, sizes = _eight_bit_weights(model, layers)
+    rows: list[Row] = []
+    largest = 0
+    for row in trace.rows:
+        layer = _layer_of(row, layers)
+        if layer is not None:
+            widened = sizes[layer] * ITEM_BYTES.get(row.dtype, 4)
+            largest = max(largest, widened)
+            rows += [_light(row, 0, 0)] * DISPATCHES["int8_weight_only"] + [_light(row, sizes[layer], widened)]
+        rows.append(row)
+    return _Changed(replace(trace, rows=tuple(rows), weight_bytes=weights), dtype, weights, largest)
+
+
+def _compiled(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
+    rows: list[Row] = []
+    for row in trace.rows:
+        if row.family in LIGHT and rows and rows[-1].family in LIGHT:
+            # One kernel for a run of light operators: what passes from one to the next stays in registers.
+            last = rows[-1]
+            rows[-1] = last._replace(bytes_read=last.bytes_read + max(0, row.bytes_read - last.bytes_written), bytes_written=row.bytes_written)
+        else:
+            rows.append(row)
+    return _Changed(replace(trace, rows=tuple(rows)), dtype, trace.weight_bytes)
+
+
+def _light(row: Row, bytes_read: float, bytes_written: float) -> Row:
+    return row._replace(op="aten::mul", kind="light", family="elementwise", flops=0, bytes_read=round(bytes_read), bytes_written=round(bytes_written))
+
+
+def _layer_of(row: Row, layers: set[str]) -> str | None:
+    """The changed layer whose product the row is."""
+    inner = row.scope[-1] if row.scope else ""
+    return inner if row.family == "gemm" and inner in layers else None
+
+
+def _eight_bit_weights(model: nn.Module, layers: set[str]) -> tuple[int, dict[str, int]]:
+    """Bytes of all weights with those of `layers` in 8 bits and a scale a row, and the number of elements of each."""
+    named = dict(model.named_modules())
+    matrices = {name: named[name].weight for name in layers}
+    sizes = {name: int(weight.numel()) for name, weight in matrices.items()}
+    changed = {id(weight): weight for weight in matrices.values()}
+    saved = sum(w.numel() * (w.element_size() - 1) - SCALE_BYTES * w.shape[0] for w in changed.values())
+    return sum(t.numel() * t.element_size() for t in _state(model)) - saved, sizes
+
+
+def _state(model: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers, tied ones once."""
+    return list({id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
+
+
+_CHANGES: dict[str, Callable[[Trace, nn.Module, set[str], str], _Changed]] = {
+    "bf16": _sixteen("bfloat16"),
+    "fp16": _sixteen("float16"),
+    "int8_dynamic": _int8_dynamic,
+    "int8_weight_only": _int8_weight_only,
+    "compile": _compiled,
+}

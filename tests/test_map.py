@@ -17,7 +17,7 @@ FLOORS = {
         "tracing", "workload",
     },
     2: {"trial"},
-    3: {"study", "store", "operations", "verbs", "serving"},
+    3: {"study", "store", "operations", "verbs", "serving", "wire"},
     4: {"frontends"},
     5: {"__init__", "__main__"},
 }  # fmt: skip

@@ -1,0 +1,36 @@
+"""What this notebook knows so far about one model, and the verbs that find out more."""
+
+from __future__ import annotations
+
+from .base import ORIGINAL, StudyState, no_progress
+
+# Verbs are listed in the order in which these files are read: that of the work.
+# isort: off
+from .measuring import Measuring
+from .estimating import Estimating
+from .trying import Trying
+from .shipping import Shipping
+# isort: on
+
+__all__ = ["ORIGINAL", "Study", "StudyState", "no_progress"]
+
+
+class Study(Measuring, Estimating, Trying, Shipping):
+    """One model, its inputs, and everything found out about it.
+
+    The model is never changed: it is run in place with everything put back afterwards, and every
+    technique works on a copy.
+
+    Args:
+        model: A `torch.nn.Module`, or a `Workload`, and then nothing else but `store`.
+        inputs: What the model is called with; see `Workload`.
+        data: Labelled data, ``(inputs, labels)``.
+        metric: ``metric(outputs, labels) -> float``, higher is better.
+        loss: ``loss(outputs, labels) -> scalar tensor``.
+        batch_axis: The axis that counts the items.
+        name: What to call the model.
+        store: The history's file; by default ``$AIMASS_STORE`` or the user's data folder.
+
+    Raises:
+        InputError: model or inputs cannot be used.
+    """

@@ -1,0 +1,206 @@
+"""The verbs that plan a service and write it down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ..errors import InputError
+from ..headlines import format_number
+from ..records import BatchPoint, Bundle, Environment, Number, Plan, ServingSpec
+from ..targets import make_target, parse_prices
+from ..units import parse_rate, parse_seconds
+from ..verbs import Rate, Seconds, verb
+from ..workload import Workload
+from .base import ORIGINAL, StudyState
+
+
+class Shipping(StudyState):
+    """The verbs that plan a service and write it down."""
+
+    @verb
+    def plan(
+        self,
+        *,
+        rate: Rate,
+        p99: Seconds,
+        device: tuple[str, ...] | None = None,
+        technique: str = ORIGINAL,
+        price: dict[str, str] | None = None,
+        burst: float = 1.0,
+        headroom: float = 0.0,
+        policy: str = "fcfs",
+        max_replicas: int = 1000,
+    ) -> Plan:
+        """Find devices, replicas and batching that hold a request rate under a latency target.
+
+        The attached device is planned with what was measured on it; devices of the catalogue with
+        what is estimated for them, and marked so.
+
+        Args:
+            rate: Requests per second, such as 400 or 24000/min.
+            p99: Latency that 99 % of the requests must stay under, such as 50ms.
+            device: Device to consider; may be repeated. The attached one if not given.
+            technique: What to serve instead of the original: a technique, or the name of a copy that a trial made.
+            price: Price of a device, as name=USD per hour; may be repeated.
+            burst: Rate of bursts over the rate between them; 1 is a Poisson stream.
+            headroom: Spare share of the rate to plan for: 0.2 plans for 1.2 times the rate.
+            policy: Which waiting request goes first: the name of a scheduling policy.
+            max_replicas: Most replicas to consider.
+        """
+        from ..planning import make_plan
+
+        target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom)
+        here = self._environment_device()
+        names = tuple(device or (here,))
+        served = self._served(technique)
+        service_time = {name: self._measured_ladder(technique) if name == here else self._estimated_ladder(served, name) for name in names}
+        plan = make_plan(
+            served.info(),
+            service_time,
+            target,
+            prices=parse_prices(price),
+            memory_limit={name: limit for name in names if (limit := self._memory_limit(name))},
+            policy=policy,
+            burstiness=burst,
+            progress=self.progress,
+        )
+        return self._keep("plan", msgspec.structs.replace(plan, technique=technique))
+
+    @verb
+    def spec(
+        self,
+        *,
+        rate: Rate,
+        p99: Seconds,
+        format: str = "kubernetes",
+        out: str | None = None,
+        device: tuple[str, ...] | None = None,
+        technique: str = ORIGINAL,
+        name: str | None = None,
+        image: str | None = None,
+    ) -> ServingSpec:
+        """Write down what a cluster must give the service, each number with its provenance.
+
+        Args:
+            rate: Requests per second.
+            p99: Latency that 99 % of the requests must stay under.
+            format: What to write it for: the name of an exporter, such as kubernetes or json.
+            out: Folder for the files; shown instead of written if not given.
+            device: Device to consider; may be repeated.
+            technique: What to serve instead of the original: a technique, or the name of a copy that a trial made.
+            name: Name of the service; made from the model's if not given.
+            image: Container image that runs the bundle.
+        """
+        from ..export import EXPORTERS
+        from ..export.files import write_files
+
+        exporter = EXPORTERS[format]
+        plan = self._plan_for(rate, p99, device, technique)
+        spec = self._make_spec(plan, name=name, image=image, export_format=format)
+        if out is not None:
+            write_files(Path(out), exporter(spec))
+        return self._keep("spec", spec)
+
+    @verb
+    def bundle(
+        self,
+        *,
+        out: str,
+        rate: Rate | None = None,
+        p99: Seconds | None = None,
+        technique: str = ORIGINAL,
+        name: str | None = None,
+        version: str = "1",
+        force: bool = False,
+    ) -> Bundle:
+        """Write a folder that serves the model without this package, and proves its own promises.
+
+        Args:
+            out: Folder to write; it must not exist yet.
+            rate: Requests per second that all replicas together must hold; chosen from what is measured if not given.
+            p99: Latency that 99 % of the requests must stay under; promised from what is measured if not given.
+            technique: What to serve instead of the original: a technique, or the name of a copy that a trial made.
+            name: Name of the service; made from the model's if not given.
+            version: Version of the model that is served.
+            force: Replace a bundle that is already there.
+        """
+        from ..bundle import write_bundle
+
+        if (rate is None) != (p99 is None):
+            raise InputError("rate and p99 belong together", help="give both, for example --rate 400 --p99 50ms, or neither")
+        plan = spec = None
+        if rate is not None and p99 is not None:
+            plan = self._plan_for(rate, p99, None, technique)
+            spec = self._make_spec(plan, name=name, image=None)
+        bundle = write_bundle(
+            Path(out),
+            self.workload,
+            plan=plan,
+            spec=spec,
+            rate=None if rate is None else parse_rate(rate),
+            latency_p99_s=None if p99 is None else parse_seconds(p99),
+            name=name,
+            version=version,
+            variant=None if technique == ORIGINAL else self._served(technique).model,
+            force=force,
+            progress=self.progress,
+        )
+        return self._keep("bundle", bundle)
+
+    def _plan_for(self, rate: Rate, p99: Seconds, device: tuple[str, ...] | None, technique: str) -> Plan:
+        """The plan for this target: the last one if it is for the same, a new one if not.
+
+        Raises:
+            InputError: the target cannot be held.
+        """
+        target = make_target(rate, p99)
+        plan = self._last(Plan)
+        asked = (target.requests_per_s.value, target.latency_p99.value, technique)
+        known = plan and (plan.target.requests_per_s.value, plan.target.latency_p99.value, plan.technique)
+        if plan is None or known != asked or (device and plan.device not in device):
+            plan = self.plan(rate=rate, p99=p99, device=device, technique=technique)
+        if not plan.feasible:
+            asked_for = f"{format_number(target.requests_per_s)} with a p99 under {format_number(target.latency_p99)}"
+            raise InputError(f"{asked_for} is not feasible on {plan.device}", help=plan.binding)
+        return plan
+
+    def _make_spec(self, plan: Plan, *, name: str | None, image: str | None, export_format: str = "kubernetes") -> ServingSpec:
+        from ..spec import dns_label, make_spec, replica_memory, startup_time
+
+        service = dns_label(name or self.workload.name) if name is None else name
+        return make_spec(
+            plan,
+            name=service,
+            setting=self._setting(plan.technique),
+            memory=replica_memory(self._peak_memory(plan), plan.model.weight_bytes),
+            startup_time=startup_time(self._last(Bundle) if plan.device == self._environment_device() else None),
+            environment=self._planned_environment(plan),
+            image=image or f"{service}:1",
+            export_format=export_format,
+        )
+
+    def _peak_memory(self, plan: Plan) -> Number:
+        """Of the model at the planned batch limit: measured where the plan's ladder has it, else estimated."""
+        from ..demand import estimate_demand
+
+        batch = int(plan.max_batch_size.value)
+        measured = next((p.peak_memory_bytes for p in plan.service_time if p.batch_size == batch and p.peak_memory_bytes), None)
+        return measured or estimate_demand(self._served(plan.technique), batch_size=batch, device=plan.device).peak_memory_bytes
+
+    def _planned_environment(self, plan: Plan) -> Environment | None:
+        """Where the plan's latencies were measured; None where they are estimates for a device that is not here."""
+        profile = self._profiles.get(plan.technique)
+        return profile.environment if profile and plan.device == self._environment_device() else None
+
+    def _estimated_ladder(self, served: Workload, device: str) -> tuple[BatchPoint, ...]:
+        from ..prediction import estimate_ladder
+
+        return estimate_ladder(served, device)
+
+    def _memory_limit(self, device: str) -> Number | None:
+        """What a replica may use of `device`."""
+        from ..prediction.target import find_target
+
+        return find_target(device, self.workload).memory

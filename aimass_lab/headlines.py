@@ -8,17 +8,25 @@ from .records import (
     Bundle,
     CellProfile,
     Check,
+    ColdStart,
     Comparison,
     Demand,
     Environment,
     History,
+    Ledger,
+    NetworkDemand,
     Number,
     Plan,
+    Prediction,
     Profile,
+    Readings,
     Record,
+    ResourceDemand,
     SearchResult,
+    SequenceDemand,
     Service,
     ServingSpec,
+    TraceSummary,
     TrialResult,
 )
 from .units import format_quantity
@@ -58,11 +66,46 @@ def _(record: CellProfile) -> str:
 
 
 @headline.register
+def _(record: ColdStart) -> str:
+    ready = f"ready after {format_number(record.ready_after)}, first call {format_number(record.first_call)}"
+    return f"{ready}, steady ones {format_number(record.steady)} after {record.warmup_calls} calls; in {record.how}"
+
+
+@headline.register
 def _(record: Demand) -> str:
     fits = "" if record.fits is None else ", fits" if record.fits else ", does not fit"
     where = f" on {record.device}" if record.device else ""
     memory = f"weights {format_number(record.weight_bytes)}, peak {format_number(record.peak_memory_bytes)}"
     return f"{format_number(record.flops)}, {memory} at batch {record.batch_size}{fits}{where}"
+
+
+@headline.register
+def _(record: SequenceDemand) -> str:
+    fits = "" if record.fits is None else ", fits" if record.fits else ", does not fit"
+    times = ""
+    if record.time_to_first_token and record.time_per_output_token:
+        times = f"first token {format_number(record.time_to_first_token)}, then {format_number(record.time_per_output_token)} each, "
+    cache = f"cache {format_number(record.cache_bytes_end)}" if record.cache_bytes_end else "no cache"
+    tokens = f"{record.prompt_tokens} + {record.new_tokens} tokens × {record.batch_size}"
+    return f"{tokens}: {times}{format_number(record.total_flops)}, {cache}, peak {format_number(record.peak_memory_bytes)}{fits} on {record.device}"
+
+
+@headline.register
+def _(record: ResourceDemand) -> str:
+    rate = f"{record.requests_per_s.value:g} requests/s keep {record.busy_devices.value:.3g} × {record.device} busy"
+    demand = f"C {format_number(record.compute_flops_per_s)}, S {format_number(record.memory_bytes_per_s)}, N {format_number(record.network_bytes_per_s)}"
+    return f"{rate} ({record.chosen}): at least {record.replicas.value:g} at {record.utilization.value:.0%}; {demand}"
+
+
+@headline.register
+def _(record: NetworkDemand) -> str:
+    forms = {form.form: form for form in record.forms}
+    binary, plain = forms["binary"], forms["json"]
+    sizes = f"{format_number(binary.request_wire_bytes)} in, {format_number(binary.response_wire_bytes)} out a request in binary"
+    sizes += f", {format_number(plain.request_wire_bytes)} in, {format_number(plain.response_wire_bytes)} out in JSON"
+    share = "" if binary.link_share is None else f", {100 * binary.link_share.value:.3g} % of the link"
+    step = "" if record.step_bytes is None else f"; {record.strategy} on {record.ranks}: {format_number(record.step_bytes)} a step and rank"
+    return f"{sizes}{share}{step}"
 
 
 @headline.register
@@ -117,9 +160,43 @@ def _(record: History) -> str:
 
 
 @headline.register
+def _(record: Prediction) -> str:
+    best = max(record.points, key=lambda p: p.throughput.value)
+    technique = "" if record.technique == "none" else f" with {record.technique}"
+    largest = "" if record.max_batch_size is None else f", largest batch {record.max_batch_size.value:,g}"
+    return f"best throughput {format_number(best.throughput)} at batch {best.batch_size} ({best.basis}){largest}{technique} on {record.device}"
+
+
+@headline.register
+def _(record: Ledger) -> str:
+    scored, inside, unmeasured = (sum(getattr(kind, name) for kind in record.kinds) for name in ("scored", "inside", "open"))
+    return f"{scored} predictions measured, {inside} inside their band; {unmeasured} not measured yet"
+
+
+@headline.register
 def _(record: Comparison) -> str:
     changed = [f"{d.name} {100 * (d.ratio.value - 1):+.0f} %" for d in record.differences if d.ratio and d.verdict in ("lower", "higher")]
     return f"run {record.before.id} → run {record.after.id}: {', '.join(changed[:4]) or 'no difference beyond the spread'}"
+
+
+@headline.register
+def _(record: Readings) -> str:
+    cpu, memory = record.cpu, record.memory
+    cores = f"{'unknown' if cpu.machine is None else f'{cpu.machine.value:.1f}'} cores busy of {cpu.usable_cores.value:g} usable"
+    usable = f"{format_number(memory.usable_bytes)} of memory usable"
+    known = [(gpu.index, gpu.utilization) for gpu in record.gpus if gpu.mig_instance is None]
+    gpus = [f"GPU {index} {'not readable' if busy is None else f'{busy.value:.0%} busy'}" for index, busy in known]
+    return ", ".join([cores, usable, *(gpus or ["no GPU readings"])])
+
+
+@headline.register
+def _(record: TraceSummary) -> str:
+    step = record.step
+    parts = {"GPU kernels": step.kernel, "operators on the host": step.cpu, "the GPU's runtime": step.runtime, "copies": step.memcpy, "the rest": step.other}
+    name, longest = max(((name, part) for name, part in parts.items() if part is not None), key=lambda pair: pair[1].value)
+    share = f"{longest.value / step.total.value:.0%} of it {name}" if step.total.value > 0 else "nothing of it known"
+    operator = f"; most own time in {record.operators[0].name}" if record.operators else ""
+    return f"{record.num_steps} steps of {format_number(step.total)}, {share}{operator}{_doubt(step.total)}"
 
 
 @headline.register

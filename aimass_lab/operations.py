@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from .comparison import compare_records
 from .errors import BundleError, InputError
-from .records import AnyRecord, Check, Comparison, History, Service
+from .records import AnyRecord, Check, Comparison, History, Ledger, Readings, Service, TraceSummary
 from .store import Store
 from .units import parse_seconds
 from .verbs import Progress, Seconds, verb
 
 if TYPE_CHECKING:
     from .serving.launch import Server
+
+LEDGER_ENTRIES = 200
+"""Most entries that a ledger is given out with; its running errors count them all."""
 
 
 @verb
@@ -80,6 +83,20 @@ def history(*, model: str | None = None, limit: int = 20) -> History:
 
 
 @verb
+def ledger(*, model: str | None = None) -> Ledger:
+    """Hold predictions against what was measured later: the running error by kind, and the newest entries.
+
+    Args:
+        model: Only predictions for the model of this name.
+    """
+    from .prediction.ledger import summarise
+
+    store = Store()
+    entries = store.entries(model=model)
+    return Ledger(store=str(store.path), model=model, kinds=summarise(entries), entries=entries[:LEDGER_ENTRIES])
+
+
+@verb
 def show(run: int) -> AnyRecord:
     """Show a run of the history again; neither its model nor its device is needed.
 
@@ -99,3 +116,27 @@ def compare(before: int, after: int) -> Comparison:
     """
     store = Store()
     return compare_records(store.get(before), store.get(after))
+
+
+@verb
+def readings(*, seconds: Seconds = 0.5) -> Readings:
+    """Read what this machine is doing: GPUs, processor, memory, network, and why something cannot be read.
+
+    Args:
+        seconds: Time between the two looks that rates come from.
+    """
+    from .readings import take_readings
+
+    return take_readings(parse_seconds(seconds))
+
+
+@verb
+def read_trace(path: str) -> TraceSummary:
+    """Sum up a trace of torch's profiler, from whatever machine: steps, operators, kernels, modules, memory.
+
+    Args:
+        path: The file: .json or .json.gz.
+    """
+    from .profiling.traces import read_trace as read
+
+    return read(path)

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -260,6 +260,11 @@ def batched_shape(tensor: torch.Tensor, call: Call) -> tuple[int, ...]:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers; tensors that share memory count once, compressed ones by what they hold."""
+    return sum(storage_sizes([*model.parameters(), *model.buffers()]).values())
+
+
+def storage_sizes(tensors: Iterable[torch.Tensor]) -> dict[Any, int]:
+    """Bytes of each piece of memory behind `tensors`, by what identifies it."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     def storages(tensor: Any) -> Iterator[tuple[Any, int]]:
@@ -273,8 +278,7 @@ def weight_bytes(model: nn.Module) -> int:
             storage = tensor.untyped_storage()
             yield (tensor.device, storage.data_ptr()), storage.nbytes()
 
-    sizes = {key: size for t in [*model.parameters(), *model.buffers()] for key, size in storages(t)}
-    return sum(sizes.values())
+    return {key: size for t in tensors for key, size in storages(t)}
 
 
 def digest_model(model: nn.Module) -> str:

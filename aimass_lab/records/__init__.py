@@ -7,50 +7,112 @@ around numbers. Nothing in this room computes, measures or renders.
 
 from .bundle import Bundle, Check, Promise
 from .codec import RECORDS, AnyRecord, any_from_json, from_json, json_schema, to_json
-from .demand import Demand, ModuleDemand, OperatorDemand
+from .demand import Bound, Demand, LengthPoint, LineDemand, MemoryPoint, ModuleDemand, OperatorDemand, PeakPlace, TrainingDemand
 from .history import Comparison, Difference, History, Run, Service
 from .model import Environment, ModelInfo, TensorSpec
+from .network import MessageForm, NetworkDemand, Traffic
 from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
 from .plan import Plan, PlanOption, Target
-from .profile import BatchPoint, CellProfile, ModuleTime, Profile
+from .prediction import Basis, Ledger, LedgerEntry, LedgerKind, PredictedPoint, Prediction, Quantity
+from .profile import (
+    Advice,
+    BatchPoint,
+    CellProfile,
+    ColdStart,
+    KernelTime,
+    LineTime,
+    LiveTensor,
+    MemoryPart,
+    MemoryTimeline,
+    ModuleTime,
+    OperatorTime,
+    Profile,
+)
+from .readings import CpuReading, GpuProcess, GpuReading, MemoryReading, NetworkReading, Readings, StorageReading
+from .resources import Coefficients, Form, ResourceDemand
+from .sequence import DecodeStep, SequenceDemand
 from .spec import Finding, ServingSpec
+from .trace import TraceGpu, TraceKernel, TraceMemory, TraceModule, TraceOperator, TraceStep, TraceSummary
 from .trial import SearchResult, Setting, TrialResult, Verdict
 
 __all__ = [
     "INTERRUPTED",
     "RECORDS",
     "TRUST",
+    "Advice",
     "AnyRecord",
+    "Basis",
     "BatchPoint",
+    "Bound",
     "Bundle",
     "CellProfile",
     "Check",
+    "Coefficients",
+    "ColdStart",
     "Comparison",
+    "CpuReading",
+    "DecodeStep",
     "Demand",
     "Difference",
     "Environment",
     "Finding",
+    "Form",
+    "GpuProcess",
+    "GpuReading",
     "History",
+    "KernelTime",
+    "Ledger",
+    "LedgerEntry",
+    "LedgerKind",
+    "LengthPoint",
+    "LineDemand",
+    "LineTime",
+    "LiveTensor",
+    "MemoryPart",
+    "MemoryPoint",
+    "MemoryReading",
+    "MemoryTimeline",
+    "MessageForm",
     "ModelInfo",
     "ModuleDemand",
     "ModuleTime",
+    "NetworkDemand",
+    "NetworkReading",
     "Note",
     "Number",
     "OperatorDemand",
+    "OperatorTime",
+    "PeakPlace",
     "Plan",
     "PlanOption",
+    "PredictedPoint",
+    "Prediction",
     "Profile",
     "Promise",
     "Quality",
+    "Quantity",
+    "Readings",
     "Record",
+    "ResourceDemand",
     "Run",
     "SearchResult",
+    "SequenceDemand",
     "Service",
     "ServingSpec",
     "Setting",
     "Source",
+    "StorageReading",
     "Target",
     "TensorSpec",
+    "TraceGpu",
+    "TraceKernel",
+    "TraceMemory",
+    "TraceModule",
+    "TraceOperator",
+    "TraceStep",
+    "TraceSummary",
+    "Traffic",
+    "TrainingDemand",
     "TrialResult",
     "Unit",
     "Verdict",

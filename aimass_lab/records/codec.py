@@ -10,13 +10,41 @@ from .bundle import Bundle, Check
 from .demand import Demand
 from .history import Comparison, History, Service
 from .model import Environment
+from .network import NetworkDemand
 from .number import Record
 from .plan import Plan
-from .profile import CellProfile, Profile
+from .prediction import Ledger, Prediction
+from .profile import CellProfile, ColdStart, Profile
+from .readings import Readings
+from .resources import ResourceDemand
+from .sequence import SequenceDemand
 from .spec import ServingSpec
+from .trace import TraceSummary
 from .trial import SearchResult, TrialResult
 
-AnyRecord = Environment | Profile | CellProfile | Demand | TrialResult | SearchResult | Plan | ServingSpec | Bundle | Check | Service | History | Comparison
+AnyRecord = (
+    Environment
+    | Profile
+    | CellProfile
+    | ColdStart
+    | NetworkDemand
+    | Demand
+    | SequenceDemand
+    | ResourceDemand
+    | TrialResult
+    | SearchResult
+    | Plan
+    | Prediction
+    | Ledger
+    | ServingSpec
+    | Bundle
+    | Check
+    | Service
+    | Readings
+    | TraceSummary
+    | History
+    | Comparison
+)
 RECORDS: tuple[type[Record], ...] = get_args(AnyRecord)
 R = TypeVar("R", bound=Record)
 

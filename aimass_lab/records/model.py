@@ -17,6 +17,9 @@ class Environment(Record, frozen=True, kw_only=True, tag="environment"):
     device_name: str
     """The processor's or the accelerator's own name."""
     driver: str | None = None
+    """Version of the accelerator's driver; None on the processor, and where nothing tells it."""
+    cuda: str | None = None
+    """Version of CUDA that torch was built for; None on the processor."""
     memory_bytes: int
     """What this process may use on that device: a container's limit where it is lower than the machine's."""
     cpu_cores: float
@@ -29,6 +32,8 @@ class Environment(Record, frozen=True, kw_only=True, tag="environment"):
     platform: str
     foreign_cores: float | None = None
     """Cores kept busy by other processes while measuring; None where it could not be read."""
+    cpu_pressure: float | None = None
+    """Share of the measurement in which some task waited for a core; None where the kernel does not count it."""
     taken_at: str
     """UTC, ISO 8601."""
 

@@ -305,7 +305,7 @@ def test_ddp_sends_what_the_formula_says_between_real_processes(tmp_path):
     workers = [context.Process(target=ddp_worker, args=(rank, ranks, str(tmp_path), widths, answers)) for rank in range(ranks)]
     for worker in workers:
         worker.start()
-    results = dict(answers.get(timeout=90) for _ in workers)
+    results = dict(answers.get(timeout=280) for _ in workers)
     for worker in workers:
         worker.join(30)
     for rank in range(ranks):

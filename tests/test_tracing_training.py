@@ -42,16 +42,17 @@ STEPS = {
     "tied": (TiedModel, lambda: ids(4, 12)),
     "batch norm": (lambda: nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.Dropout(0.2), nn.Linear(256, 64)), lambda: randn(128, 64)),
 }
-OPTIMIZERS = {"adamw": lambda p: torch.optim.AdamW(p, lr=1e-3), "sgd": lambda p: torch.optim.SGD(p, lr=1e-3)}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
+@pytest.mark.parametrize("foreach", [False, True], ids=["one by one", "all at once"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", STEPS)
-def test_the_peak_of_a_step_is_what_the_allocator_saw(name, optimizer):
+def test_the_peak_of_a_step_is_what_the_allocator_saw(name, optimizer, foreach):
     make, inputs = STEPS[name]
     model, call = make(), as_call(inputs())
-    step = trace_training(model, call, loss=lambda out: out.square().mean(), optimizer=optimizer)
-    seen = real_step(model.train(), call, lambda out: out.square().mean(), OPTIMIZERS[optimizer])
+    step = trace_training(model, call, loss=lambda out: out.square().mean(), optimizer=optimizer, foreach=foreach)
+    seen = real_step(model.train(), call, lambda out: out.square().mean(), lambda p: OPTIMIZERS[optimizer](p, lr=1e-3, foreach=foreach))
     assert step.activation_peak_bytes == pytest.approx(seen, rel=0.02)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +40,12 @@ def estimate_training(workload: Workload, batch_size: int, target: TargetDevice,
         InputError: no such optimizer, nothing to train, or no output with a gradient.
         ModelError: the step cannot be followed.
     """
-    trace = trace_training(workload.model, workload.call, batch_size=batch_size, optimizer=optimizer)
-    memory = CallMemory(trace, _pair(workload, trace, optimizer), target, _resident(workload, trace))
+
+    def follow(size: int, may_run: bool) -> TrainingTrace:
+        return trace_training(workload.model, workload.call, batch_size=size, optimizer=optimizer, foreach=target.kind == "gpu", may_run=may_run)
+
+    trace = follow(batch_size, True)
+    memory = CallMemory(trace, _pair(trace, follow), target, _resident(workload, trace))
     moment = memory.moment(batch_size)
     alive = at_peak(trace, moment.row if moment.row is not None else trace.peak_row)
     parts = _parts(workload, trace, memory, alive)
@@ -100,9 +105,9 @@ def at_peak(trace: TrainingTrace, row: int | None) -> AtPeak:
     return AtPeak(gradients, activations, temporaries)
 
 
-def _pair(workload: Workload, trace: TrainingTrace, optimizer: str) -> tuple[TrainingTrace, TrainingTrace] | None:
+def _pair(trace: TrainingTrace, follow: Callable[[int, bool], TrainingTrace]) -> tuple[TrainingTrace, TrainingTrace] | None:
     def at(size: int) -> TrainingTrace:
-        return trace if size == trace.batch_size else trace_training(workload.model, workload.call, batch_size=size, optimizer=optimizer, may_run=False)
+        return trace if size == trace.batch_size else follow(size, False)
 
     try:
         first, second = map(at, support(trace))

@@ -21,9 +21,9 @@ from .trace import eager, summary
 
 MakeOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
-OPTIMIZERS: dict[str, MakeOptimizer | None] = {
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
+OPTIMIZERS: dict[str, Callable[[list[torch.Tensor], bool], torch.optim.Optimizer] | None] = {
+    "adamw": lambda parameters, foreach: torch.optim.AdamW(parameters, lr=1e-3, foreach=foreach),
+    "sgd": lambda parameters, foreach: torch.optim.SGD(parameters, lr=1e-3, foreach=foreach),
     "none": None,
 }
 """``adamw`` keeps two tensors per parameter, ``sgd`` (without momentum) none; ``none`` ends after the backward pass."""
@@ -68,6 +68,7 @@ def trace_training(
     batch_size: int | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
     optimizer: str | MakeOptimizer = "adamw",
+    foreach: bool = False,
     autocast: torch.dtype | None = None,
     may_run: bool = True,
 ) -> TrainingTrace:
@@ -87,6 +88,8 @@ def trace_training(
         loss: ``loss(outputs) -> scalar``. If not given: the outputs' own ``loss`` where there is one (Hugging
             Face models that got labels), else the sum of the means of all floating-point outputs.
         optimizer: "adamw", "sgd", "none", or a function from the parameters to a `torch.optim.Optimizer`.
+        foreach: Let a named optimizer update all parameters at once, as torch's do by default on a GPU: fewer
+            operators, and intermediate results of all parameters alive at the same time.
         autocast: Run forward and loss in mixed precision of this dtype.
         may_run: Allow a step on real copies of the weights where shapes alone do not say what the model does.
 
@@ -94,7 +97,7 @@ def trace_training(
         InputError: no such optimizer, no parameter to train, an output without gradient, or the batch size cannot be set.
         ModelError: the model raised, or its training step cannot be followed without data and may not be run.
     """
-    make = _optimizer(optimizer)
+    make = _optimizer(optimizer, foreach)
     check_initialised(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameter to train", help="set requires_grad on those that should be trained")
@@ -122,14 +125,15 @@ def trace_training(
         raise ModelError(f"a training step of {type(model).__name__} raised {type(error).__name__}: {error}", help="train it for one step yourself") from error
 
 
-def _optimizer(optimizer: str | MakeOptimizer) -> MakeOptimizer | None:
+def _optimizer(optimizer: str | MakeOptimizer, foreach: bool) -> MakeOptimizer | None:
     if callable(optimizer):
         return optimizer
     if optimizer not in OPTIMIZERS:
         raise InputError(
             f"no optimizer called {optimizer!r}", help=f"there are: {', '.join(OPTIMIZERS)}; or pass a function, parameters -> torch.optim.Optimizer"
         )
-    return OPTIMIZERS[optimizer]
+    make = OPTIMIZERS[optimizer]
+    return None if make is None else lambda parameters: make(parameters, foreach)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

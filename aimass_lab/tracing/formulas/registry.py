@@ -41,6 +41,8 @@ class Operator(NamedTuple):
 def register_formula(operator: Any, formula: Formula, *, family: Family = "other") -> None:
     """Say how many FLOPs a custom operator takes, so that estimates count it instead of listing it as unknown.
 
+    Registering again replaces your formula, so that a notebook's cell can run twice.
+
     ::
 
         @torch.library.custom_op("mine::attend", mutates_args=())
@@ -58,7 +60,7 @@ def register_formula(operator: Any, formula: Formula, *, family: Family = "other
             "recurrent", "fft", "norm", "reduction", "elementwise", "gather", "copy", "other".
 
     Raises:
-        InputError: this is no operator's name, no function, no such family, or the operator has a formula already.
+        InputError: this is no operator's name, no function, no such family, or an operator whose formula comes with this package.
     """
     name = operator if isinstance(operator, str) else str(getattr(operator, "_qualname", None) or name_of(operator))
     if isinstance(operator, str) and "::" not in name:
@@ -69,8 +71,8 @@ def register_formula(operator: Any, formula: Formula, *, family: Family = "other
         raise InputError(f"the formula of {name} is a {type(formula).__name__}, not a function", help="pass formula(*args, out_val, **kwargs) -> int")
     if family not in FAMILIES:
         raise InputError(f"no family called {family!r}", help=f"there are: {', '.join(FAMILIES)}")
-    if name in BUILT_IN or name in _registered:
-        raise InputError(f"{name} already has a formula", help="formulas are registered once in a process; restart the kernel to change one")
+    if name in BUILT_IN:
+        raise InputError(f"{name} already has a formula, which comes with this package", help="register one for an operator of your own")
     _registered[name] = (family, formula)
     _describe.cache_clear()
 

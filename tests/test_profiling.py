@@ -557,6 +557,7 @@ def test_rates_are_measured_once_and_again_after_a_noisy_look(monkeypatch):
     real = bottleneck._probe
     monkeypatch.setattr(bottleneck, "_probe", lambda *args: looks.append(1) or real(*args))
     monkeypatch.setattr(bottleneck, "_known_rates", {})
+    monkeypatch.setattr(bottleneck, "_tries", {})
     monkeypatch.setattr(bottleneck, "PROBE_S", 0.01)
     monkeypatch.setattr(bottleneck.LoadMeter, "noisy", property(lambda self: len(looks) == 1))
     first = bottleneck.measure_rates(CPU, torch.float32)
@@ -662,6 +663,7 @@ def test_the_mutating_fixture_really_mutates():
 
 def test_measuring_the_device_leaves_the_random_state_alone(monkeypatch):
     monkeypatch.setattr("aimass_lab.profiling.bottleneck._known_rates", {})
+    monkeypatch.setattr("aimass_lab.profiling.bottleneck._tries", {})
     before = torch.get_rng_state()
     bottleneck.measure_rates(CPU, torch.float32)
     assert torch.equal(torch.get_rng_state(), before)

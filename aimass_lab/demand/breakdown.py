@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from ..prediction.target import TargetDevice
+from ..prediction.bands import LAUNCH_S
+from ..prediction.target import DATASHEET, TargetDevice
 from ..profiling.bottleneck import measure_rates
 from ..records import Bound, LineDemand, ModuleDemand, Number, OperatorDemand, Unit, derived
 from ..tracing.rows import Row, Trace
 
 LIGHT = "no model FLOPs by definition: element-wise, reduction or data movement"
-REACHED = 0.6
-"""Share of a datasheet's peaks that matrix products and copies reach at usual sizes."""
-LAUNCH_S = 8e-6
-"""From one operator to the next on a GPU's host, eagerly."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,6 @@ class Roof:
     """By torch's dtype."""
     bytes_per_s: float
     launch_s: float
-    overlaps: bool
-    """A GPU computes while its host starts the next operator."""
 
     def seconds(self, row: Row) -> tuple[float, float]:
         """Of arithmetic and of memory traffic."""
@@ -43,19 +39,19 @@ def roof_of(target: TargetDevice, dtype: str) -> Roof | None:
     if target.attached is not None:
         return _attached_roof(target.attached, dtype, torch.get_num_threads())
     dtype = "float32" if dtype == "none" else dtype
-    peaks = {name: REACHED * number.value for name, number in (target.entry.flops_per_s if target.entry else {}).items()}
+    peaks = {name: DATASHEET.compute[0] * number.value for name, number in (target.entry.flops_per_s if target.entry else {}).items()}
     bandwidth = target.entry.memory_bytes_per_s if target.entry else None
     if dtype not in peaks or bandwidth is None:
         return None
     ordered = {dtype: peaks[dtype], **{str(name): peak for name, peak in peaks.items()}}
-    return Roof(ordered, REACHED * bandwidth.value, LAUNCH_S, target.kind == "gpu")
+    return Roof(ordered, DATASHEET.memory[0] * bandwidth.value, LAUNCH_S[0])
 
 
 @functools.cache
 def _attached_roof(device: torch.device, dtype: str, num_threads: int) -> Roof:
     # Kept even if the machine was busy: what limits an operator follows from the ratio of the rates, which fall together.
     rates = measure_rates(device, getattr(torch, dtype, torch.float32))
-    return Roof({dtype: rates.flops_per_s.value}, rates.memory_bytes_per_s.value, rates.overhead.value, device.type == "cuda")
+    return Roof({dtype: rates.flops_per_s.value}, rates.memory_bytes_per_s.value, rates.overhead.value)
 
 
 @dataclass
@@ -72,18 +68,18 @@ class _Sum:
     seconds: float = 0.0
     unknown: bool = False
 
-    def add(self, row: Row, times: tuple[float, float, float] | None) -> None:
+    def add(self, row: Row, roofs: tuple[float, float] | None, seconds: float) -> None:
         self.calls += 1
         self.flops += row.flops
         self.light_flops += row.light_flops
         self.bytes_moved += row.bytes_read + row.bytes_written
         self.live_bytes = max(self.live_bytes, row.live_bytes)
         self.unknown = self.unknown or row.kind == "unknown"
-        if times is not None:
-            arithmetic, traffic, total = times
+        self.seconds += seconds
+        if roofs is not None:
+            arithmetic, traffic = roofs
             self.compute_s += arithmetic if arithmetic >= traffic else 0.0
             self.memory_s += traffic if traffic > arithmetic else 0.0
-            self.seconds += total
 
 
 @dataclass(frozen=True)
@@ -92,12 +88,14 @@ class Breakdown:
 
     Args:
         trace: The call.
-        roof: Of the device that shares and limits are about; None leaves them out.
+        roof: Of the device that limits are about; None leaves them out.
+        seconds: Of every row on that device, for the shares of time; None leaves them out.
         how: How FLOPs and bytes were counted, in a few words.
     """
 
     trace: Trace
     roof: Roof | None
+    seconds: Sequence[float] | None
     how: str
     _operators: dict[str, _Sum] = field(default_factory=lambda: defaultdict(_Sum))
     _modules: dict[str, _Sum] = field(default_factory=lambda: defaultdict(_Sum))
@@ -105,20 +103,10 @@ class Breakdown:
     _whole: _Sum = field(default_factory=_Sum)
 
     def __post_init__(self) -> None:
-        for row in self.trace.rows:
-            times = self._times(row)
-            self._whole.add(row, times)
-            self._operators[row.op].add(row, times)
-            self._lines[row.source].add(row, times)
-            for name in {"", *row.scope}:
-                self._modules[name].add(row, times)
-
-    def _times(self, row: Row) -> tuple[float, float, float] | None:
-        if self.roof is None:
-            return None
-        arithmetic, traffic = self.roof.seconds(row)
-        work = max(arithmetic, traffic)
-        return arithmetic, traffic, max(work, self.roof.launch_s) if self.roof.overlaps else work + self.roof.launch_s
+        for row, seconds in zip(self.trace.rows, self.seconds or [0.0] * len(self.trace.rows), strict=True):
+            roofs = self.roof.seconds(row) if self.roof else None
+            for total in (self._whole, self._operators[row.op], self._lines[row.source], *(self._modules[name] for name in {"", *row.scope})):
+                total.add(row, roofs, seconds)
 
     def operators(self) -> tuple[OperatorDemand, ...]:
         """Those with the most FLOPs first, then those that move the most."""
@@ -189,9 +177,9 @@ class Breakdown:
         return self._number(round(part / whole, 6) if whole else 0.0, "ratio", method)
 
     def _time_share(self, s: _Sum) -> Number | None:
-        if self.roof is None:
+        if self.seconds is None:
             return None
-        return Number(value=round(s.seconds / max(1e-30, self._whole.seconds), 6), unit="ratio", source="estimated", method="of the time by a roofline")
+        return Number(value=round(s.seconds / max(1e-30, self._whole.seconds), 6), unit="ratio", source="estimated", method="of the predicted time")
 
 
 def intensity(flops: Number, moved: Number) -> Number:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import AimassError, InputError, UnsupportedError
 from ..network.payload import request_sizes, response_sizes
-from ..prediction.target import TargetDevice, estimate_latency, find_target
+from ..prediction.target import TargetDevice, estimate_latency, find_target, operator_seconds
 from ..records import BatchPoint, Demand, LengthPoint, MemoryPart, MemoryPoint, Note, Number, TrainingDemand, Unit, derived
 from ..tracing.law import support
 from ..tracing.trace import Trace, trace_call
@@ -161,7 +161,7 @@ class _Assembly:
         largest = self._largest_batch(limit)
         parts = self._ledger()
         driver = total_of(parts)
-        tables = Breakdown(trace, roof_of(self.target, self.model.dtype), self._how)
+        tables = Breakdown(trace, roof_of(self.target, self.model.dtype), operator_seconds(trace, self.target, self.model.dtype), self._how)
         reserved = memory.peaks_at(size) if memory.on_gpu else None
         replayed = "the caching allocator's rules replayed over every allocation; not measured here"
         return Demand(

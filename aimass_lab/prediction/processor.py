@@ -70,17 +70,32 @@ def family_rate(kind: str, dtype: torch.dtype) -> Rate:
 
 def price_on_processor(trace: Trace, device: torch.device, dtype: str) -> tuple[Band, Number]:
     """Seconds of `trace` on the attached processor, and the measured rate that the prediction names as its basis."""
-    floating = getattr(torch, dtype, torch.float32)
-    floating = floating if floating in (torch.float32, torch.float64, torch.float16, torch.bfloat16) else torch.float32
-    rates = measure_rates(device, floating)
-    # The probes repeat themselves with everything in the caches; a model with more weights than they hold finds them cold.
-    cold_s_per_byte = 1 / float(rates.memory_bytes_per_s.value) if trace.weight_bytes > CACHE_BYTES else 0.0
+    rates = measure_rates(device, _floating(dtype))
     band = Band(0.0, 0.0, 0.0)
-    for row in trace.rows:
-        seconds, width = _row_seconds(row, floating, cold_s_per_byte)
+    for seconds, width in _rows_seconds(trace, device, dtype):
         band = band + Band(seconds, seconds / width, seconds * width)
     start = float(rates.overhead.value) * len(trace.rows)
-    return band.scaled(BEYOND_PROBES) + Band(start, start / OVERHEAD_WIDTH, start * OVERHEAD_WIDTH), rates.flops_per_s
+    return band + Band(start, start / OVERHEAD_WIDTH, start * OVERHEAD_WIDTH), rates.flops_per_s
+
+
+def row_seconds_on_processor(trace: Trace, device: torch.device, dtype: str) -> list[float]:
+    """Seconds of every row by the same rates, its start included."""
+    start = float(measure_rates(device, _floating(dtype)).overhead.value)
+    return [seconds + start for seconds, _ in _rows_seconds(trace, device, dtype)]
+
+
+def _floating(dtype: str) -> torch.dtype:
+    floating = getattr(torch, dtype, torch.float32)
+    return floating if floating in (torch.float32, torch.float64, torch.float16, torch.bfloat16) else torch.float32
+
+
+def _rows_seconds(trace: Trace, device: torch.device, dtype: str) -> list[tuple[float, float]]:
+    """Seconds of every row without its start, and the half-width of its band."""
+    rates = measure_rates(device, _floating(dtype))
+    # The probes repeat themselves with everything in the caches; a model with more weights than they hold finds them cold.
+    cold_s_per_byte = 1 / float(rates.memory_bytes_per_s.value) if trace.weight_bytes > CACHE_BYTES else 0.0
+    priced = (_row_seconds(row, _floating(dtype), cold_s_per_byte) for row in trace.rows)
+    return [(BEYOND_PROBES * seconds, width) for seconds, width in priced]
 
 
 def _row_seconds(row: Row, dtype: torch.dtype, cold_s_per_byte: float) -> tuple[float, float]:

@@ -14,9 +14,9 @@ from ..records import Note, Number
 from ..tracing.trace import Trace
 from ..workload import Workload
 from .attached import attached_gpu, carried_factors, measured_number
-from .bands import EFFICIENCY, ROOFLINE, Band, launches
+from .bands import EFFICIENCY, LAUNCH_S, ROOFLINE, Band, launches
 from .calibration import Gpu, UnknownRateError, gpu_of, load_calibrations, price_rows
-from .processor import price_on_processor
+from .processor import price_on_processor, row_seconds_on_processor
 
 if TYPE_CHECKING:
     from ..devices import Device
@@ -128,6 +128,23 @@ def predict_on_device(trace: Trace, target: TargetDevice, dtype: str) -> Number:
     return _by_datasheet(trace, target, dtype) if gpu is None else _calibrated(trace, gpu, dtype)
 
 
+def operator_seconds(trace: Trace, target: TargetDevice, dtype: str) -> list[float] | None:
+    """Seconds of every operator, by the model that `predict_on_device` adds up; None where a rate of the device is unknown.
+
+    Where a GPU waits for its host, every operator takes as long as its start.
+    """
+    dtype = "float32" if dtype == "none" else dtype
+    if target.attached is not None and target.attached.type == "cpu":
+        return row_seconds_on_processor(trace, target.attached, dtype)
+    gpu = attached_gpu(target.attached, dtype)[0] if target.attached is not None else gpu_of(target.entry) if target.entry else None
+    try:
+        seconds = _datasheet_seconds(trace, target, dtype) if gpu is None else [float(s) for s in price_rows(trace.rows, gpu, dtype).seconds]
+    except (UnknownRateError, UnsupportedError):
+        return None
+    starts = launches(len(trace.rows)).value
+    return seconds if target.kind != "gpu" or sum(seconds) >= starts else [LAUNCH_S[0]] * len(seconds)
+
+
 def _on_attached(trace: Trace, device: torch.device, dtype: str) -> Number:
     if device.type == "cpu":
         band, basis = price_on_processor(trace, device, dtype)
@@ -157,17 +174,33 @@ def _kernels(trace: Trace, gpu: Gpu, dtype: str) -> tuple[Band, str]:
     return Band(*priced.total), f"; {', '.join(priced.doubts)}: a wider band" if priced.doubts else ""
 
 
-def _by_datasheet(trace: Trace, target: TargetDevice, dtype: str) -> Number:
+def _datasheet_rates(target: TargetDevice, dtype: str) -> tuple[float, float]:
+    """FLOP/s and bytes/s of a device of the catalogue.
+
+    Raises:
+        UnsupportedError: one of them is unknown.
+    """
     entry = target.entry
     flops_per_s = next((number for key, number in entry.flops_per_s.items() if key == dtype), None) if entry else None
     bandwidth = entry.memory_bytes_per_s if entry else None
     if flops_per_s is None or bandwidth is None:
         unknown = f"{dtype} rate" if flops_per_s is None else "memory rate"
         raise UnsupportedError(f"the {unknown} of {target.name} is unknown")
+    return float(flops_per_s.value), float(bandwidth.value)
+
+
+def _datasheet_seconds(trace: Trace, target: TargetDevice, dtype: str) -> list[float]:
+    flops_per_s, bytes_per_s = _datasheet_rates(target, dtype)
+    compute, memory = DATASHEET.compute[0] * flops_per_s, DATASHEET.memory[0] * bytes_per_s
+    return [max(row.flops / compute, (row.bytes_read + row.bytes_written) / memory) for row in trace.rows]
+
+
+def _by_datasheet(trace: Trace, target: TargetDevice, dtype: str) -> Number:
+    flops_per_s, bytes_per_s = _datasheet_rates(target, dtype)
     recurrent = any(row.family == "recurrent" for row in trace.rows)
     worst = min(DATASHEET.compute[2], RECURRENT_WORST) if recurrent else DATASHEET.compute[2]
     shares = zip((*DATASHEET.compute[:2], worst), DATASHEET.memory, strict=True)
-    splits = [split_time(trace, flops_per_s.value * compute, bandwidth.value * memory, 0.0) for compute, memory in shares]
+    splits = [split_time(trace, flops_per_s * compute, bytes_per_s * memory, 0.0) for compute, memory in shares]
     band = Band(*(split.compute_s + split.memory_s for split in splits))
     # A GPU computes while the host starts the next operators; on a CPU one waits for the other.
     starts = launches(len(trace.rows))

@@ -19,6 +19,9 @@ from ..units import format_bytes, format_decimal, format_seconds
 PROBE_S = 0.08
 """Seconds spent on each of the three rates."""
 
+MOST_TRIES = 5
+"""Measurements of the rates while the machine stays busy: a verb should not pay for them each time."""
+
 CHAIN = 50
 """Small layers in a row, timed together."""
 
@@ -51,7 +54,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Measure the device's rates: about a quarter of a second, once per process.
 
     While other processes load the machine the rates come out low: then they are marked noisy and measured
-    again the next time, and the best of all times is kept.
+    again the next times, a few times at most, and the best of all is kept.
 
     Args:
         device: The attached device.
@@ -60,16 +63,19 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     floating = dtype if dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16) else torch.float32
     key = (str(device), floating, torch.get_num_threads())
     known = _known_rates.get(key)
-    if known is None or known.flops_per_s.quality == "noisy":
+    tries = _tries.get(key, 0)
+    if known is None or (known.flops_per_s.quality == "noisy" and tries < MOST_TRIES):
         with LoadMeter() as load, torch.inference_mode():
             seconds = _probe(device, floating)
         quality: Quality = "noisy" if load.noisy else "ok"
         fresh = _rates(seconds, device, floating, quality)
         known = _known_rates[key] = fresh if known is None else _better(known, fresh)
+        _tries[key] = tries + 1
     return known
 
 
 _known_rates: dict[tuple[str, torch.dtype, int], Rates] = {}
+_tries: dict[tuple[str, torch.dtype, int], int] = {}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class OperatorDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     bytes_share: Number | None = None
     """Of the bytes that the whole call moves."""
     time_share: Number | None = None
-    """Of the time that a roofline of the device gives the whole call."""
+    """Of the predicted time of the whole call."""
 
 
 class ModuleDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

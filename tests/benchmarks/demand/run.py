@@ -35,9 +35,13 @@ def main() -> None:
     found = [result for entry in entries if (result := child(entry.name))]
     parts = [head(), flops_table(found), memory_table(found), training_table(found), time_table(found)]
     if not options.quick:
-        parts += [script("latency.py"), script("resources.py")]
+        parts += [
+            script("latency.py", "Latency at batch sizes that were not measured"),
+            script("resources.py", "R = α·C + β·S + γ·N on this machine", plain=True),
+        ]
     if options.vidur:
-        parts += [script("vidur.py", str(options.vidur)), script("network.py", str(options.vidur))]
+        parts.append(script("vidur.py", "Devices never seen", str(options.vidur)))
+        parts.append(script("network.py", "All-reduce times on held-out sizes", str(options.vidur), plain=True))
     options.out.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
     print(options.out.read_text())
 
@@ -51,10 +55,14 @@ def child(name: str) -> dict[str, Any] | None:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def script(name: str, *arguments: str) -> str:
+def script(name: str, title: str, *arguments: str, plain: bool = False) -> str:
+    """What one of the scripts beside this one prints, under its title; plain text as it is."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, "-W", "ignore", str(HERE / name), *arguments], capture_output=True, text=True, env=os.environ)
-    return done.stdout if done.returncode == 0 else f"## {name}\n\nfailed: {done.stderr.strip().splitlines()[-1][:300]}"
+    if done.returncode:
+        return f"## {title}\n\nfailed: {done.stderr.strip().splitlines()[-1][:300]}"
+    printed = done.stdout.strip().replace("\n## ", "\n### ")
+    return f"## {title}\n\nBy `{name}`.\n\n" + (f"```\n{printed}\n```" if plain else printed)
 
 
 def head() -> str:

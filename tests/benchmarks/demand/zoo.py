@@ -31,6 +31,8 @@ class Entry:
     """Forward FLOPs at a batch size that no counted layer does."""
     beyond_backward: float = 2.0
     """Backward over forward of `beyond_layers`: 2.5 where fused attention computes its scores again, 1 for an FFT."""
+    beyond_unneeded: Callable[[int], float] = lambda batch: 0.0
+    """Backward FLOPs of the same that nobody needs, because the model's own input asks for no gradient."""
     only_meta: bool = False
     """Too large to be run here: followed on the meta device."""
     closed_form: Callable[[int], float] | None = None
@@ -272,10 +274,11 @@ ZOO = (
         name="torch's TransformerEncoder", make=FusedEncoder, inputs=lambda b: (torch.rand(b, 64, 256),),
         # The projections of nn.MultiheadAttention are no Linear modules that a hook could see, nor is its output layer called as one.
         beyond_layers=lambda b: 4 * (attention(b, 8, 64, 64, 32) + 2 * b * 64 * 256 * 4 * 256),
+        beyond_unneeded=lambda b: 2 * b * 64 * 256 * 3 * 256,
     ),
     Entry(
         name="Fourier mixer", make=FourierMixer, inputs=lambda b: (torch.rand(b, 128, 256),), beyond_layers=lambda b: 4 * fft2_flops(b, 128, 256),
-        beyond_backward=1.0,
+        beyond_backward=1.0, beyond_unneeded=lambda b: fft2_flops(b, 128, 256),
     ),
     Entry(name="Early exit", make=EarlyExit, inputs=lambda b: (torch.rand(b, 256),), control_flow=True, train=False),
     Entry(
@@ -342,7 +345,7 @@ def hand_count(entry: Entry, model: nn.Module, batch: int) -> float:
 
 def hand_count_training(entry: Entry, model: nn.Module, batch: int) -> float:
     """FLOPs of forward and backward: each product once more for the weights, and once more for an input that asks for a gradient."""
-    total = entry.beyond_layers(batch) * (1 + entry.beyond_backward)
+    total = entry.beyond_layers(batch) * (1 + entry.beyond_backward) - entry.beyond_unneeded(batch)
 
     def count(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         nonlocal total
@@ -350,8 +353,10 @@ def hand_count_training(entry: Entry, model: nn.Module, batch: int) -> float:
         times = 3 if x.requires_grad or isinstance(module, nn.RNNBase) else 2
         total += times * layer_flops(module, x, y)
         if isinstance(module, nn.GRU) and not x.requires_grad:
-            first = sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight_ih_l0"))
-            total -= 2.0 * (x.numel() // x.shape[-1]) * first
+            shapes = {name: p.numel() for name, p in module.named_parameters() if name.startswith("weight")}
+            total -= 2.0 * (x.numel() // x.shape[-1]) * sum(n for name, n in shapes.items() if name.startswith("weight_ih_l0"))
+            # Nor does the first step's hidden state, in any layer, ask for one: it is zero.
+            total -= 2.0 * x.shape[0] * sum(n for name, n in shapes.items() if name.startswith("weight_hh"))
 
     with torch.enable_grad():
         _watch(entry, model, batch, count)

@@ -63,7 +63,7 @@ def test_the_third_notebook_scores_what_it_predicted(tmp_path, tmp_path_factory)
     done, saved = run_notebook(ROOT / "notebooks" / "03_measure_and_predict.ipynb", tmp_path, own_folder=tmp_path_factory.mktemp("runtime"))
     executed = nbformat.read(saved, as_version=4)
     assert all(cell.get("execution_count") for cell in executed.cells if cell.cell_type == "code"), done.stdout[-3000:] + done.stderr[-3000:]
-    for title in ("Profile of depthwise", "Prediction for depthwise", "Ledger of predictions", "Generating with LlamaForCausalLM", "Readings of this machine"):
+    for title in ("Profile of depthwise", "Prediction for depthwise", "Ledger of predictions", "Generating with llama", "Readings of this machine"):
         assert title in done.stdout, title
     assert saved.stat().st_size < 1_000_000
 

@@ -332,6 +332,23 @@ def test_memory_between_the_anchors_is_what_a_profile_measures_there(profiled):
         assert predicted[batch].interval[0] <= number.value <= predicted[batch].interval[1]
 
 
+@pytest.mark.parametrize("make", [
+    lambda: (nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 8, 1)), torch.rand(4, 3, 40, 40)),
+    lambda: (nn.LSTM(64, 64, batch_first=True), torch.rand(4, 16, 64)),
+], ids=["depthwise", "lstm"])  # fmt: skip
+def test_one_measured_batch_is_enough_for_the_memory_of_all(make):
+    model, x = make()
+    workload = Workload(model.eval(), x)
+    profile = profile_model(workload, ladder=(4,), budget_s=0.2)
+    assert [p.batch_size for p in profile.ladder] == [4]
+    sizes = (2, 7, 24)
+    measured = {p.batch_size: p.peak_memory_bytes.value for p in profile_model(workload, ladder=sizes, budget_s=0.2).ladder}
+    for point in predict_from_profile(workload, profile, batch_sizes=sizes).points:
+        assert point.peak_memory_bytes.value == pytest.approx(measured[point.batch_size], rel=0.02)
+        low, high = point.peak_memory_bytes.interval
+        assert low <= measured[point.batch_size] <= high
+
+
 def test_the_largest_batch_is_the_last_whose_band_fits(profiled):
     workload, profile = profiled
     limit = int(max(p.peak_memory_bytes.value for p in profile.ladder) * 1.5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import msgspec
 import torch
@@ -15,15 +14,13 @@ from ..workload import Workload
 from .batches import BatchTraces, checked_batch_sizes, default_batch_sizes, largest_where
 from .bookkeeping import throughput_of
 from .interpolate import Anchor, Estimate, Interpolation
+from .memory import MemoryCurve, call_bytes
 from .products import ProductTimer
 from .regimes import find_knees, fresh_bytes, mmap_threshold_bytes, page_fault_doubt, page_fault_seconds_per_byte
 
 LATENCY_PRIOR = 0.06
 """Half-width of the 90 % band of an interpolated latency before any residual is known, as a logarithm: what
 ``tests/benchmarks/demand/latency.py`` found on smooth ladders, rounded up."""
-
-MEMORY_PRIOR = 0.01
-"""The same of memory: shapes tell it almost exactly, apart from workspaces that a library takes at some sizes and not at others."""
 
 LEAST_DOUBT = 0.03
 """Smallest doubt, as a logarithm, that is worth a note."""
@@ -70,9 +67,8 @@ class _FromProfile:
             doubt=self._doubt,
         )
         peaks = [(p.batch_size, p.peak_memory_bytes) for p in profile.ladder if p.peak_memory_bytes is not None]
-        self.memory = (
-            Interpolation([_anchor(size, peak) for size, peak in peaks], prior=MEMORY_PRIOR, known=self._known_bytes) if peaks else None
-        )  # fmt: skip
+        follows = all(self._traces.computed(size) is not None for size in (*(size for size, _ in peaks), *sizes))
+        self.memory = MemoryCurve([_anchor(size, peak) for size, peak in peaks], self._followed_bytes) if peaks and follows else None
 
     def make(self, technique: str) -> Prediction:
         profile = self.profile
@@ -101,11 +97,10 @@ class _FromProfile:
         trace = self._traces.followed(size)
         return 0.0 if trace is None else page_fault_doubt(trace, seconds, self._threshold)
 
-    def _known_bytes(self, sizes: tuple[int, ...]) -> list[float]:
-        traces = [t for t in map(self._traces.computed, sizes) if t is not None]
-        if len(traces) < len(sizes):
-            return [0.0] * len(sizes)
-        return [float(t.weight_bytes + t.input_bytes + t.activation_peak_bytes) for t in traces]
+    def _followed_bytes(self, size: int) -> float:
+        trace = self._traces.computed(size)
+        assert trace is not None  # or there is no memory curve
+        return call_bytes(trace)
 
     def _point(self, size: int) -> PredictedPoint:
         own = next((p for p in self.profile.ladder if p.batch_size == size), None)
@@ -114,27 +109,33 @@ class _FromProfile:
             return PredictedPoint(
                 batch_size=size, basis="measured", latency=own.latency_p50, throughput=own.throughput, peak_memory_bytes=own.peak_memory_bytes
             )
-        latency = self._number(estimate, "s")
+        latency = self._latency(estimate)
         memory = own.peak_memory_bytes if own else self._memory(size)
         return PredictedPoint(
             batch_size=size, basis="interpolated", latency=latency, throughput=throughput_of(size, latency), peak_memory_bytes=memory
         )  # fmt: skip
 
     def _memory(self, size: int) -> Number | None:
-        return None if self.memory is None else self._number(self.memory.at(size), "B")
+        if self.memory is None:
+            return None
+        estimate = self.memory.at(size)
+        method = f"followed by shapes, corrected by what was measured at batch {_listed(estimate)}"
+        return Number(
+            value=round(estimate.value), unit="B", source="estimated", method=method,
+            interval=(estimate.low, estimate.high), interval_kind="band: buffers that no rule knows", environment=self.profile.environment.id,
+        )  # fmt: skip
 
-    def _number(self, estimate: Estimate, unit: Literal["s", "B"]) -> Number:
+    def _latency(self, estimate: Estimate) -> Number:
         quality: Quality = "extrapolated" if not estimate.inside else "noisy" if estimate.noisy else "ok"
-        anchors = " and ".join(filter(None, (", ".join(map(str, estimate.anchors[:-1])), str(estimate.anchors[-1]))))
         where = "between" if estimate.inside else "drawn on from"
         reasons = ["a call runs differently there, so the band is twice as wide"] if estimate.knee else []
-        if unit == "s" and self._doubt(estimate.batch_size, estimate.value) > LEAST_DOUBT:
+        if self._doubt(estimate.batch_size, estimate.value) > LEAST_DOUBT:
             reasons.append("freed memory may or may not stay with the process, so the band is wider")
         return Number(
             value=estimate.value,
-            unit=unit,
+            unit="s",
             source="estimated",
-            method="; ".join([f"interpolated: {where} the measured batches {anchors}", *reasons]),
+            method="; ".join([f"interpolated: {where} the measured batches {_listed(estimate)}", *reasons]),
             interval=(estimate.low, estimate.high),
             interval_kind="90 % band: anchors left out in turn, and their own spread",
             environment=self.profile.environment.id,
@@ -148,7 +149,7 @@ class _FromProfile:
         )  # fmt: skip
 
     def _largest(self) -> Number | None:
-        if self.memory is None or len(self.memory.anchors) < 2:
+        if self.memory is None:
             return None
         memory, limit = self.memory, self.profile.environment.memory_bytes
         safe = largest_where(lambda size: memory.at(size).high <= limit)
@@ -177,7 +178,7 @@ class _FromProfile:
             text = "the model's operators could not be followed at other batch sizes: changes of regime are not foreseen"
             notes.append(Note(code="missing:trace", text=text))
         if self.memory is None:
-            notes.append(Note(code="missing:peak_memory_bytes", text="the profile has no memory by batch size"))
+            notes.append(Note(code="missing:peak_memory_bytes", text="the profile has no memory by batch size, or the model cannot be followed at others"))
         return notes
 
     def _about_pages(self) -> list[Note]:
@@ -190,6 +191,10 @@ class _FromProfile:
             f"{100 * math.expm1(doubts[worst]):.0f} %; the bands hold that, and MALLOC_TRIM_THRESHOLD_ set high ends it"
         )
         return [Note(code="W-ALLOCATOR", text=text)]
+
+
+def _listed(estimate: Estimate) -> str:
+    return " and ".join(filter(None, (", ".join(map(str, estimate.anchors[:-1])), str(estimate.anchors[-1]))))
 
 
 def _anchor(size: int, number: Number) -> Anchor:

@@ -247,7 +247,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Forma
 def test_measuring_gives_a_point_per_batch_size_and_leaves_torch_as_it_was(exported: tuple[nn.Module, FormatFile]) -> None:
     model, file = exported
     threads = torch.get_num_threads()
-    points, _ = measure_format(file, model, as_call(torch.randn(2, 64)), max_batch_size=4, threads=1, budget_s=0.6)
+    points, _ = measure_format(file, model, as_call(torch.randn(2, 64)), max_batch_size=4, threads=1, budget_s=3.0)
     assert [p.batch_size for p in points] == [1, 2, 4]
     assert torch.get_num_threads() == threads
     for point in points:

@@ -297,8 +297,10 @@ def socket_bytes():
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists() or not hasattr(socket, "TCP_INFO"), reason="this system does not tell what a socket sent")
-def test_ddp_sends_what_the_formula_says_between_real_processes(tmp_path):
+def test_ddp_sends_what_the_formula_says_between_real_processes(tmp_path, monkeypatch):
     """Three real processes over loopback: the formula's bytes, and gloo's message headers, as many for one bucket of any of these sizes."""
+    # A shell that another test started may stand as the main module, without what multiprocessing asks of one.
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
     widths, ranks = [96, 3072], 3
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()

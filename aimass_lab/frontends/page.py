@@ -18,6 +18,8 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     bar: int | None = None
     """Column whose numbers are shares, drawn as bars where the medium can."""
+    folded: bool = False
+    """Detail that is shown when asked for, where the medium can fold it away."""
 
 
 @dataclass(frozen=True, kw_only=True)

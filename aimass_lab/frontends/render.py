@@ -31,6 +31,7 @@ border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.25));padding:.1
 .aimass .facts .name{color:var(--jp-ui-font-color2,inherit);white-space:nowrap}
 .aimass .facts .value{text-align:right;overflow-wrap:anywhere}
 .aimass .wide-table{overflow-x:auto}
+.aimass summary{cursor:pointer;font-weight:600;font-size:12px;margin:.1rem 0 .3rem}
 .aimass pre{font-size:11.5px;max-height:22rem;overflow:auto;background:var(--jp-layout-color2,rgba(128,128,128,.12));padding:.5rem}
 .aimass .note{color:var(--jp-ui-font-color2,inherit)}.aimass .doubt{color:var(--warn)}
 [data-jp-theme-light=false] .aimass{--good:#57ab5a;--bad:#f47067;--warn:#d4a72c}
@@ -142,8 +143,9 @@ def _html_cell(value: Cell, bar: bool) -> str:
 def _html_table(table: Table) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     rows = "".join("<tr>" + "".join(_html_cell(cell, i == table.bar) for i, cell in enumerate(row)) + "</tr>" for row in table.rows)
-    caption = f"<caption style='text-align:left;font-weight:600'>{escape(table.title)}</caption>"
-    return f'<div class="wide-table"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    caption = "" if table.folded else f"<caption style='text-align:left;font-weight:600'>{escape(table.title)}</caption>"
+    grid = f'<div class="wide-table"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f"<details><summary>{escape(table.title)}</summary>{grid}</details>" if table.folded else grid
 
 
 def _provenance(number: Number) -> str:

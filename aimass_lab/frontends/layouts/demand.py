@@ -76,12 +76,12 @@ def _ledger(title: str, parts: tuple[MemoryPart, ...], total: Number | None, sho
 
 def _by_batch(record: Demand) -> Table:
     rows = tuple((p.batch_size, p.peak_memory_bytes, p.driver_bytes, format_interval(p.driver_bytes)) for p in record.memory_by_batch)
-    return Table(title="Memory by batch size", columns=("batch", "peak memory", _driver(record), "band"), rows=rows)
+    return Table(title="Memory by batch size", columns=("batch", "peak memory", _driver(record), "band"), rows=rows, folded=True)
 
 
 def _by_length(record: Demand) -> Table:
     rows = tuple((p.length, p.flops, p.peak_memory_bytes, p.driver_bytes, format_interval(p.driver_bytes), p.max_batch_size) for p in record.by_length)
-    return Table(title="By sequence length", columns=("length", "FLOPs", "peak memory", _driver(record), "band", "largest batch"), rows=rows)
+    return Table(title="By sequence length", columns=("length", "FLOPs", "peak memory", _driver(record), "band", "largest batch"), rows=rows, folded=True)
 
 
 def _training(step: TrainingDemand, shown_by: str) -> tuple[Table, ...]:
@@ -108,7 +108,12 @@ def _operators(record: Demand) -> Table:
     # What no formula covers is shown wherever it stands: it is what the totals lack.
     top += [o for o in moving[TOP_ROWS:] if not o.has_formula]
     rows = tuple((o.name, o.calls, o.flops, o.light_flops, o.bytes_moved, o.bytes_share, "" if o.has_formula else "no FLOP formula") for o in top)
-    return Table(title=_title("By operator", len(top), len(moving)), columns=("operator", "calls", "FLOPs", "light", "bytes moved", "of bytes", ""), rows=rows)
+    return Table(
+        title=_title("By operator", len(top), len(moving)),
+        columns=("operator", "calls", "FLOPs", "light", "bytes moved", "of bytes", ""),
+        rows=rows,
+        folded=True,
+    )
 
 
 def _modules(record: Demand) -> Table:
@@ -148,7 +153,9 @@ def _weight(module: ModuleDemand) -> float:
 def _lines(record: Demand) -> Table:
     top = record.lines[:TOP_LINES]
     rows = tuple((line.source, line.calls, line.flops, line.bytes_moved, line.time_share) for line in top)
-    return Table(title=_title("By line", len(top), len(record.lines)), columns=("line", "operators", "FLOPs", "bytes moved", "of time"), rows=rows, bar=4)
+    return Table(
+        title=_title("By line", len(top), len(record.lines)), columns=("line", "operators", "FLOPs", "bytes moved", "of time"), rows=rows, bar=4, folded=True
+    )
 
 
 def _title(title: str, shown: int, there: int) -> str:

@@ -31,7 +31,7 @@ def operator_table(record: Profile) -> Table:
     if record.outside_operators is not None and not on_gpu:
         rows.append(("(in no operator)", "Python, dispatch", "", record.outside_operators, None, "", ""))
     columns = ("operator", "family", "calls", "GPU time" if on_gpu else "own time", "share", "mostly in", "line")
-    return Table(title=_title("Time by operator", len(top), len(record.operators)), columns=columns, rows=tuple(rows), bar=4)
+    return Table(title=_title("Time by operator", len(top), len(record.operators)), columns=columns, rows=tuple(rows), bar=4, folded=True)
 
 
 def kernel_table(record: Profile) -> Table:
@@ -46,7 +46,9 @@ def line_table(record: Profile) -> Table:
     """The lines of the user's code that ask for the most time."""
     top = record.lines[:TOP_ROWS]
     rows = tuple((line.source, line.calls, line.time, line.share, line.operator) for line in top)
-    return Table(title=_title("Time by line", len(top), len(record.lines)), columns=("line", "operators", "time", "share", "mostly"), rows=rows, bar=3)
+    return Table(
+        title=_title("Time by line", len(top), len(record.lines)), columns=("line", "operators", "time", "share", "mostly"), rows=rows, bar=3, folded=True
+    )
 
 
 def memory_table(record: Profile) -> Table:
@@ -54,7 +56,7 @@ def memory_table(record: Profile) -> Table:
     rows: list[tuple[Cell, ...]] = [(part.name, part.bytes) for part in record.memory]
     if record.memory_total is not None:
         rows.append(("total", record.memory_total))
-    return Table(title="Memory at the highest moment of a call", columns=("what", "bytes"), rows=tuple(rows))
+    return Table(title="Memory at the highest moment of a call", columns=("what", "bytes"), rows=tuple(rows), folded=True)
 
 
 def advice_table(record: Profile) -> Table:

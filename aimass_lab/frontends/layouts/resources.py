@@ -38,7 +38,7 @@ def _(record: ResourceDemand) -> Page:
                 columns=("form", "per request", "busy", "replicas ≥", "error, operators", "error, networks"),
                 rows=forms,
             ),
-            Table(title="Coefficients", columns=("operators", "α", "β", "ε per launch", "held-out error"), rows=coefficients),
+            Table(title="Coefficients", columns=("operators", "α", "β", "ε per launch", "held-out error"), rows=coefficients, folded=True),
         ),
         remarks=tuple(text for text in (record.difference, "Replicas are a lower bound: waiting and bursts ask for more; a plan simulates them.") if text),
         notes=notes_of(record.notes),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 # Plotly's own default template has a fixed white paper; without one a figure takes the page's colours, light or dark.
-LAYOUT = {"template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "#888"}, "height": 360, "margin": {"t": 40}}
-
+LAYOUT = {"template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "#888"}, "height": 360, "margin": {"t": 80}}
+GRID = "rgba(128,128,128,0.25)"
 
 TOP_OPERATORS = 12
 
@@ -51,8 +51,9 @@ def _(record: Profile) -> Figure:
     figure.update_yaxes(title_text="item/s", row=1, col=2)
     if record.operators:
         _add_second_row(figure, record)
-    layout = {**LAYOUT, "height": 340 * rows, "showlegend": False}
-    return figure.update_layout(**layout, title_text=f"{record.model.name} on {record.environment.device_name}")
+    layout = {**LAYOUT, "height": 320 * rows, "showlegend": False}
+    figure.update_xaxes(gridcolor=GRID).update_yaxes(gridcolor=GRID, automargin=True)
+    return figure.update_layout(**layout, title_text=f"{record.model.name} on {record.environment.device_name}", title_y=0.98)
 
 
 def _add_second_row(figure: Figure, record: Profile) -> None:
@@ -74,11 +75,11 @@ def _add_second_row(figure: Figure, record: Profile) -> None:
     )  # fmt: skip
     place = f"{timeline.operator} in {timeline.module}" if timeline.module else timeline.operator
     peak = Scatter(
-        x=[1e3 * timeline.peak_at.value], y=[timeline.peak.value / mebi], mode="markers+text", text=[place], textposition="top center", name="peak"
+        x=[1e3 * timeline.peak_at.value], y=[timeline.peak.value / mebi], mode="markers", text=[place], name="peak"
     )  # fmt: skip
     figure.add_trace(held, row=2, col=2)
     figure.add_trace(peak, row=2, col=2)
-    figure.update_xaxes(title_text="ms since the call began, profiler on", row=2, col=2)
+    figure.update_xaxes(title_text=f"ms since the call began, profiler on<br>peak: {place}", row=2, col=2)
     figure.update_yaxes(title_text="MiB", rangemode="tozero", row=2, col=2)
 
 

@@ -134,7 +134,7 @@ def _html_fact(value: Cell) -> str:
 
 def _html_cell(value: Cell, bar: bool) -> str:
     if isinstance(value, Number):
-        drawn = f'<span class="bar" style="width:{100 * max(0.0, min(1.0, value.value)):.1f}px"></span>' if bar else ""
+        drawn = f'<span class="bar" style="width:{60 * max(0.0, min(1.0, value.value)):.1f}px"></span>' if bar else ""
         return f'<td class="num" title="{escape(_provenance(value))}">{drawn}{escape(format_number(value))}</td>'
     text = "–" if value is None else str(value)
     return f"<td{' class=wide' if len(text) > 60 else ''}>{escape(text)}</td>"

@@ -130,10 +130,25 @@ def _modules(record: Demand) -> Table:
 def _module_row(alike: list[ModuleDemand]) -> tuple[Cell, ...]:
     one = alike[0]
     share = one.time_share and msgspec.structs.replace(one.time_share, value=min(1.0, sum(_weight(m) for m in alike)))
-    name = one.name or "(the model itself)"
-    if len(alike) > 1:
-        name += f" … {alike[-1].name}"
-    return name, one.type, len(alike), one.flops, one.bytes_moved, one.arithmetic_intensity, one.live_bytes, one.bound or "–", share
+    return (
+        _common_name(alike) or "(the model itself)",
+        one.type,
+        len(alike),
+        one.flops,
+        one.bytes_moved,
+        one.arithmetic_intensity,
+        one.live_bytes,
+        one.bound or "–",
+        share,
+    )
+
+
+def _common_name(alike: list[ModuleDemand]) -> str:
+    """``layers.0…31.mlp`` for ``layers.0.mlp`` to ``layers.31.mlp``."""
+    first, last = alike[0].name.split("."), alike[-1].name.split(".")
+    if len(first) != len(last):
+        return f"{alike[0].name} … {alike[-1].name}"
+    return ".".join(a if a == b else f"{a}…{b}" for a, b in zip(first, last, strict=True))
 
 
 def _unwrapped(modules: tuple[ModuleDemand, ...]) -> list[ModuleDemand]:

@@ -60,6 +60,7 @@ def _entry_row(entry: LedgerEntry) -> tuple[Cell, ...]:
     measured = None if entry.measured is None else Number(value=entry.measured, unit=entry.unit, source="measured", method=f"measured {entry.measured_at}")
     verdict = "" if entry.inside is None else "inside" if entry.inside else "outside"
     return (
-        entry.predicted_at, entry.model, entry.device, entry.technique, entry.batch_size, entry.kind, predicted, format_interval(predicted),
+        entry.predicted_at[:16].replace("T", " "),
+        entry.model, entry.device, entry.technique, entry.batch_size, entry.kind, predicted, format_interval(predicted),
         measured and format_number(measured), verdict,
     )  # fmt: skip

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 ACCEPTED_INPUTS = "a tensor, a tuple (positional arguments), or a dict or HF-style batch (keyword arguments)"
 
 
+def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """Parameters of `model.forward` by name; none where Python cannot read them, as of a traced method."""
+    try:
+        return inspect.signature(model.forward).parameters
+    except ValueError:
+        return {}
+
+
 @dataclass(frozen=True)
 class Call:
     """The arguments of one call of a model.
@@ -50,7 +58,7 @@ class Call:
         import torch
         from torch.utils import _pytree
 
-        names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names = [p.name for p in forward_parameters(model).values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         positional = {names[i] if i < len(names) else f"input_{i}": value for i, value in enumerate(self.args)}
         for name, value in {**positional, **self.kwargs}.items():
             leaves = [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -143,6 +143,15 @@ def test_a_script_module_can_be_described():
     assert len(info.inputs) == 1
 
 
+def test_a_traced_module_can_be_described():
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls torch.jit deprecated
+        traced = torch.jit.trace(TinyMLP().eval(), features(2))
+    assert [spec.name for spec in Workload(traced, features(2)).info().inputs] == ["input_0"]
+
+
 def test_what_a_model_raises_comes_with_the_inputs():
     with pytest.raises(ModelError, match=r"RaisingModel raised ValueError on float32\[2, 8\]: this model never works") as caught:
         call_model(RaisingModel(), as_call(features()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from ..errors import InputError, ModelError
 from ..records.sequence import GenerationKind
 from ..tracing.formulas import tensor_bytes
 from ..tracing.trace import Row, Trace, trace_call
-from ..workload import Call, Workload
+from ..workload import Call, Workload, forward_parameters
 
 Step = Callable[[nn.Module, torch.Tensor, Any], Any]
 """``step(model, tokens, state) -> state``: feed ``tokens`` (batch, count) after what `state` holds; None at the start."""
@@ -260,7 +259,7 @@ def make_generation(workload: Workload, *, prompt_tokens: int | None, step: Step
         length = prompt_tokens or sequence_length(workload.call) or 1
         return CachedGeneration(model, "custom", length, length, {}, lambda tokens, state, encoded, inputs: step(model, tokens, state))
     plain = getattr(workload.model, "_orig_mod", workload.model)
-    parameters = inspect.signature(plain.forward).parameters
+    parameters = forward_parameters(plain)
     cache_argument = next((name for name in CACHE_ARGUMENTS if name in parameters), None)
     if cache_argument and getattr(getattr(plain, "config", None), "is_encoder_decoder", False):
         return _encoder_decoder(workload, plain, cache_argument, prompt_tokens)

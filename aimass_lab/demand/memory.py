@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..prediction.target import TargetDevice
+from ..prediction.target import CONTEXT_BYTES, TargetDevice
 from ..records import Number, Source
 from ..tracing.allocator import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_SM90, AllocatorPeaks, replay, rules_from_environment
 from ..tracing.rows import Row, Trace
@@ -22,8 +22,6 @@ Floats = npt.NDArray[np.float64]
 
 MIB = 2**20
 LARGEST_BATCH = 2**31 - 1
-CONTEXT_BYTES = (450 * MIB, 250 * MIB, 700 * MIB)
-"""What a CUDA context and loaded kernels take: as expected, at least, at most. Assumed: it differs by driver and device, and was not measured."""
 HEAP_SHARE, HEAP_BYTES = (0.8, 0.0, 1.5), (20 * MIB, 4 * MIB, 48 * MIB)
 """What the C library keeps of freed blocks, as a share of the call's peak, and what oneDNN and MKL take for code and
 buffers: as expected, at least, at most. Seen over eight models with glibc: 0.1 to 1.3 times the peak, 10 to 37 MiB."""

@@ -37,8 +37,8 @@ DATASHEET = Efficiency(compute=(0.6, 0.85, 0.2), memory=(0.6, 0.95, 0.3))
 RECURRENT_WORST = 0.03
 """Worst share of the arithmetic rate that a recurrent layer reaches: its steps wait for one another."""
 
-CONTEXT_BYTES = 700 * 2**20
-"""What a CUDA context and the libraries' workspaces take at most beside the tensors."""
+CONTEXT_BYTES = (450 * 2**20, 250 * 2**20, 700 * 2**20)
+"""What a CUDA context takes beside the tensors: usually, at least, at most; it differs by driver and device, and was not measured here."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TargetDevice:
     @property
     def context_bytes(self) -> int:
         """Upper bound of what the driver takes beside the tensors."""
-        return CONTEXT_BYTES if self.kind == "gpu" else 0
+        return CONTEXT_BYTES[2] if self.kind == "gpu" else 0
 
 
 def find_target(name: str | None, workload: Workload) -> TargetDevice:

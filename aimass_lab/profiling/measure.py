@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ WARMUP_SHARE = 0.1
 """Most of the time budget for calls until two in a row take the same time."""
 BASE_SHARE = 0.3
 """Share of the time budget that goes to the latency at the requested batch size."""
+
+FIRST_PASS_SHARE = 0.6
+"""Share of the ladder's time that goes to its first pass; the second goes over it from the top."""
 
 CHEAP_SHARE = 0.02
 """A step of the ladder that takes no more than this share of the budget is made even when the time is up:
@@ -304,7 +308,28 @@ class Measurement:
             if reason:
                 self.seen.note("W-LADDER", f"the ladder ends before batch {size}: {reason}")
             if reason is not None:
-                return
+                break
+        self._descend()
+
+    def _descend(self) -> None:
+        """Go over the ladder once more, from the top: what changed in the meantime then disturbs no batch size alone."""
+        sizes = sorted(self.seen.samples, reverse=True)
+        for number, size in enumerate(sizes if len(sizes) > 1 else ()):
+            samples, again = self.seen.samples[size], list[float]()
+            share_s = (self._deadline - time.perf_counter()) / (len(sizes) - number)
+            if share_s < percentile(samples, 50):
+                continue
+            self._progress(0.95, f"timing batch {size} again")
+            cpu_s = self.seen.cpu_s if size == self.seen.batch_size else None
+            try:
+                with contextlib.suppress(AimassError):  # the first pass stands
+                    call = self._call_with(size)
+                    sample_latency(
+                        functools.partial(self._run, call), self.device, budget_s=share_s, warmup=0, min_samples=1, max_samples=len(samples),
+                        into=again, cpu_into=cpu_s,
+                    )  # fmt: skip
+            finally:
+                samples += again
 
     def _why_not(self, size: int) -> str | None:
         """Why a step cannot be made; an empty text where only the time is up, which needs no words."""
@@ -326,7 +351,7 @@ class Measurement:
         try:
             call = self._call_with(size)
             self._read_peak(call)
-            budget_s = max(CHEAP_SHARE * self._budget_s, (self._deadline - time.perf_counter()) / steps_left)
+            budget_s = max(CHEAP_SHARE * self._budget_s, FIRST_PASS_SHARE * (self._deadline - time.perf_counter()) / steps_left)
             self.seen.samples[size] = samples
             sample_latency(lambda: self._run(call), self.device, budget_s=budget_s, warmup=0, min_samples=FEWEST_SAMPLES, into=samples)
         except (DoesNotFitError, ModelError, InputError) as error:

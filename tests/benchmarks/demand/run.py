@@ -36,7 +36,8 @@ def main() -> None:
     parts = [head(), flops_table(found), memory_table(found), training_table(found), time_table(found)]
     if not options.quick:
         parts += [
-            script("latency.py", "Latency at batch sizes that were not measured"),
+            script("latency.py", "Latency at batch sizes that were not measured, wall time"),
+            script("latency.py", "The same, processor time", "--clock", "cpu"),
             script("resources.py", "R = α·C + β·S + γ·N on this machine", plain=True),
         ]
     if options.vidur:

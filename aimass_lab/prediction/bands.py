@@ -30,10 +30,6 @@ class Band:
         """Ends add up: what errs for one reason errs together."""
         return Band(self.value + other.value, self.low + other.low, self.high + other.high)
 
-    def scaled(self, factor: float) -> Band:
-        """The same times an exact factor."""
-        return Band(self.value * factor, self.low * factor, self.high * factor)
-
     def times(self, other: Band) -> Band:
         """Product of two uncertain values, whose ends may meet."""
         return Band(self.value * other.value, self.low * other.low, self.high * other.high)

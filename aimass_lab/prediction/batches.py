@@ -11,6 +11,8 @@ from ..tracing.trace import Trace, trace_call
 from ..workload import Workload
 
 LARGEST_BATCH = 2**31
+CATALOGUE_BATCHES = tuple(2**k for k in range(9))
+"""What is predicted on a device where nothing was measured, if nobody asks for other sizes."""
 
 
 def default_batch_sizes(measured: Sequence[int]) -> tuple[int, ...]:

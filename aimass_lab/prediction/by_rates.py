@@ -9,12 +9,11 @@ from ..errors import UnsupportedError
 from ..records import Note, Number, PredictedPoint, Prediction
 from ..tracing.trace import Trace, trace_call
 from ..workload import Workload
-from .batches import BatchTraces, checked_batch_sizes, largest_where
+from .batches import CATALOGUE_BATCHES, BatchTraces, checked_batch_sizes, largest_where
 from .bookkeeping import throughput_of
 from .ledger import basis_of
+from .memory import memory_by_shapes
 from .target import TargetDevice, estimate_latency, find_target
-
-CATALOGUE_BATCHES = tuple(2**k for k in range(9))
 
 
 @dataclass(frozen=True)
@@ -71,19 +70,10 @@ def _by_rates(trace: Trace, fixed: _Fixed) -> tuple[PredictedPoint, tuple[Note, 
     if latency is None:
         raise UnsupportedError(notes[0].text, help="choose a device whose rates are known, or add the figure to your own catalogue")
     basis = basis_of(latency, "" if fixed.target.attached is not None else f"catalogue:{fixed.target.name}")
-    memory = _memory_by_shapes(trace, fixed.target)
+    memory = memory_by_shapes(trace, fixed.target)
     return PredictedPoint(
         batch_size=trace.batch_size, basis=basis, latency=latency, throughput=throughput_of(trace.batch_size, latency), peak_memory_bytes=memory
     ), notes  # fmt: skip
-
-
-def _memory_by_shapes(trace: Trace, target: TargetDevice) -> Number:
-    fixed = trace.weight_bytes + trace.input_bytes
-    return Number(
-        value=fixed + trace.activation_peak_bytes, unit="B", source="estimated", method="weights, inputs and live activations by shapes",
-        interval=(fixed + 0.4 * trace.activation_peak_bytes, fixed + trace.activation_bound_bytes + target.context_bytes),
-        interval_kind="band: operators' own workspaces, from none to their bound by operator",
-    )  # fmt: skip
 
 
 def _largest_by_shapes(traces: BatchTraces, target: TargetDevice) -> Number | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ..errors import AimassError, UnsupportedError
-from ..records import BatchPoint, Number, derived
+from ..records import BatchPoint
 from ..tracing.law import extrapolate
 from ..tracing.trace import Trace, trace_call
 from ..workload import Workload
+from .batches import CATALOGUE_BATCHES
+from .bookkeeping import throughput_of
+from .memory import memory_by_shapes
 from .target import TargetDevice, estimate_latency, find_target
-
-LADDER = tuple(2**k for k in range(9))
 
 
 def estimate_ladder(workload: Workload, device: str | None) -> tuple[BatchPoint, ...]:
@@ -45,7 +46,7 @@ def _traces(workload: Workload) -> list[Trace]:
     first, second = _try(workload, 2), _try(workload, 3)
     if first is None or second is None:
         return [own]
-    rest = [extrapolate(first, second, size) or trace_call(workload.model, workload.call, batch_size=size) for size in LADDER[1:]]
+    rest = [extrapolate(first, second, size) or trace_call(workload.model, workload.call, batch_size=size) for size in CATALOGUE_BATCHES[1:]]
     return [*([one] if one else []), *rest]
 
 
@@ -60,17 +61,7 @@ def _point(trace: Trace, target: TargetDevice, dtype: str) -> BatchPoint:
     latency, notes = estimate_latency(trace, target, dtype)
     if latency is None or latency.interval is None:
         raise UnsupportedError(notes[0].text, help="choose a device whose rates are known, or add the figure to your own catalogue")
-    low, high = latency.interval
-    throughput = derived(
-        trace.batch_size / latency.value, "item/s", "batch size over latency", [("latency_p50", latency)],
-        interval=(trace.batch_size / high, trace.batch_size / low), interval_kind=latency.interval_kind,
-    )  # fmt: skip
-    fixed = trace.weight_bytes + trace.input_bytes
-    memory = Number(
-        value=fixed + trace.activation_peak_bytes, unit="B", source="estimated", method="weights, inputs and live activations by shapes",
-        interval=(fixed + 0.4 * trace.activation_peak_bytes, fixed + trace.activation_bound_bytes + target.context_bytes),
-        interval_kind="band: operators' own workspaces, from none to their bound by operator",
-    )  # fmt: skip
+    throughput, memory = throughput_of(trace.batch_size, latency), memory_by_shapes(trace, target)
     return BatchPoint(
         batch_size=trace.batch_size, latency_p50=latency, latency_p95=latency, latency_p99=latency, throughput=throughput, peak_memory_bytes=memory
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from ..records import Number
 from ..tracing.trace import Trace
 from .interpolate import Anchor, Estimate
+from .target import TargetDevice
 
 PRIOR = 0.02
 """Half-width of the 90 % band as a logarithm: at some sizes a library takes buffers that no rule knows."""
@@ -19,6 +21,16 @@ def call_bytes(trace: Trace) -> float:
     """Weights, inputs and the highest moment of a call: live tensors, and the kernels' own buffers where a rule tells them."""
     highest = max((row.live_bytes + (row.expected_workspace_bytes or 0) for row in trace.rows), default=0)
     return float(trace.weight_bytes + trace.input_bytes + highest)
+
+
+def memory_by_shapes(trace: Trace, target: TargetDevice) -> Number:
+    """Weights, inputs and live tensors of a call on a device that nothing was measured on."""
+    fixed = trace.weight_bytes + trace.input_bytes
+    return Number(
+        value=fixed + trace.activation_peak_bytes, unit="B", source="estimated", method="weights, inputs and live activations by shapes",
+        interval=(fixed + 0.4 * trace.activation_peak_bytes, fixed + trace.activation_bound_bytes + target.context_bytes),
+        interval_kind="band: operators' own workspaces, from none to their bound by operator",
+    )  # fmt: skip
 
 
 class MemoryCurve:

@@ -26,7 +26,6 @@ class Report:
         self.workload, self.seen, self.load = workload, seen, load
         self.environment = read_environment(workload.torch_device, load=load)
         self.quality: Quality = "noisy" if load.noisy else "ok"
-        self.base_samples = seen.samples[seen.batch_size]
 
     def _measured(self, value: float, unit: Unit, method: str, **more: Any) -> Number:
         # Other load disturbs times; sizes stay what they are.

@@ -34,18 +34,21 @@ _HOMES = {
     "estimate_sequence": "demand.sequence",
     "history": "operations",
     "ledger": "operations",
+    "load_weights": "storage",
     "make_plan": "planning",
     "profile_callable": "profiling",
     "profile_model": "profiling",
     "read_trace": "operations",
     "register_formula": "tracing.formulas.registry",
+    "read_recipe": "recipe",
     "run_trial": "trial",
-    "search": "search",
+    "save_weights": "storage",
     "serve": "operations",
     "show": "operations",
     "take_readings": "readings",
     "to_frames": "frontends.frames",
     "write_bundle": "bundle",
+    "write_recipe": "recipe",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 

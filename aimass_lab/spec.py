@@ -15,7 +15,7 @@ import msgspec
 
 from .devices import load_devices
 from .errors import InputError, SpecError
-from .records import Bundle, Environment, Finding, Number, Plan, ServingSpec, Setting, Unit, derived, to_json
+from .records import Bundle, Environment, Finding, Number, Plan, Recipe, ServingSpec, Unit, derived, to_json
 from .units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def make_spec(
     plan: Plan,
     *,
     name: str,
-    setting: Setting,
+    recipe: Recipe,
     memory: Number,
     startup_time: Number,
     image: str,
@@ -71,7 +71,7 @@ def make_spec(
     Args:
         plan: A feasible plan.
         name: Of the service: a DNS label, see `dns_label`.
-        setting: How the model was changed.
+        recipe: How the model was changed.
         memory: Highest resident memory of one replica's processes, in bytes.
         startup_time: From start to the first answer, in seconds.
         image: Container image.
@@ -94,7 +94,7 @@ def make_spec(
     return ServingSpec(
         name=name,
         model=plan.model,
-        setting=setting,
+        recipe=recipe,
         environment=environment,
         device=plan.device,
         accelerators=derived(_accelerators(plan.device, accelerators), "device", "one worker a replica, one device a worker", of_plan),

@@ -187,9 +187,11 @@ class Workload:
         inputs: What the model is called with: a tensor, a tuple of positional arguments, a dict or
             HF-style batch of keyword arguments. More than one item along the batch axis is welcome:
             fidelity is judged on these samples.
-        data: Labelled data as ``(inputs, labels)``, both with one entry per item.
+        data: Labelled data as ``(inputs, labels)``, both with one entry per item: what variants are judged on.
         metric: ``metric(outputs, labels) -> float``, higher is better.
         loss: ``loss(outputs, labels) -> scalar tensor``.
+        train: Samples to learn from and to calibrate with, never judged on: ``(inputs, labels)`` with a tensor of labels, or inputs alone.
+        students: Smaller networks by name, untrained or trained, that the model may be distilled into; never changed.
         batch_axis: The axis that counts the items.
         name: What to call the model; its class's name if not given.
 
@@ -205,6 +207,8 @@ class Workload:
         data: tuple[Any, torch.Tensor] | None = None,
         metric: Callable[[Any, torch.Tensor], float] | None = None,
         loss: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
+        train: Any = None,
+        students: Mapping[str, nn.Module] | None = None,
         batch_axis: int = 0,
         name: str | None = None,
     ) -> None:
@@ -220,6 +224,8 @@ class Workload:
         self.data = None if data is None else (as_call(data[0], batch_axis), data[1])
         self.metric = metric
         self.loss = loss
+        self.train = None if train is None else _as_train(train, batch_axis)
+        self.students = dict(students or {})
         self.name = name or type(model).__name__
         self._check_devices()
 
@@ -245,6 +251,26 @@ class Workload:
     def info(self) -> ModelInfo:
         """Who this model is, as every record tells it."""
         return describe_model(self.model, self.call, self.name)
+
+
+def _as_train(train: Any, batch_axis: int) -> tuple[Call, torch.Tensor | None]:
+    """Read training samples: a pair whose second is a tensor of labels, one for each item of the first, or inputs alone.
+
+    Raises:
+        InputError: the inputs cannot be used, or there are not as many labels as items.
+    """
+    import torch
+
+    pair = isinstance(train, tuple) and len(train) == 2 and isinstance(train[1], torch.Tensor)
+    if not pair or isinstance(train[0], (int, float, bool)):
+        return as_call(train, batch_axis), None
+    call, labels = as_call(train[0], batch_axis), train[1]
+    if labels.dim() == 0 or len(labels) != call.batch_size:
+        raise InputError(
+            f"train has {call.batch_size} items and labels of shape {list(labels.shape)}",
+            help="one label per item: train=(inputs, labels); inputs alone, of several positional arguments, are given as a Call",
+        )
+    return call, labels
 
 
 def describe_model(model: nn.Module, call: Call, name: str) -> ModelInfo:

@@ -28,9 +28,10 @@ from aimass_lab.profiling.bottleneck import Rates, Split, share_compute_bound
 from aimass_lab.profiling.evidence import Evidence, gather_evidence
 from aimass_lab.profiling.probes import Range, fault_cost, page_faults, product_speedup, ratio_of_two
 from aimass_lab.profiling.recorder import Op, Recording, record_call
-from aimass_lab.records import BatchPoint, Number, Setting, TrialResult
+from aimass_lab.records import BatchPoint, Number
 from aimass_lab.tracing.trace import Row, Trace
 from aimass_lab.workload import Workload
+from tests.trial_records import trial_record
 
 CPU = torch.device("cpu")
 
@@ -220,17 +221,12 @@ def test_what_a_trial_disproved_is_not_advised_again():
     profile = msgspec.structs.replace(profile, advice=(use_bf16(s), leave_training_mode(situation(in_training=True))))
 
     def trial(verdict, model=profile.model):
-        number = Number(value=1.0, unit="ratio", source="measured", method="given")
-        return TrialResult(
-            model=model, environment=profile.environment, setting=Setting(technique="bf16"), batch_size=2, verdict=verdict, reasons=(), speedup=number,
-            latency_original=number, latency_variant=number, size_bytes=number, size_original_bytes=number, fidelity=number, relative_error=number,
-            num_changed_layers=number, num_eligible_layers=number, apply_time=number,
-        )  # fmt: skip
+        return trial_record(model, profile.environment, verdict=verdict)
 
     def names(*trials):
         return [a.name for a in without_disproved(profile, trials).advice]
 
-    assert names() == names(trial("faster")) == names(trial("slower"), trial("faster")) == ["use_bf16", "evaluate"]
+    assert names() == names(trial("faster")) == names(trial("slower"), trial("faster")) == names(trial("mixed")) == ["use_bf16", "evaluate"]
     assert names(trial("no gain")) == names(trial("faster"), trial("not equivalent")) == ["evaluate"]
     assert names(trial("slower", model=msgspec.structs.replace(profile.model, digest="another"))) == ["use_bf16", "evaluate"]
 

@@ -31,7 +31,7 @@ from aimass_lab.bundle.choices import choose, dns_name
 from aimass_lab.bundle.promises import Asked, make_promises, risk_notes
 from aimass_lab.bundle.requirements import pinned_requirements
 from aimass_lab.errors import BundleError, InputError, UnsupportedError
-from aimass_lab.records import Bundle, Finding, ModelInfo, Number, ServingSpec, Setting, Unit, from_json
+from aimass_lab.records import Bundle, Finding, ModelInfo, Number, Recipe, ServingSpec, Step, Unit, from_json
 from aimass_lab.serving.config import check_manifest, load_config, load_vectors
 from aimass_lab.workload import Workload
 
@@ -60,7 +60,7 @@ def make_spec(workload: Workload, *, rate: float = 40, replicas: int = 2, techni
     return ServingSpec(
         name="digits",
         model=workload.info(),
-        setting=Setting(technique=technique),
+        recipe=Recipe() if technique == "none" else Recipe(steps=(Step(technique=technique),)),
         device=device,
         accelerators=number(0, "device"),
         replicas=number(replicas, "replica", source="estimated"),

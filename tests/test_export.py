@@ -20,7 +20,7 @@ from aimass_lab.export import EXPORTERS, check_spec_path
 from aimass_lab.export._manifests import check_manifests
 from aimass_lab.export._yaml import Said, dump, plain
 from aimass_lab.export.files import write_files
-from aimass_lab.records import Environment, ModelInfo, Number, ServingSpec, Setting, derived, from_json
+from aimass_lab.records import Environment, ModelInfo, Number, Recipe, ServingSpec, Step, derived, from_json
 from aimass_lab.spec import lint_spec, write_spec
 
 GOLDEN = Path(__file__).parent / "golden" / "kubernetes"
@@ -40,7 +40,7 @@ def make(**changes):
     fields = {
         "name": "digits",
         "model": ModelInfo(name="Digits", type="app.Digits", num_parameters=1000, weight_bytes=4000, dtype="float32", digest="0123456789ab"),
-        "setting": Setting(technique="int8_dynamic"),
+        "recipe": Recipe(steps=(Step(technique="int8_dynamic"),)),
         "environment": Environment(
             device="cpu",
             device_name="Some CPU",

@@ -40,8 +40,6 @@ from aimass_lab.records import (
     PredictedPoint,
     Prediction,
     Record,
-    Setting,
-    TrialResult,
     derived,
     from_json,
     to_json,
@@ -49,6 +47,7 @@ from aimass_lab.records import (
 from aimass_lab.store import SCHEMA_VERSION, Store
 from aimass_lab.workload import Workload
 from tests.models import TinyMLP, features
+from tests.trial_records import trial_record
 
 MODEL = ModelInfo(name="net", type="Net", num_parameters=1, weight_bytes=4, dtype="float32", digest="d1")
 HERE = Environment(
@@ -91,18 +90,9 @@ def profiled(real_profile):
     return make
 
 
-def trial(original, variant, technique="bf16", quality="ok"):
+def trial(original, variant, technique="bf16", quality="ok", options=None):
     a, b = seconds(original, quality=quality), seconds(variant, quality=quality)
-
-    def plain(value, unit):
-        return Number(value=value, unit=unit, source="measured", method="given")
-
-    return TrialResult(
-        model=MODEL, environment=HERE, setting=Setting(technique=technique), batch_size=4, verdict="faster", reasons=(),
-        speedup=derived(original / variant, "ratio", "ratio", [("a", a), ("b", b)]), latency_original=a, latency_variant=b,
-        size_bytes=plain(2, "B"), size_original_bytes=plain(4, "B"), fidelity=plain(1.0, "ratio"), relative_error=plain(0.0, "ratio"),
-        num_changed_layers=plain(1, "layer"), num_eligible_layers=plain(1, "layer"), apply_time=plain(0.1, "s"),
-    )  # fmt: skip
+    return trial_record(MODEL, HERE, technique=technique, options=options, latency_original=a, latency_variant=b)
 
 
 def entry(value, measured=None, *, half=0.1, kind="calibrated roofline: latency", batch=1, correction=1.0, stretch=1.0, **more):
@@ -184,9 +174,14 @@ def test_a_trial_scores_effects_and_both_latencies(tmp_path):
 
 
 def test_a_trial_with_options_is_another_technique():
-    plain, with_options = trial(2.0, 1.0), msgspec.structs.replace(trial(2.0, 1.0), setting=Setting(technique="bf16", options={"x": True}))
-    assert {m.technique for m in measurements_of(plain)} == {"none", "bf16"}
-    assert measurements_of(with_options) == []
+    assert {m.technique for m in measurements_of(trial(2.0, 1.0))} == {"none", "bf16"}
+    assert {m.technique for m in measurements_of(trial(2.0, 1.0, "low_rank", options={"ratio": 0.5}))} == {"none", "low_rank(ratio=0.5)"}
+
+
+def test_a_trial_with_other_threads_or_several_callers_says_nothing_of_the_plain_call():
+    for setting in ({"threads": 1}, {"instances": 2}):
+        record = trial(2.0, 1.0)
+        assert measurements_of(msgspec.structs.replace(record, setting=msgspec.structs.replace(record.setting, **setting))) == []
 
 
 def test_beyond_the_range_is_another_kind(tmp_path):

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "aimass_lab"
 FLOORS = {
     0: {"records", "errors", "registry", "units"},
     1: {
-        "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "formats", "headlines", "network", "planning",
-        "prediction", "preserve", "profiling", "quiet", "readings", "samplers", "scheduling", "schemas", "search", "spec", "targets", "timing",
-        "tracing", "workload",
+        "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "formats", "headlines", "network",
+        "options", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scheduling", "schemas",
+        "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
     },
     2: {"trial"},
     3: {"study", "store", "operations", "verbs", "serving", "wire"},
@@ -23,8 +23,8 @@ FLOORS = {
 }  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
-    "records", "errors", "registry", "units", "devices", "export", "headlines", "network", "planning", "readings", "samplers", "scheduling", "search",
-    "spec", "store", "verbs", "frontends", "serving",
+    "records", "errors", "registry", "units", "devices", "export", "headlines", "network", "options", "planning", "readings", "recipe", "samplers",
+    "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 
 
@@ -86,7 +86,10 @@ def loaded_by(code):
     return set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
 
 
-HEAVY = {"torch", "torchao", "plotly", "pandas", "numpy", "scipy", "onnx", "onnxruntime", "pynvml", "grpc", "uvicorn", "transformers", "sklearn"}
+HEAVY = {
+    "torch", "torchao", "plotly", "pandas", "numpy", "scipy", "onnx", "onnxruntime", "pynvml", "grpc", "uvicorn", "transformers", "sklearn", "optuna",
+    "cmaes", "torch_pruning", "sqlalchemy",
+}  # fmt: skip
 
 
 def test_importing_the_package_is_light():

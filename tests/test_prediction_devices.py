@@ -1,6 +1,5 @@
 """Latency on devices that nothing was measured on: the roofline, its constants and bands, and the effect of techniques."""
 
-import copy
 import dataclasses
 import importlib.util
 import math
@@ -14,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from aimass_lab.compression.base import make_technique
 from aimass_lab.devices import get_device
 from aimass_lab.errors import UnknownNameError, UnsupportedError
 from aimass_lab.prediction import processor
@@ -23,7 +21,9 @@ from aimass_lab.prediction.calibration import Gpu, UnknownRateError, gpu_of, loa
 from aimass_lab.prediction.effects import predict_effect
 from aimass_lab.prediction.roofline import LightConstants, MatrixConstants, Rates, attention_seconds, light_seconds, matrix_seconds
 from aimass_lab.prediction.target import estimate_latency, find_target, predict_on_device
+from aimass_lab.recipe import read_recipe
 from aimass_lab.tracing.trace import Row, trace_call
+from aimass_lab.trial import apply_recipe
 from aimass_lab.workload import Workload, weight_bytes
 from tests.models import TinyMLP, TinyTransformer
 
@@ -322,8 +322,9 @@ def test_bands_add_up_and_never_cross():
 @pytest.mark.parametrize("technique", ["bf16", "fp16", "int8_dynamic", "int8_weight_only"])
 def test_predicted_weights_are_those_of_the_applied_technique(technique):
     model = TinyTransformer(width=64).eval()
-    effect = predict_effect(Workload(model, torch.zeros(2, 6, dtype=torch.long)), technique, "h100-sxm")
-    applied = make_technique(technique).apply(copy.deepcopy(model))
+    workload = Workload(model, torch.zeros(2, 6, dtype=torch.long))
+    effect = predict_effect(workload, technique, "h100-sxm")
+    applied = apply_recipe(workload, read_recipe(technique)).model
     low, high = effect.weight_bytes.interval
     assert low <= weight_bytes(applied) <= high
     assert effect.weight_bytes.value == pytest.approx(weight_bytes(applied), rel=0.01)
@@ -355,6 +356,23 @@ def test_compiling_joins_light_operators():
     effect = predict_effect(Workload(model, torch.zeros(8, 64)), "compile", "h100-sxm")
     assert effect.latency_ratio.value < 0.3
     assert effect.weight_bytes.value == weight_bytes(model)
+
+
+def test_what_runs_the_operators_comes_on_top_of_their_precision():
+    workload = Workload(nn.Sequential(nn.Linear(64, 64), *(nn.GELU() for _ in range(20))), torch.zeros(8, 64))
+    both, bf16, compiled = (predict_effect(workload, recipe, "h100-sxm") for recipe in ("bf16 + compile", "bf16", "compile"))
+    assert both.technique == "bf16 + compile"
+    assert both.latency_ratio.value < min(bf16.latency_ratio.value, compiled.latency_ratio.value)
+    assert both.weight_bytes == bf16.weight_bytes
+    assert both.latency_ratio.interval[1] / both.latency_ratio.value > compiled.latency_ratio.interval[1] / compiled.latency_ratio.value
+
+
+def test_what_is_not_known_before_it_is_applied_is_not_guessed():
+    workload = Workload(TinyMLP(), torch.zeros(2, 8))
+    with pytest.raises(UnsupportedError, match="what channel_pruning makes of TinyMLP is not known before it is applied"):
+        predict_effect(workload, "channel_pruning(ratio=0.5)", "l4")
+    with pytest.raises(UnsupportedError, match="bf16 and int8_dynamic one upon the other"):
+        predict_effect(workload, "bf16 + int8_dynamic", "l4")
 
 
 def test_no_technique_changes_nothing():

@@ -9,7 +9,7 @@ import yaml
 from aimass_lab.errors import InputError, SpecError
 from aimass_lab.export import check_spec_path
 from aimass_lab.planning.plan import make_plan
-from aimass_lab.records import BatchPoint, Environment, ModelInfo, Number, ServingSpec, Setting, Target, json_schema, to_json
+from aimass_lab.records import BatchPoint, Environment, ModelInfo, Number, Recipe, ServingSpec, Target, json_schema, to_json
 from aimass_lab.spec import MAX_NAME, dns_label, errors_of, lint_spec, make_spec, read_spec, spec_numbers, write_spec
 
 MODEL = ModelInfo(name="net", type="test.Net", num_parameters=10, weight_bytes=40, dtype="float32", digest="0" * 12)
@@ -48,7 +48,7 @@ def plan_for(rate=900, p99=0.022, device="cpu", source="measured", **limits):
 def spec_for(plan=None, **changes):
     options = {
         "name": "net",
-        "setting": Setting(technique="none"),
+        "recipe": Recipe(),
         "memory": number(900 * 2**20, "B", method="highest resident memory of 3 starts"),
         "startup_time": number(12.3),
         "environment": ENVIRONMENT,

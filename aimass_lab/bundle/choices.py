@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..devices import load_devices
 from ..environment import usable_cores
 from ..errors import InputError
-from ..records import Note, Number, Plan, ServingSpec, Setting, Unit, derived
+from ..records import Note, Number, Plan, Recipe, ServingSpec, Unit, derived
 
 DEFAULT_MAX_BATCH_SIZE = 16
 DEFAULT_MAX_WAIT_S = 0.002
@@ -22,7 +22,7 @@ class Choices:
 
     name: str
     version: str
-    setting: Setting
+    recipe: Recipe
     rate: Number | None
     """Per replica; None: nobody said."""
     latency_p99: Number | None
@@ -73,7 +73,7 @@ def choose(
     return Choices(
         name=name,
         version=str(version),
-        setting=spec.setting if spec else Setting(technique="none"),
+        recipe=spec.recipe if spec else Recipe(),
         rate=_rate(rate, spec, plan),
         latency_p99=_latency(latency_p99_s, spec, plan),
         max_batch_size=int(batch),

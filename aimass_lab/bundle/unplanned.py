@@ -31,7 +31,7 @@ def unplanned_spec(
     return ServingSpec(
         name=choices.name,
         model=model,
-        setting=choices.setting,
+        recipe=choices.recipe,
         device="cpu",
         accelerators=chosen(0, "device", "the bundle's runtime computes on the processor"),
         replicas=one,

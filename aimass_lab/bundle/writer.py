@@ -88,7 +88,7 @@ def write_bundle(
         name: DNS label; made from the model's name if not given.
         version: A positive whole number.
         format: A name of `FORMATS`.
-        variant: What to serve in the model's place, the result of the spec's technique; its
+        variant: What to serve in the model's place, the result of the spec's recipe; its
             fidelity is judged against the model.
         calibrate: Start the bundle once, for a few seconds, so that its promises are founded.
         force: Replace a bundle that is already there.
@@ -127,9 +127,9 @@ def write_bundle(
 
 
 def _served(workload: Workload, variant: nn.Module | None, choices: Choices) -> nn.Module:
-    if variant is None and choices.setting.technique != "none":
+    if variant is None and choices.recipe.steps:
         raise InputError(
-            f"the spec is for the technique {choices.setting.technique!r}, and the model that it makes was not given",
+            f"the spec is for the recipe {choices.recipe.name!r}, and the model that it makes was not given",
             help="try the technique first and pass its copy: write_bundle(..., variant=...)",
         )
     return workload.model if variant is None else variant

@@ -1,4 +1,4 @@
-"""What every technique promises, and how one is made from its name and options.
+"""What every technique promises: how it fits into a recipe, where it works, and what it did.
 
 A technique is a frozen dataclass: its fields are its options, and so the form that a user sees.
 torch is imported inside the methods, so that listing the techniques does not load it.
@@ -6,26 +6,109 @@ torch is imported inside the methods, so that listing the techniques does not lo
 
 from __future__ import annotations
 
-import ast
-import dataclasses
+import enum
 import importlib.util
-import inspect
-import textwrap
-import types
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..errors import InputError, MissingPackageError
+from ..errors import MissingPackageError
+from ..options import read_options
+from ..records import Note, OptionValue
 from ..registry import Registry
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ..workload import Call
+    from ..workload import Call, Workload
 
-OptionValue = bool | int | float | str | None
+Progress = Callable[[float, str], None]
+Constraint = Callable[["nn.Module"], None]
+"""Puts a model that was trained on back to what an earlier step made of it: pruned weights to zero, clustered ones to their centroids."""
+
+Form = Literal["weights", "cast", "quantized", "graph", "compiled"]
+"""What a model consists of, and so what may still be done to it.
+
+``weights``: floating-point parameters that can be trained and cut. ``cast``: the same in 16 bits. ``quantized``: parameters that are a kind of
+tensor of their own. ``graph``: an exported graph with quantised operators. ``compiled``: the business of a runtime; nothing more can be done.
+"""
+
+
+class Stage(enum.IntEnum):
+    """Where a step stands in a recipe: a later stage works on what an earlier one left, not the other way round."""
+
+    ARCHITECTURE = 0
+    """Another, smaller network: a student, layers left out."""
+    CHANNELS = 1
+    """The same network, narrower."""
+    RANK = 2
+    """Matrices as products of thinner ones."""
+    VALUES = 3
+    """The same shapes with fewer different values: zeros, shared weights."""
+    PRECISION = 4
+    """Fewer bits."""
+    LAYOUT = 5
+    """The same values in another order in memory."""
+    RUNTIME = 6
+    """What runs it."""
+    ANY = 7
+    """Training: after any step that leaves weights to be trained."""
+
+
+@dataclass
+class Context:
+    """What a technique may use besides the copy that it changes, and where it tells what it did.
+
+    The model is read only: a technique may run it, under `preserve.preserved`, and change nothing.
+    """
+
+    original: nn.Module
+    call: Call
+    """Example inputs, with as many items as the trial will call with."""
+    device: torch.device
+    train: tuple[Call, torch.Tensor | None] | None = None
+    """Samples to learn from, with their labels where there are some."""
+    loss: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
+    """``loss(outputs, labels)``, the user's own."""
+    students: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Smaller networks that the user gave, to be copied and trained."""
+    seed: int = 0
+    progress: Progress = lambda share, text: None
+    constraints: list[Constraint] = field(default_factory=list)
+    """What training has to hold to: added by steps that prune or share weights."""
+    changed: dict[str, str] = field(default_factory=dict)
+    """Layer -> what this step made of it."""
+    left: dict[str, str] = field(default_factory=dict)
+    """Layer -> why this step left it as it was."""
+    notes: list[Note] = field(default_factory=list)
+    """What this step has to say besides."""
+
+    @classmethod
+    def of(cls, workload: Workload, *, call: Call | None = None, seed: int = 0, progress: Progress | None = None) -> Context:
+        """What `workload` gives to a technique."""
+        return cls(
+            original=workload.model, call=call or workload.call, device=workload.torch_device, train=workload.train, loss=workload.loss,
+            students=workload.students, seed=seed, progress=progress or (lambda share, text: None),
+        )  # fmt: skip
+
+    @property
+    def samples(self) -> Call:
+        """Inputs to calibrate with: those to learn from where there are some, else the example inputs."""
+        return self.train[0] if self.train else self.call
+
+    def batches(self, num_samples: int, batch_size: int) -> Iterator[Call]:
+        """`samples` in batches, at most `num_samples` of them, drawn by lot where there are more; the last batch may be smaller."""
+        import torch
+
+        samples = self.samples
+        rows = torch.randperm(samples.batch_size, generator=torch.Generator().manual_seed(self.seed))[:num_samples].sort().values
+        for part in rows.split(batch_size):
+            yield samples.take(part)
+
+    def begin_step(self) -> None:
+        """Forget what the last step told; what training has to hold to stays."""
+        self.changed, self.left, self.notes = {}, {}, []
 
 
 @dataclass(frozen=True)
@@ -44,52 +127,108 @@ class Coverage:
 class Technique:
     """One way to make a model smaller or faster.
 
-    A member sets `changes` and writes `apply`; it narrows `eligible` and adds to `check` where
-    it does not work on every layer or on every device.
+    A member sets `changes` and `stage`, and writes `apply`; it narrows `eligible` and adds to
+    `unavailable` and `check` where it does not work on every layer or on every device.
     """
 
     requires: ClassVar[tuple[str, ...]] = ()
     """Distributions that must be installed."""
     changes: ClassVar[str] = "layers with weights"
     """What it changes, in words that follow 'it changes'."""
+    stage: ClassVar[Stage]
+    """Where it stands in a recipe."""
+    takes: ClassVar[frozenset[Form]] = frozenset({"weights"})
+    """What it can be applied to."""
+    gives: ClassVar[Form | None] = None
+    """What it makes of it; None: the same form."""
+    learns: ClassVar[bool] = False
+    """Whether it needs samples to learn from."""
+    compiles: ClassVar[bool] = False
+    """Whether the first call of the result includes a compilation."""
 
-    @property
-    def compiles(self) -> bool:
-        """Whether the first call of the result includes a compilation."""
-        return False
+    def why_not_after(self, form: Form) -> str:
+        """Why it cannot be applied to a model of `form`, which is not among those it takes."""
+        return f"it changes {self.changes}, and after {_MADE[form]}"
+
+    def unavailable(self, context: Context) -> str | None:
+        """Say what the device, the samples or an installation lacks for it, or None; asked of every step before anything is copied."""
+        if self.learns and context.train is None:
+            return "it learns, and there is nothing to learn from: give training samples, Study(model, x, train=(inputs, labels)) or train=inputs"
+        return None
 
     def eligible(self, model: nn.Module) -> tuple[str, ...]:
         """Names of the layers in `model` that `apply` would change."""
         return tuple(weight_layers(model))
 
-    def check(self, model: nn.Module, call: Call, device: torch.device) -> str | None:
-        """Say why the technique is not possible here, or None; asked before anything is copied."""
-        if self.eligible(model):
-            return None
+    def check(self, model: nn.Module, context: Context) -> str | None:
+        """Say why the technique is not possible on `model`, as earlier steps leave it, or None."""
+        lacking = self.unavailable(context)
+        if lacking is not None or self.eligible(model):
+            return lacking
         num_layers = len(weight_layers(model))
         if num_layers == 0:
             return f"it changes {self.changes}, and the model has no layer with weights"
         return f"0 of {num_layers} layers would be changed: it changes {self.changes} only"
 
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Change `model`, a private copy in eval mode, and return it or what is to be called in its place."""
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Change `model`, a private copy in eval mode, and return it or what is to be called in its place.
+
+        Called under `torch.no_grad`. What it did to single layers it writes into `context`; layers it does not name count as
+        changed where they are `eligible`.
+        """
         raise NotImplementedError
 
+    def why_left(self, name: str, layer: nn.Module) -> str:
+        """Why a layer with weights is not eligible."""
+        return f"a {type(layer).__name__}: {self.changes} are changed"
+
     def causes(self, model: nn.Module, batch_size: int, device: torch.device) -> tuple[str, ...]:
-        """What is known to keep this technique from being faster here: one sentence each."""
+        """What is known to keep this technique from being faster here: one sentence each. `model` is the one it was applied to."""
         return ()
 
     def coverage(self, model: nn.Module) -> Coverage:
-        """How much of `model`, not yet changed, `apply` would change."""
-        layers = weight_layers(model)
-        changed = set(self.eligible(model))
-        sizes = {name: sum(p.numel() for p in layer.parameters(recurse=False)) for name, layer in layers.items()}
-        total = sum(sizes.values())
-        share = sum(size for name, size in sizes.items() if name in changed) / total if total else 0.0
-        return Coverage(num_changed=len(changed), num_layers=len(layers), weight_share=share)
+        """How much of `model`, not yet changed, `apply` would change at most."""
+        layers, eligible = weight_layers(model), self.eligible(model)
+        shares = weight_shares(layers)
+        return Coverage(num_changed=len(eligible), num_layers=len(layers), weight_share=min(1.0, sum(shares[name] for name in eligible)))
 
+
+_MADE: dict[Form, str] = {
+    "weights": "the steps before there are plain weights",
+    "cast": "a cast to 16 bits there are no full-precision weights left to work on",
+    "quantized": "quantisation the weights are no plain numbers any more",
+    "graph": "an exported quantised graph there are no layers any more",
+    "compiled": "a runtime took the model over there is nothing left that could be changed",
+}
 
 TECHNIQUES: Registry[type[Technique]] = Registry("technique", "aimass_lab.compression")
+
+
+def make_technique(name: str, options: Mapping[str, OptionValue] | None = None) -> Technique:
+    """Make the technique called `name`.
+
+    Args:
+        name: Of a member of `TECHNIQUES`.
+        options: Field -> value; text is read by the field's type, ``"none"`` is None where a field allows it.
+
+    Raises:
+        UnknownNameError: there is no such technique.
+        InputError: there is no such option, or a value that it cannot have.
+        MissingPackageError: the technique needs a package that is not installed.
+    """
+    member = TECHNIQUES[name]
+    technique = member(**read_options(member, name, options or {}))
+    for package in technique.requires:
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
+            raise MissingPackageError(package, f"technique {name!r}")
+    return technique
+
+
+def weight_shares(layers: Mapping[str, nn.Module]) -> dict[str, float]:
+    """Share of the elements of all weights that lies in each layer."""
+    sizes = {name: sum(p.numel() for p in layer.parameters(recurse=False)) for name, layer in layers.items()}
+    total = sum(sizes.values())
+    return {name: size / total if total else 0.0 for name, size in sizes.items()}
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -117,122 +256,3 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
         and not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear)
         and type(layer.weight) in (nn.Parameter, torch.Tensor)
     }
-
-
-# --- options -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Option:
-    """One field of a technique, as a form shows it."""
-
-    name: str
-    kind: str
-    """``"bool"``, ``"int"``, ``"float"``, ``"str"`` or ``"choice"``."""
-    default: OptionValue
-    choices: tuple[OptionValue, ...]
-    """The values there are, for a choice."""
-    optional: bool
-    """Whether None is a value."""
-    text: str
-    """The field's own documentation."""
-
-
-def describe_options(member: type[Technique]) -> tuple[Option, ...]:
-    """List the options of a technique in the order of its fields."""
-    texts = _field_texts(member)
-    hints = get_type_hints(member)
-    options = []
-    for field in dataclasses.fields(member):
-        kind, optional, choices = _read_type(hints[field.name])
-        default = cast(OptionValue, field.default)  # every option has one
-        text = texts.get(field.name, "")
-        options.append(Option(name=field.name, kind=kind, default=default, choices=choices, optional=optional, text=text))
-    return tuple(options)
-
-
-def make_technique(name: str, options: Mapping[str, OptionValue] | None = None) -> Technique:
-    """Make the technique called `name`.
-
-    Args:
-        name: Of a member of `TECHNIQUES`.
-        options: Field -> value; text is read by the field's type, ``"none"`` is None where a field allows it.
-
-    Raises:
-        UnknownNameError: there is no such technique.
-        InputError: there is no such option, or a value that it cannot have.
-        MissingPackageError: the technique needs a package that is not installed.
-    """
-    member = TECHNIQUES[name]
-    known = {option.name: option for option in describe_options(member)}
-    values = {}
-    for key, value in (options or {}).items():
-        if key not in known:
-            there_are = f"options of {name}: {', '.join(known)}" if known else f"{name} has no options"
-            raise InputError(f"{name} has no option {key!r}", help=there_are)
-        values[key] = _read_value(name, known[key], value)
-    technique = member(**values)
-    for package in technique.requires:
-        if importlib.util.find_spec(package.replace("-", "_")) is None:
-            raise MissingPackageError(package, f"technique {name!r}")
-    return technique
-
-
-def changed_options(technique: Technique) -> dict[str, OptionValue]:
-    """The options of `technique` that differ from their defaults."""
-    return {f.name: getattr(technique, f.name) for f in dataclasses.fields(technique) if getattr(technique, f.name) != f.default}
-
-
-def _read_type(hint: Any) -> tuple[str, bool, tuple[OptionValue, ...]]:
-    optional = False
-    if get_origin(hint) in (Union, types.UnionType):
-        members = [arg for arg in get_args(hint) if arg is not type(None)]
-        optional = len(members) < len(get_args(hint))
-        (hint,) = members
-    if get_origin(hint) is Literal:
-        return "choice", optional, get_args(hint)
-    if hint not in (bool, int, float, str):
-        raise TypeError(f"an option of a technique cannot be of type {hint!r}")
-    return hint.__name__, optional, ()
-
-
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-
-
-def _read_value(technique: str, option: Option, value: OptionValue) -> OptionValue:
-    if option.optional and (value is None or (isinstance(value, str) and value.lower() == "none")):
-        return None
-    wanted = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text"}.get(option.kind)
-    if option.kind == "choice":
-        wanted = " or ".join(str(choice) for choice in option.choices)
-        for choice in option.choices:
-            if value == choice or str(value) == str(choice):
-                return choice
-    elif option.kind == "bool":
-        word = value if isinstance(value, bool) else _WORDS.get(str(value).lower())
-        if word is not None:
-            return word
-    elif option.kind == "str" and isinstance(value, str):
-        return value
-    elif option.kind in ("int", "float") and not isinstance(value, bool) and value is not None:
-        try:
-            number = float(value) if option.kind == "float" else int(str(value))
-        except ValueError:
-            number = None
-        if number is not None:
-            return number
-    also = " or none" if option.optional else ""
-    raise InputError(f"option {option.name!r} of {technique} is {value!r}, not {wanted}{also}")
-
-
-def _field_texts(member: type[Technique]) -> dict[str, str]:
-    """Field -> the string that stands under it in the source."""
-    texts: dict[str, str] = {}
-    for part in reversed([c for c in member.__mro__ if dataclasses.is_dataclass(c)]):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
-        assert isinstance(tree, ast.ClassDef)
-        for statement, following in zip(tree.body, tree.body[1:], strict=False):
-            text = following.value.value if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) else None
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and isinstance(text, str):
-                texts[statement.target.id] = inspect.cleandoc(text)
-    return texts

@@ -1,18 +1,18 @@
-"""What a technique or a dtype would change, before it is applied: the same call with its operators priced anew."""
+"""What a recipe or a dtype would change, before it is applied: the same call with its operators priced anew."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from ..compression.base import make_technique
+from ..compression.base import Context, Technique, make_technique
 from ..errors import UnsupportedError
-from ..records import Note, Number
+from ..recipe import read_recipe
+from ..records import ORIGINAL, Note, Number, Step
 from ..tracing.trace import Row, Trace, trace_call
 from ..workload import Workload
 from .calibration import ITEM_BYTES
@@ -21,9 +21,8 @@ from .target import TargetDevice, find_target, predict_on_device
 DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 """dtypes that may be asked for by torch's own word."""
 
-HALF_WIDTHS = {"bf16": 0.4, "fp16": 0.4, "int8_dynamic": 0.7, "int8_weight_only": 0.5, "compile": 0.5, "channels_last": 0.3, "none": 0.0}
+HALF_WIDTHS = {"bf16": 0.4, "fp16": 0.4, "int8_dynamic": 0.7, "int8_weight_only": 0.5, "compile": 0.5, "channels_last": 0.3}
 """Half of the band of each ratio on a logarithmic scale: set by hand from a few trials, not fitted."""
-OTHER_HALF_WIDTH = 0.7
 SLOW_KERNELS = 0.4
 """What is added where the attached device has no instructions for the type."""
 
@@ -43,7 +42,7 @@ LIGHT = ("elementwise", "norm", "copy", "reduction")
 
 @dataclass(frozen=True)
 class Effect:
-    """What one technique is predicted to change; nothing of it was measured."""
+    """What a recipe is predicted to change; nothing of it was measured."""
 
     technique: str
     device: str
@@ -71,47 +70,62 @@ class _Changed:
 
 
 def predict_effect(workload: Workload, technique: str, device: str | None = None, *, batch_size: int | None = None) -> Effect:
-    """Predict weights, peak memory and latency under `technique` without applying it.
+    """Predict weights, peak memory and latency under a recipe without applying it.
 
     The rows of one trace are changed as the technique would change the operators, and priced as the original ones are;
     what errs in both cancels in the ratio, the rest is in its band.
 
     Args:
         workload: Model and example inputs; the model may lie on the meta device.
-        technique: A technique's name, or a dtype by torch's word: ``"bfloat16"``, ``"float16"``.
+        technique: A recipe of techniques that change how operators run, at most one of them their precision: ``"bf16"``,
+            ``"int8_dynamic + compile"``; or a dtype by torch's word: ``"bfloat16"``, ``"float16"``.
         device: As for `estimate_demand`.
         batch_size: Items per call; those of the inputs if not given.
 
     Raises:
         UnknownNameError: no such technique or device.
-        UnsupportedError: the technique changes nothing in this model, or a rate of the device is unknown.
+        UnsupportedError: a technique changes nothing in this model, or what it changes is not known before it is applied (shapes, values), or a
+            rate of the device is unknown.
         ModelError: the model raises on these inputs.
     """
-    name = DTYPES.get(technique, technique)
-    member = make_technique(name)
+    recipe = read_recipe(DTYPES.get(technique, technique))
+    members = _predictable(recipe.steps, workload)
     target = find_target(device, workload)
-    changed_layers = member.eligible(workload.model)
-    if name != "none" and not changed_layers:
-        raise UnsupportedError(f"{name} would change nothing in {workload.name}: it changes {member.changes} only")
     trace = trace_call(workload.model, workload.call, batch_size=batch_size)
     dtype = workload.info().dtype
     before = predict_on_device(trace, target, dtype)
-    change = _CHANGES.get(name, _unchanged)
-    changed = change(trace, workload.model, set(changed_layers), dtype)
+    changed = _Changed(trace, dtype, trace.weight_bytes)
+    for name, member in members.items():
+        layers = set(member.eligible(workload.model))
+        changed = _CHANGES[name](changed, workload.model, layers)
     after = predict_on_device(changed.trace, target, changed.dtype)
-    notes, doubt = _notes(member, name, workload, target, trace.batch_size)
-    ratio = _ratio(name, before, after, doubt)
+    notes, doubt = _notes(members, workload, target, trace.batch_size)
+    ratio = _ratio(recipe.name, tuple(members), before, after, doubt)
     return Effect(
-        technique=name, device=target.name, batch_size=trace.batch_size, weight_bytes=_weights(changed), peak_memory_bytes=_peak(changed, target),
+        technique=recipe.name, device=target.name, batch_size=trace.batch_size, weight_bytes=_weights(changed), peak_memory_bytes=_peak(changed, target),
         latency=_latency(before, ratio), latency_ratio=ratio, notes=notes,
     )  # fmt: skip
 
 
-def _ratio(name: str, before: Number, after: Number, doubt: float) -> Number:
-    value = 1.0 if name == "none" else after.value / before.value
-    half = HALF_WIDTHS.get(name, OTHER_HALF_WIDTH) + doubt
+def _predictable(steps: tuple[Step, ...], workload: Workload) -> dict[str, Technique]:
+    members = {step.technique: make_technique(step.technique, step.options) for step in steps}
+    for name, member in members.items():
+        if name not in _CHANGES:
+            help = "trial applies it to a copy and measures; a copy that was tried is predicted from what it has become"
+            raise UnsupportedError(f"what {name} makes of {workload.name} is not known before it is applied", help=help)
+        if not member.eligible(workload.model):
+            raise UnsupportedError(f"{name} would change nothing in {workload.name}: it changes {member.changes} only")
+    precisions = [name for name in members if name in PRECISIONS]
+    if len(precisions) > 1:
+        raise UnsupportedError(f"{' and '.join(precisions)} one upon the other are not predicted", help="predict one of them, or try both: trial measures")
+    return members
+
+
+def _ratio(recipe: str, names: tuple[str, ...], before: Number, after: Number, doubt: float) -> Number:
+    value = 1.0 if recipe == ORIGINAL else after.value / before.value
+    half = sum(HALF_WIDTHS[name] for name in names) + doubt
     return Number(
-        value=value, unit="ratio", source="estimated", method=f"predicted effect of {name}: operators priced anew; {after.method}",
+        value=value, unit="ratio", source="estimated", method=f"predicted effect of {recipe}: operators priced anew; {after.method}",
         interval=(value * math.exp(-half), value * math.exp(half)), interval_kind="band of techniques' effects, set by hand",
         environment=after.environment, quality=after.quality,
     )  # fmt: skip
@@ -142,19 +156,21 @@ def _peak(changed: _Changed, target: TargetDevice) -> Number:
     )  # fmt: skip
 
 
-def _notes(member: Any, name: str, workload: Workload, target: TargetDevice, batch_size: int) -> tuple[tuple[Note, ...], float]:
+def _notes(members: dict[str, Technique], workload: Workload, target: TargetDevice, batch_size: int) -> tuple[tuple[Note, ...], float]:
     """What speaks against the effect, and what that adds to the band."""
     if target.attached is None:
         return (), 0.0
-    why_not = member.check(workload.model, workload.call, target.attached)
-    notes = [Note(code="effect:not-possible", text=why_not)] if why_not else []
-    causes = member.causes(workload.model, batch_size, target.attached)
-    notes += [Note(code="effect:cause", text=cause) for cause in causes]
-    slow = not fast_kernels(name, target.attached)
-    if slow:
-        text = f"{target.name} has no instructions for what {name} computes in: it may well be slower, and the band is wider"
-        notes.append(Note(code="effect:slow-kernels", text=text))
-    return tuple(notes), SLOW_KERNELS if slow else 0.0
+    context = replace(Context.of(workload), device=target.attached)
+    notes, doubt = [], 0.0
+    for name, member in members.items():
+        why_not = member.check(workload.model, context)
+        notes += [Note(code="effect:not-possible", text=why_not)] if why_not else []
+        notes += [Note(code="effect:cause", text=cause) for cause in member.causes(workload.model, batch_size, target.attached)]
+        if not fast_kernels(name, target.attached):
+            text = f"{target.name} has no instructions for what {name} computes in: it may well be slower, and the band is wider"
+            notes.append(Note(code="effect:slow-kernels", text=text))
+            doubt = SLOW_KERNELS
+    return tuple(notes), doubt
 
 
 def fast_kernels(technique: str, device: torch.device) -> bool:
@@ -183,12 +199,13 @@ def _processor_flags() -> frozenset[str] | None:
 # --- what each technique makes of the rows
 
 
-def _unchanged(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
-    return _Changed(trace, dtype, trace.weight_bytes)
+def _unchanged(found: _Changed, model: nn.Module, layers: set[str]) -> _Changed:
+    return found
 
 
-def _sixteen(word: str) -> Callable[[Trace, nn.Module, set[str], str], _Changed]:
-    def change(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
+def _sixteen(word: str) -> Callable[[_Changed, nn.Module, set[str]], _Changed]:
+    def change(found: _Changed, model: nn.Module, layers: set[str]) -> _Changed:
+        trace = found.trace
         weights = sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in _state(model))
         rows = tuple(_resized(row, 2 / ITEM_BYTES.get(row.dtype, 4))._replace(dtype=word) if row.dtype else row for row in trace.rows)
         casts = tuple(_light(row, 0, 0) for row in trace.rows[:1] * CASTS)
@@ -202,7 +219,8 @@ def _resized(row: Row, factor: float) -> Row:
     return row._replace(**{name: round(getattr(row, name) * factor) for name in names})
 
 
-def _int8_dynamic(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
+def _int8_dynamic(found: _Changed, model: nn.Module, layers: set[str]) -> _Changed:
+    trace, dtype = found.trace, found.dtype
     weights, sizes = _eight_bit_weights(model, layers)
     rows: list[Row] = []
     for row in trace.rows:
@@ -218,7 +236,8 @@ def _int8_dynamic(trace: Trace, model: nn.Module, layers: set[str], dtype: str) 
     return _Changed(replace(trace, rows=tuple(rows), weight_bytes=weights), dtype, weights)
 
 
-def _int8_weight_only(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
+def _int8_weight_only(found: _Changed, model: nn.Module, layers: set[str]) -> _Changed:
+    trace, dtype = found.trace, found.dtype
     weights, sizes = _eight_bit_weights(model, layers)
     rows: list[Row] = []
     largest = 0
@@ -232,16 +251,16 @@ def _int8_weight_only(trace: Trace, model: nn.Module, layers: set[str], dtype: s
     return _Changed(replace(trace, rows=tuple(rows), weight_bytes=weights), dtype, weights, largest)
 
 
-def _compiled(trace: Trace, model: nn.Module, layers: set[str], dtype: str) -> _Changed:
+def _compiled(found: _Changed, model: nn.Module, layers: set[str]) -> _Changed:
     rows: list[Row] = []
-    for row in trace.rows:
+    for row in found.trace.rows:
         if row.family in LIGHT and rows and rows[-1].family in LIGHT:
             # One kernel for a run of light operators: what passes from one to the next stays in registers.
             last = rows[-1]
             rows[-1] = last._replace(bytes_read=last.bytes_read + max(0, row.bytes_read - last.bytes_written), bytes_written=row.bytes_written)
         else:
             rows.append(row)
-    return _Changed(replace(trace, rows=tuple(rows)), dtype, trace.weight_bytes)
+    return replace(found, trace=replace(found.trace, rows=tuple(rows)))
 
 
 def _light(row: Row, bytes_read: float, bytes_written: float) -> Row:
@@ -269,10 +288,12 @@ def _state(model: nn.Module) -> list[torch.Tensor]:
     return list({id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
 
 
-_CHANGES: dict[str, Callable[[Trace, nn.Module, set[str], str], _Changed]] = {
+_CHANGES: dict[str, Callable[[_Changed, nn.Module, set[str]], _Changed]] = {
     "bf16": _sixteen("bfloat16"),
     "fp16": _sixteen("float16"),
     "int8_dynamic": _int8_dynamic,
     "int8_weight_only": _int8_weight_only,
     "compile": _compiled,
+    "channels_last": _unchanged,
 }
+PRECISIONS = ("bf16", "fp16", "int8_dynamic", "int8_weight_only")

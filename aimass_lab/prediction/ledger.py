@@ -12,6 +12,7 @@ import msgspec
 
 from ..headlines import format_number
 from ..records import (
+    ORIGINAL,
     Basis,
     Demand,
     LedgerEntry,
@@ -137,14 +138,15 @@ def measurements_of(record: Record, *, technique: str = "none") -> list[Measured
             found.append(Measured(point.batch_size, technique, "latency", point.latency_p50))
             if point.peak_memory_bytes is not None:
                 found.append(Measured(point.batch_size, technique, "memory", point.peak_memory_bytes))
-    elif isinstance(record, TrialResult) and not record.setting.options:
-        name, size = record.setting.technique, record.batch_size
-        found = [
-            Measured(size, "none", "latency", record.latency_original),
-            Measured(size, name, "latency", record.latency_variant),
-            Measured(size, name, "speedup", record.speedup),
-            Measured(size, name, "size", record.size_bytes),
-        ]
+    elif isinstance(record, TrialResult) and record.setting.threads is None and record.setting.instances == 1:
+        name = record.setting.recipe.name
+        for tried in record.points:
+            found += [
+                Measured(tried.batch_size, ORIGINAL, "latency", tried.latency_original),
+                Measured(tried.batch_size, name, "latency", tried.latency_variant),
+                Measured(tried.batch_size, name, "speedup", tried.speedup),
+                Measured(tried.batch_size, name, "size", record.size_bytes),
+            ]
     return [m for m in found if m.number.quality == "ok" and m.number.weakest_source == "measured" and m.number.value > 0]
 
 

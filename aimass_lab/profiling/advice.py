@@ -83,8 +83,9 @@ def without_disproved(profile: Profile, trials: Iterable[TrialResult]) -> Profil
         profile: With its advice.
         trials: What was tried; of several trials of a technique the last one counts.
     """
-    verdicts = {t.setting.technique: t.verdict for t in trials if (t.model.digest, t.environment.device) == (profile.model.digest, profile.environment.device)}
-    kept = tuple(a for a in profile.advice if verdicts.get(a.technique, "faster") == "faster")
+    here = (profile.model.digest, profile.environment.device)
+    verdicts = {t.setting.recipe.name: t.verdict for t in trials if (t.model.digest, t.environment.device) == here}
+    kept = tuple(a for a in profile.advice if verdicts.get(a.technique, "faster") in ("faster", "mixed"))
     return profile if kept == profile.advice else msgspec.structs.replace(profile, advice=kept)
 
 

@@ -17,10 +17,11 @@ from .prediction import Ledger, Prediction
 from .profile import CellProfile, ColdStart, Profile
 from .readings import Readings
 from .resources import ResourceDemand
+from .search import SearchResult
 from .sequence import SequenceDemand
 from .spec import ServingSpec
 from .trace import TraceSummary
-from .trial import SearchResult, TrialResult
+from .trial import HeldVariants, TrialResult
 
 AnyRecord = (
     Environment
@@ -32,6 +33,7 @@ AnyRecord = (
     | SequenceDemand
     | ResourceDemand
     | TrialResult
+    | HeldVariants
     | SearchResult
     | Plan
     | Prediction

@@ -15,7 +15,7 @@ Source = Literal["measured", "user", "datasheet", "derived", "estimated", "assum
 
 Unit = Literal[
     "s", "B", "B/s", "FLOP", "FLOP/s", "FLOP/B", "item", "item/s", "request", "request/s", "replica", "core", "device",
-    "worker", "parameter", "layer", "ratio", "Hz", "W", "J", "°C", "USD/h", "USD/month", "USD/GB", "op", "op/s",
+    "worker", "parameter", "layer", "ratio", "Hz", "W", "J", "°C", "USD/h", "USD/month", "USD/GB", "USD/item", "point", "op", "op/s",
     "token", "token/s", "s/FLOP", "s/B",
 ]  # fmt: skip
 """Base units only; people's units are made in `aimass_lab.units`."""

@@ -8,7 +8,7 @@ import msgspec
 
 from .model import Environment, ModelInfo
 from .number import Note, Number, Record
-from .trial import Setting
+from .recipe import Recipe
 
 
 class ServingSpec(Record, frozen=True, kw_only=True, tag="serving_spec"):
@@ -18,7 +18,7 @@ class ServingSpec(Record, frozen=True, kw_only=True, tag="serving_spec"):
     name: str
     """DNS label: lower-case letters, digits and hyphens."""
     model: ModelInfo
-    setting: Setting
+    recipe: Recipe
     environment: Environment | None = None
     device: str
     accelerators: Number

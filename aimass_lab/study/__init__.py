@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import ORIGINAL, StudyState, no_progress
+from .base import StudyState, no_progress
 
 # Verbs are listed in the order in which these files are read: that of the work.
 # isort: off
@@ -12,7 +12,7 @@ from .trying import Trying
 from .shipping import Shipping
 # isort: on
 
-__all__ = ["ORIGINAL", "Study", "StudyState", "no_progress"]
+__all__ = ["Study", "StudyState", "no_progress"]
 
 
 class Study(Measuring, Estimating, Trying, Shipping):
@@ -27,6 +27,8 @@ class Study(Measuring, Estimating, Trying, Shipping):
         data: Labelled data, ``(inputs, labels)``.
         metric: ``metric(outputs, labels) -> float``, higher is better.
         loss: ``loss(outputs, labels) -> scalar tensor``.
+        train: Samples to learn from and to calibrate with: ``(inputs, labels)`` or inputs alone; never judged on.
+        students: Smaller networks by name, to distil the model into.
         batch_axis: The axis that counts the items.
         name: What to call the model.
         store: The history's file; by default ``$AIMASS_STORE`` or the user's data folder.

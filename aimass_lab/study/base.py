@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InputError, StoreError
-from ..records import BatchPoint, Profile, Record, Setting
+from ..recipe import read_recipe
+from ..records import ORIGINAL, BatchPoint, HeldVariants, Profile, Recipe, Record
 from ..store import Store
 from ..verbs import Progress
 from ..workload import Workload
+from .held import held_variants
 
 if TYPE_CHECKING:
     import torch
@@ -18,10 +21,6 @@ if TYPE_CHECKING:
     from ..trial import Variant
 
 R = TypeVar("R", bound=Record)
-
-ORIGINAL = "none"
-"""The technique that changes nothing: what is served is the model itself."""
-
 
 def no_progress(share: float, text: str) -> None:
     """The progress of who does not want to know."""
@@ -38,16 +37,20 @@ class StudyState:
         data: tuple[Any, torch.Tensor] | None = None,
         metric: Any = None,
         loss: Any = None,
+        train: Any = None,
+        students: Mapping[str, nn.Module] | None = None,
         batch_axis: int = 0,
         name: str | None = None,
         store: Store | Path | str | None = None,
     ) -> None:
         if isinstance(model, Workload):
-            if inputs is not None or data is not None or metric is not None or loss is not None:
+            if any(given is not None for given in (inputs, data, metric, loss, train, students)):
                 raise InputError("a Workload already has its inputs and data", help="Study(workload), or Study(model, inputs, ...)")
             self.workload = model
         else:
-            self.workload = Workload(model, inputs, data=data, metric=metric, loss=loss, batch_axis=batch_axis, name=name)
+            self.workload = Workload(
+                model, inputs, data=data, metric=metric, loss=loss, train=train, students=students, batch_axis=batch_axis, name=name
+            )  # fmt: skip
         self.store = store if isinstance(store, Store) else Store(store)
         self.results: list[Record] = []
         """Everything found so far, oldest first."""
@@ -63,23 +66,87 @@ class StudyState:
         return self.workload.model
 
     def variant(self, name: str) -> nn.Module:
-        """The copy that a trial made, to be called like the model.
+        """The copy that a trial made, to be called like the model, beside it, as often as you like.
 
         Args:
-            name: The technique, with the options that were given: ``"bf16"``, ``"int8_dynamic(compile=true)"``.
+            name: The recipe that was tried, however it is spaced: ``"bf16"``, ``"low_rank(ratio=0.5) + int8_dynamic"``.
 
         Raises:
-            InputError: this study did not try it, or undid it.
+            InputError: this study did not try it, or released it.
         """
-        if name not in self._variants:
-            tried = ", ".join(self._variants) or "none yet"
-            raise InputError(f"{name!r} was not tried in this study, or was undone", help=f"tried: {tried}; study.trial(...) makes one")
-        return self._variants[name].model
+        return self._tried(name).model
+
+    def recipe(self, name: str) -> Recipe:
+        """What made the copy that is called `name`: to be written down with `aimass_lab.recipe.write_recipe`.
+
+        Raises:
+            InputError: this study did not try it, or released it.
+        """
+        return self._tried(name).recipe
 
     @property
-    def variants(self) -> tuple[str, ...]:
-        """Names of the copies that are held, oldest first."""
-        return tuple(self._variants)
+    def variants(self) -> HeldVariants:
+        """The copies that are in memory, oldest first, with the memory that `release` would give back."""
+        return held_variants(self.workload.name, self._variants.values(), self.results)
+
+    def release(self, name: str | None = None) -> int:
+        """Forget a copy and give its memory back; it cannot be called any more, and the model itself is not touched.
+
+        Args:
+            name: The recipe that was tried; all copies if not given.
+
+        Returns:
+            Bytes of the weights that were given back.
+
+        Raises:
+            InputError: this study did not try it, or released it.
+        """
+        names = list(self._variants) if name is None else [self._tried(name).name]
+        return sum(self._release(name) for name in names)
+
+    def undo(self) -> str | None:
+        """Release the copy that was made last.
+
+        Returns:
+            Its name; None when there is nothing to undo.
+        """
+        if not self._variants:
+            return None
+        name = next(reversed(self._variants))
+        self._release(name)
+        return name
+
+    def _release(self, name: str) -> int:
+        variant = self._variants.pop(name)
+        variant.release()
+        if name != ORIGINAL:
+            self._profiles.pop(name, None)
+        return variant.size_bytes
+
+    def _variant_of(self, recipe: Recipe) -> Variant:
+        """The copy that `recipe` made, or a new one where there is none, or where the model was trained since."""
+        from ..trial import apply_recipe
+
+        held = self._variants.get(recipe.name)
+        if held is not None and held.recipe == recipe and held.original_digest == self.workload.info().digest:
+            return held
+        return apply_recipe(self.workload, recipe, progress=self.progress)
+
+    def _take_over(self, variant: Variant) -> None:
+        """Keep `variant` as the newest one; an older one of the same name is released."""
+        held = self._variants.pop(variant.name, None)
+        if held is not None and held is not variant:
+            held.release()
+            if variant.name != ORIGINAL:
+                self._profiles.pop(variant.name, None)
+        self._variants[variant.name] = variant
+
+    def _tried(self, name: str) -> Variant:
+        known = read_recipe(name).name
+        if known not in self._variants:
+            tried = "; ".join(self._variants) or "none yet"
+            raise InputError(f"{name!r} was not tried in this study, or was released", help=f"tried: {tried}; study.trial(...) makes one")
+        return self._variants[known]
 
     def _keep(self, verb_name: str, record: R, *, technique: str = ORIGINAL) -> R:
         info = self.workload.info()
@@ -123,20 +190,17 @@ class StudyState:
 
     def _served(self, technique: str) -> Workload:
         """The original, or a copy to be served in its place: the one that a trial made, or a new one."""
-        if technique == ORIGINAL:
+        recipe = read_recipe(technique)
+        if not recipe.steps:
             return self.workload
-        if technique not in self._variants and "(" not in technique:  # with options, only a trial makes one
-            from ..trial import apply_setting
+        if recipe.name not in self._variants:
+            self._take_over(self._variant_of(recipe))
+        return Workload(self._variants[recipe.name].model, self.workload.call, name=self.workload.name)
 
-            self._variants[technique] = apply_setting(self.workload, Setting(technique=technique))
-        return Workload(self.variant(technique), self.workload.call, name=self.workload.name)
-
-    def _setting(self, technique: str) -> Setting:
+    def _recipe(self, technique: str) -> Recipe:
         """What makes the copy that is called `technique`."""
-        if technique == ORIGINAL:
-            return Setting(technique=ORIGINAL)
-        self._served(technique)
-        return self._variants[technique].setting
+        name = read_recipe(technique).name
+        return self._variants[name].recipe if name in self._variants else read_recipe(technique)
 
     def _measured_ladder(self, technique: str) -> tuple[BatchPoint, ...]:
         """By batch size, from the newest profile of what is served; from a new one if there is none."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..network.strategies import Strategy
-from ..records import Demand, NetworkDemand, Prediction, ResourceDemand, SequenceDemand
+from ..records import ORIGINAL, Demand, NetworkDemand, Prediction, ResourceDemand, SequenceDemand
 from ..units import parse_rate, parse_seconds
 from ..verbs import Bandwidth, Rate, Seconds, verb
-from .base import ORIGINAL, StudyState
+from .base import StudyState
 
 
 class Estimating(StudyState):
@@ -178,13 +178,15 @@ class Estimating(StudyState):
         Args:
             batch: Items per call; may be repeated. If not given, sizes between and beyond the measured ones.
             device: Attached device or name of the catalogue; where the model is if not given.
-            technique: What the model would be changed by: measured if a trial made that copy, else a predicted effect.
+            technique: What the model would be changed by, a technique or a recipe: measured if a trial made that copy, else a predicted effect.
         """
         from ..prediction.by_rates import predict_by_rates
+        from ..prediction.effects import DTYPES
         from ..prediction.predict import predict_from_profile, with_effect
 
         sizes = tuple(batch or ())
         here = device in (None, self._environment_device()) and self.workload.torch_device.type != "meta"
+        technique = self._recipe(DTYPES.get(technique, technique)).name
         tried = technique in self._variants
         base = ORIGINAL if technique != ORIGINAL and not (here and tried) else technique
         if here:

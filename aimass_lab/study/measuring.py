@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..records import ColdStart, Profile, TraceSummary, TrialResult
+from ..records import ORIGINAL, ColdStart, Profile, TraceSummary, TrialResult
 from ..units import parse_seconds
 from ..verbs import Seconds, verb
-from .base import ORIGINAL, StudyState
+from .base import StudyState
 
 if TYPE_CHECKING:
     from ..profiling.traces_tensorboard import TensorBoard

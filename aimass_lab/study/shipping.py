@@ -8,12 +8,12 @@ import msgspec
 
 from ..errors import InputError
 from ..headlines import format_number
-from ..records import BatchPoint, Bundle, Environment, Number, Plan, ServingSpec
+from ..records import ORIGINAL, BatchPoint, Bundle, Environment, Number, Plan, ServingSpec
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
 from ..verbs import Rate, Seconds, verb
 from ..workload import Workload
-from .base import ORIGINAL, StudyState
+from .base import StudyState
 
 
 class Shipping(StudyState):
@@ -42,7 +42,7 @@ class Shipping(StudyState):
             rate: Requests per second, such as 400 or 24000/min.
             p99: Latency that 99 % of the requests must stay under, such as 50ms.
             device: Device to consider; may be repeated. The attached one if not given.
-            technique: What to serve instead of the original: a technique, or the name of a copy that a trial made.
+            technique: What to serve instead of the original: a technique, or a recipe such as 'low_rank(ratio=0.5) + int8_dynamic'.
             price: Price of a device, as name=USD per hour; may be repeated.
             burst: Rate of bursts over the rate between them; 1 is a Poisson stream.
             headroom: Spare share of the rate to plan for: 0.2 plans for 1.2 times the rate.
@@ -51,6 +51,7 @@ class Shipping(StudyState):
         """
         from ..planning import make_plan
 
+        technique = self._recipe(technique).name
         target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom)
         here = self._environment_device()
         names = tuple(device or (here,))
@@ -89,7 +90,7 @@ class Shipping(StudyState):
             format: What to write it for: the name of an exporter, such as kubernetes or json.
             out: Folder for the files; shown instead of written if not given.
             device: Device to consider; may be repeated.
-            technique: What to serve instead of the original: a technique, or the name of a copy that a trial made.
+            technique: What to serve instead of the original: a technique, or a recipe such as 'low_rank(ratio=0.5) + int8_dynamic'.
             name: Name of the service; made from the model's if not given.
             image: Container image that runs the bundle.
         """
@@ -121,7 +122,7 @@ class Shipping(StudyState):
             out: Folder to write; it must not exist yet.
             rate: Requests per second that all replicas together must hold; chosen from what is measured if not given.
             p99: Latency that 99 % of the requests must stay under; promised from what is measured if not given.
-            technique: What to serve instead of the original: a technique, or the name of a copy that a trial made.
+            technique: What to serve instead of the original: a technique, or a recipe such as 'low_rank(ratio=0.5) + int8_dynamic'.
             name: Name of the service; made from the model's if not given.
             version: Version of the model that is served.
             force: Replace a bundle that is already there.
@@ -143,7 +144,7 @@ class Shipping(StudyState):
             latency_p99_s=None if p99 is None else parse_seconds(p99),
             name=name,
             version=version,
-            variant=None if technique == ORIGINAL else self._served(technique).model,
+            variant=None if self._recipe(technique).name == ORIGINAL else self._served(technique).model,
             force=force,
             progress=self.progress,
         )
@@ -156,6 +157,7 @@ class Shipping(StudyState):
             InputError: the target cannot be held.
         """
         target = make_target(rate, p99)
+        technique = self._recipe(technique).name
         plan = self._last(Plan)
         asked = (target.requests_per_s.value, target.latency_p99.value, technique)
         known = plan and (plan.target.requests_per_s.value, plan.target.latency_p99.value, plan.technique)
@@ -173,7 +175,7 @@ class Shipping(StudyState):
         return make_spec(
             plan,
             name=service,
-            setting=self._setting(plan.technique),
+            recipe=self._recipe(plan.technique),
             memory=replica_memory(self._peak_memory(plan), plan.model.weight_bytes),
             startup_time=startup_time(self._last(Bundle) if plan.device == self._environment_device() else None),
             environment=self._planned_environment(plan),

@@ -2,90 +2,156 @@
 
 from __future__ import annotations
 
-from ..records import SearchResult, Setting, TrialResult
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..errors import InputError
+from ..recipe import read_recipe
+from ..records import Recipe, SearchResult, TrialResult
 from ..units import parse_seconds
-from ..verbs import Seconds, verb
-from .base import ORIGINAL, StudyState
+from ..verbs import Bytes, Seconds, verb
+from .base import StudyState
+
+if TYPE_CHECKING:
+    from .searched import StudySearch
 
 
 class Trying(StudyState):
     """The verbs that change copies of the model and measure them beside it."""
 
+    _search: StudySearch | None = None
+
     @verb
-    def trial(self, technique: str, *, batch: int | None = None, option: dict[str, str] | None = None, seconds: Seconds = 6.0) -> TrialResult:
-        """Try one technique on a copy of the model, side by side with the original.
+    def trial(
+        self,
+        technique: str,
+        *,
+        batch: tuple[int, ...] | None = None,
+        threads: int | None = None,
+        instances: int = 1,
+        option: dict[str, str] | None = None,
+        seconds: Seconds = 6.0,
+    ) -> TrialResult:
+        """Try a technique, or a recipe of several, on a copy of the model, side by side with the original.
+
+        The copy stays in memory, to be called like the model: `study.variant(...)`. The technique 'none' changes nothing and is the control.
 
         Args:
-            technique: What to try: a name such as bf16, int8_dynamic or compile.
-            batch: Items per call; as many as the example inputs hold if not given.
-            option: Field of the technique, as name=value; may be repeated.
-            seconds: Time to spend on the comparison.
+            technique: What to try: a name such as bf16 or int8_dynamic, a recipe such as 'low_rank(ratio=0.5) + int8_dynamic', or its .yaml or .json file.
+            batch: Items per call, each with a verdict of its own; may be repeated. As many as the example inputs hold if not given.
+            threads: Threads of one call, on the CPU; as many as torch is set to if not given.
+            instances: Callers at the same time, in this process.
+            option: Field of a single technique, as name=value; may be repeated.
+            seconds: Time to spend on the comparison; changing the copy and compiling come on top.
         """
-        from ..trial import apply_setting, run_trial
+        from ..trial import run_trial
 
-        setting = Setting(technique=technique, options=dict(option or {}), batch_size=batch)
-        variant = apply_setting(self.workload, setting)
+        recipe = _with_options(read_recipe(technique), option)
+        sizes = (batch,) if isinstance(batch, int) else batch
+        variant = self._variant_of(recipe)
         try:
-            result = run_trial(self.workload, setting, variant=variant, budget_s=parse_seconds(seconds), progress=self.progress)
+            result = run_trial(
+                self.workload, recipe, variant=variant, batch_sizes=sizes, threads=threads, instances=instances, budget_s=parse_seconds(seconds),
+                progress=self.progress,
+            )  # fmt: skip
         except BaseException:
-            variant.release()  # the notebook keeps the traceback, and with it this frame
+            if variant is not self._variants.get(recipe.name):
+                variant.release()  # the notebook keeps the traceback, and with it this frame
             raise
-        name = technique + (f"({','.join(f'{k}={v}' for k, v in sorted(setting.options.items()))})" if setting.options else "")
-        self._variants[name] = variant
-        if name != ORIGINAL:
-            self._profiles.pop(name, None)
+        self._take_over(variant)
         return self._keep("trial", result)
 
     @verb
     def search(
         self,
         *,
-        technique: tuple[str, ...] | None = None,
+        recipe: tuple[str, ...] | None = None,
+        dtype: tuple[str, ...] | None = None,
+        runtime: tuple[str, ...] | None = None,
         batch: tuple[int, ...] | None = None,
-        sampler: str = "grid",
+        threads: tuple[int, ...] | None = None,
+        instances: tuple[int, ...] | None = None,
+        device: tuple[str, ...] | None = None,
+        vary: dict[str, str] | None = None,
+        space: str | None = None,
+        objective: tuple[str, ...] | None = None,
+        max_drop: float | None = None,
+        p99: Seconds | None = None,
+        memory: Bytes | None = None,
+        size: Bytes | None = None,
+        cost: float | None = None,
+        price: dict[str, str] | None = None,
+        sampler: str = "guided",
         trials: int | None = None,
         seconds: Seconds = 60.0,
         seed: int = 0,
+        resume: bool = False,
     ) -> SearchResult:
-        """Try many settings and mark those that no other beats.
+        """Search recipes, types, runtimes and ways of calling together, under limits, and mark what no other beats.
+
+        Every setting is measured beside the original. The best is kept in memory, to be called like the model: `study.variant(...)`. What was
+        found until now is `study.best_so_far`; an interrupt keeps it. Several processes may search at once: each begins with the same arguments
+        and resume, and no setting is tried twice.
 
         Args:
-            technique: Technique to try; may be repeated. All of them if not given.
-            batch: Batch size to try; may be repeated. That of the example inputs if not given.
-            sampler: How to choose the next setting: grid or random.
+            recipe: Recipe to try, such as 'low_rank(ratio=0.5) + int8_dynamic'; may be repeated. Those worth a look if not given, with types, runtimes and
+                batch sizes.
+            dtype: Type to cast to: float32, bfloat16 or float16; may be repeated.
+            runtime: What runs it: eager, or a last step such as compile or onnxruntime; may be repeated.
+            batch: Items per call; may be repeated.
+            threads: Threads of one call; may be repeated.
+            instances: Callers at the same time; may be repeated.
+            device: Device to consider; may be repeated. For those that are not here, speed is predicted for every recipe that was measured here.
+            vary: Values of an option, as STEP.option=value,value: recover.learning_rate=1e-4,3e-4; may be repeated.
+            space: A .yaml or .json file with the dimensions: a mapping of names to lists of values.
+            objective: What to make large or small: throughput, speedup, latency, latency_p99, drop, dissimilarity, size, memory or cost; may be
+                repeated, and the first decides what is best. Throughput and quality if not given.
+            max_drop: Largest loss of the metric, or of the outputs' similarity where there is no metric.
+            p99: Largest 99th percentile of a call's latency, such as 20ms.
+            memory: Most memory for the weights, such as 512MiB.
+            size: Most bytes of the weights on disk.
+            cost: Highest cost of a million items, in USD; needs a price.
+            price: Price of a device, as name=USD per hour; may be repeated.
+            sampler: How to choose the next setting: guided, tpe, gp, nsga2, cma_es, random or grid.
             trials: Most settings to try.
-            seconds: Time to spend in all.
+            seconds: Time to spend in all; the setting that is being tried then is finished.
             seed: Of samplers that draw lots.
+            resume: Go on with the newest search of this model over the same space, whoever began it.
         """
-        from ..compression.base import TECHNIQUES
-        from ..search import make_search_result, search
-        from ..trial import run_trial
+        from .searched import SearchRequest, StudySearch, limits_of, open_session, read_vary
 
-        for name in technique or ():
-            TECHNIQUES[name]
-        techniques = technique or tuple(name for name in TECHNIQUES if name != ORIGINAL)
-        space = {"technique": techniques, "batch_size": batch or (self.workload.call.batch_size,)}
-        outcome = search(
-            lambda setting: run_trial(self.workload, setting, budget_s=min(3.0, parse_seconds(seconds))),
-            space,
-            sampler=sampler,
-            budget_s=parse_seconds(seconds),
-            max_trials=trials,
-            seed=seed,
-            progress=self.progress,
+        counts = {"batch_size": batch, "threads": threads, "instances": instances}
+        words = {"recipe": recipe, "dtype": dtype, "runtime": runtime, "device": device}
+        limits, time_s = limits_of(max_drop, p99, memory, size, cost), parse_seconds(seconds)
+        request = SearchRequest({**words, **counts, **read_vary(vary)}, space, objective, limits, price, sampler, seed, time_s, resume)
+        with open_session(self.workload, max_drop) as session:
+            self._search = StudySearch(self.workload, request, session, self.store, self._environment_device())
+            result = self._search.run(seconds=time_s, trials=trials, progress=self.progress)
+            best = self._search.best_recipe(result)
+            variant = None if best is None else session.take(best)
+            if variant is not None:
+                self._take_over(variant)
+        return self._keep("search", result)
+
+    @property
+    def best_so_far(self) -> SearchResult | None:
+        """What the newest search of this study found until now, while it runs too; None where there was none."""
+        return None if self._search is None else self._search.result()
+
+
+def _with_options(recipe: Recipe, options: dict[str, str] | None) -> Recipe:
+    """The recipe with `options` set in its only step.
+
+    Raises:
+        InputError: it has none or several steps, or its technique has no such option or value.
+    """
+    if not options:
+        return recipe
+    if len(recipe.steps) != 1:
+        raise InputError(
+            f"options were given apart from the recipe {recipe.name!r}, which has {len(recipe.steps)} steps",
+            help="write them into the step they belong to: 'low_rank(ratio=0.5) + int8_dynamic'",
         )
-        return self._keep("search", make_search_result(self.workload.info(), sampler, outcome))
-
-    def undo(self) -> str | None:
-        """Forget the copy that the last trial made and give its memory back; the model itself was never touched.
-
-        Returns:
-            The name of what was forgotten; None when there is nothing to undo.
-        """
-        if not self._variants:
-            return None
-        name, variant = self._variants.popitem()
-        variant.release()
-        if name != ORIGINAL:
-            self._profiles.pop(name, None)
-        return name
+    (step,) = recipe.steps
+    return read_recipe(msgspec.structs.replace(recipe, steps=(msgspec.structs.replace(step, options={**step.options, **options}),)))

@@ -1,18 +1,22 @@
-"""A copy of a model with one technique applied."""
+"""A copy of a model with a recipe applied."""
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..compression.base import Coverage, Technique, changed_options, make_technique
+from ..compression.base import Context, Progress, Technique, weight_layers, weight_shares
 from ..errors import AimassError, DoesNotFitError, ModelError, UnsupportedError
-from ..preserve import COPY_LIMIT_BYTES
-from ..records import Setting
+from ..preserve import COPY_LIMIT_BYTES, preserved
+from ..quiet import import_quietly
+from ..recipe import check_recipe, check_step
+from ..records import LayerChange, Number, Recipe, Step, StepReport
 from ..timing import stopwatch
 from ..units import format_bytes
-from ..workload import Workload, weight_bytes
+from ..workload import Workload, digest_model, is_out_of_memory, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -21,66 +25,97 @@ if TYPE_CHECKING:
 
 @dataclass
 class Variant:
-    """A copy of a model with one technique applied."""
+    """A copy of a model with a recipe applied."""
 
     model: nn.Module
     """To be called like the original."""
-    setting: Setting
-    """The technique, its options that differ from the defaults, and the batch size."""
-    technique: Technique
+    recipe: Recipe
+    techniques: tuple[Technique, ...]
+    """Of the recipe's steps."""
+    steps: tuple[StepReport, ...]
+    """What each step did."""
+    found: tuple[nn.Module, ...]
+    """What each step was applied to: the original, then models with the shapes that the step before left, and without values."""
+    original_digest: str
+    """Of the model that was copied, to tell whether it changed since."""
     apply_time_s: float
     """Copying the model and changing the copy."""
-    coverage: Coverage
+    peak_bytes: int | None
+    """Most memory above what the process held before; None where that cannot be read."""
     size_bytes: int
-    """Weights of the copy."""
+    """Weights of the copy, in memory."""
+
+    @property
+    def name(self) -> str:
+        """The recipe's."""
+        return self.recipe.name
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a first call includes a compilation."""
+        return any(technique.compiles for technique in self.techniques)
 
     def release(self) -> None:
         """Give the memory of the weights back, whoever still refers to the model; it cannot be called any more."""
         for module in self.model.modules():
             module._parameters.clear()
             module._buffers.clear()
+            if callable(close := getattr(module, "close", None)) and type(module).__module__.startswith(__name__.partition(".")[0]):
+                close()  # a runtime holds its own copy of the weights
 
 
-def apply_setting(workload: Workload, setting: Setting) -> Variant:
-    """Apply a technique to a copy of the model; the model itself is not touched.
+def apply_recipe(workload: Workload, recipe: Recipe, *, batch_size: int | None = None, progress: Progress | None = None) -> Variant:
+    """Apply a recipe to a copy of the model; the model itself is not touched.
 
     Args:
         workload: The model and what it is called with.
-        setting: The technique, its options (text is read by the option's type) and the batch size.
+        recipe: The steps and their seed.
+        batch_size: Items per call that the copy will be tried with; as many as the example inputs hold if not given.
+        progress: Called with the share done and what is being done.
 
     Raises:
         UnknownNameError: there is no such technique.
         InputError: an option or the batch size cannot be used.
-        MissingPackageError: the technique needs a package that is not installed.
-        UnsupportedError: the technique is not possible on this model or device.
+        MissingPackageError: a technique needs a package that is not installed.
+        UnsupportedError: a step cannot stand where it does, or is not possible on this model or device.
         DoesNotFitError: there is no memory for a copy.
         ModelError: the model cannot be copied.
     """
-    technique = make_technique(setting.technique, setting.options)
-    call = workload.call if setting.batch_size is None else workload.call.with_batch(setting.batch_size)
+    call = workload.call if batch_size is None else workload.call.with_batch(batch_size)
     device = workload.torch_device
     if device.type == "meta":
         raise UnsupportedError("the model is on the meta device: it has no weights that could be changed", help="load the weights first")
-    cause = technique.check(workload.model, call, device)
-    if cause is not None:
-        raise UnsupportedError(f"{setting.technique} is not possible here: {cause}")
+    context = Context.of(workload, call=call, seed=recipe.seed, progress=progress)
+    techniques = check_recipe(recipe, context)
+    if techniques:
+        check_step(recipe.steps[0], techniques[0], workload.model, context)
     _check_memory(workload.model, device)
-    coverage = technique.coverage(workload.model)
-    with stopwatch() as seconds:
-        model = _apply(technique, setting.technique, _private_copy(workload.model))
+    _import_libraries(techniques)
+    with stopwatch() as seconds, preserved(workload.model):
+        model = private_copy(workload.model)
+        reports: list[StepReport] = []
+        found: list[nn.Module] = []
+        for step, technique in zip(recipe.steps, techniques, strict=True):
+            found.append(_without_values(model) if found else workload.model)
+            model, report = _apply(step, technique, model, context)
+            reports.append(report)
         apply_time_s = seconds()
+    peaks = [int(report.peak_memory.value) for report in reports if report.peak_memory is not None]
     return Variant(
-        model=model,
-        setting=Setting(technique=setting.technique, options=changed_options(technique), batch_size=call.batch_size),
-        technique=technique,
-        apply_time_s=apply_time_s,
-        coverage=coverage,
-        size_bytes=weight_bytes(model),
-    )
+        model=model, recipe=recipe, techniques=techniques, steps=tuple(reports), found=tuple(found),
+        original_digest=digest_model(workload.model), apply_time_s=apply_time_s,
+        peak_bytes=max(peaks) + weight_bytes(workload.model) if peaks else None, size_bytes=weight_bytes(model),
+    )  # fmt: skip
+
+
+def _import_libraries(techniques: Sequence[Technique]) -> None:
+    """Load what the steps need, so that no step is charged with it."""
+    for package in dict.fromkeys(package for technique in techniques for package in technique.requires):
+        import_quietly(package.replace("-", "_"))
 
 
 def _check_memory(model: nn.Module, device: torch.device) -> None:
-    """A trial holds one copy to change, and while it compares a second one of a small model, to put its values back."""
+    """A trial holds one copy to change, and of a small model a second one: to put values back after applying, and then to compare with."""
     from ..profiling.memory import free_bytes
 
     size = weight_bytes(model)
@@ -93,7 +128,7 @@ def _check_memory(model: nn.Module, device: torch.device) -> None:
         )
 
 
-def _private_copy(model: nn.Module) -> nn.Module:
+def private_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode.
 
     Raises:
@@ -106,7 +141,7 @@ def _private_copy(model: nn.Module) -> nn.Module:
         with torch.no_grad():
             duplicate = copy.deepcopy(model)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise DoesNotFitError("there was not enough memory for a copy of the model") from error
         raise ModelError(
             f"{type(model).__name__} cannot be copied: {first_line(error)}",
@@ -118,25 +153,69 @@ def _private_copy(model: nn.Module) -> nn.Module:
     return duplicate
 
 
-def _apply(technique: Technique, name: str, model: nn.Module) -> nn.Module:
+def _without_values(model: nn.Module) -> nn.Module:
+    """The same modules with tensors of the same shapes that hold nothing; `model` itself where it cannot be had that way."""
     import torch
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        hollow = tensor.detach().to("meta")
+        return torch.nn.Parameter(hollow, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else hollow
 
     try:
-        with torch.no_grad():
-            return technique.apply(model)
-    except AimassError:
-        raise
-    except Exception as error:
-        if _is_out_of_memory(error):
-            raise DoesNotFitError(f"there was not enough memory to apply {name}") from error
-        raise UnsupportedError(f"{name} cannot be applied to this model: {first_line(error)}") from error
+        return copy.deepcopy(model, {id(tensor): empty(tensor) for tensor in (*model.parameters(), *model.buffers())})
+    except Exception:  # any kind of tensor may refuse; what a step found is asked for causes only
+        return model
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _apply(step: Step, technique: Technique, model: nn.Module, context: Context) -> tuple[nn.Module, StepReport]:
+    """Apply one step to the copy and write down what it did."""
     import torch
 
-    text = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in text or "can't allocate memory" in text
+    from ..profiling.memory import begin_peak, peak_since
+
+    context.begin_step()
+    check_step(step, technique, model, context)
+    layers, eligible = weight_layers(model), set(technique.eligible(model))
+    kinds = {name: type(layer).__name__ for name, layer in layers.items()}
+    left = {name: technique.why_left(name, layer) for name, layer in layers.items() if name not in eligible}
+    shares = weight_shares(layers)
+    held = begin_peak(context.device)
+    with stopwatch() as seconds:
+        try:
+            torch.manual_seed(context.seed)
+            with torch.no_grad():
+                changed = technique.apply(model, context)
+        except AimassError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise DoesNotFitError(f"there was not enough memory to apply {step.name}") from error
+            raise UnsupportedError(f"{step.name} cannot be applied to this model: {first_line(error)}") from error
+        apply_time_s = seconds()
+    peak = None if held is None else max(0, peak_since(context.device) - held)
+    left |= context.left
+    done = {name: context.changed.get(name, "changed") for name in layers if name in context.changed or (name in eligible and name not in left)}
+    changes = tuple(
+        LayerChange(name=name, type=kinds[name], changed=name in done, detail=done.get(name) or left.get(name, "left as it was")) for name in layers
+    )
+    return changed, _report(step, changes, min(1.0, math.fsum(shares[name] for name in done)), apply_time_s, peak, context)
+
+
+def _report(step: Step, layers: tuple[LayerChange, ...], weight_share: float, apply_time_s: float, peak_bytes: int | None, context: Context) -> StepReport:
+    return StepReport(
+        step=step,
+        num_changed_layers=_counted(sum(layer.changed for layer in layers), "layer", "layers that the step changed"),
+        num_layers=_counted(len(layers), "layer", "layers that held weights before the step"),
+        weight_share=Number(value=weight_share, unit="ratio", source="measured", method="elements of weights in changed layers"),
+        apply_time=Number(value=apply_time_s, unit="s", source="measured", method="applying the step, once", n=1),
+        peak_memory=None if peak_bytes is None else _counted(peak_bytes, "B", "high-water mark of the process above what it held before the step"),
+        layers=layers,
+        notes=tuple(context.notes),
+    )
+
+
+def _counted(value: int, unit: str, method: str) -> Number:
+    return Number(value=value, unit=unit, source="measured", method=method)  # type: ignore[arg-type]
 
 
 def first_line(error: BaseException) -> str:

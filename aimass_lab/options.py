@@ -1,0 +1,130 @@
+"""Fields of a dataclass as options: listed with their help for a form, and read from text.
+
+A member of a family is a frozen dataclass; its fields are its options, and the string under each is its help.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import textwrap
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+from .records import OptionValue
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field, as a form shows it."""
+
+    name: str
+    kind: str
+    """``"bool"``, ``"int"``, ``"float"``, ``"str"`` or ``"choice"``."""
+    default: OptionValue
+    choices: tuple[OptionValue, ...]
+    """The values there are, for a choice."""
+    optional: bool
+    """Whether None is a value."""
+    text: str
+    """The field's own documentation."""
+
+
+@functools.cache
+def describe_options(member: type[Any]) -> tuple[Option, ...]:
+    """List the options of a dataclass in the order of its fields."""
+    texts = _field_texts(member)
+    hints = get_type_hints(member)
+    options = []
+    for field in dataclasses.fields(member):
+        kind, optional, choices = _read_type(hints[field.name])
+        default = cast(OptionValue, field.default)  # every option has one
+        text = texts.get(field.name, "")
+        options.append(Option(name=field.name, kind=kind, default=default, choices=choices, optional=optional, text=text))
+    return tuple(options)
+
+
+def read_options(member: type[Any], name: str, options: Mapping[str, Any]) -> dict[str, OptionValue]:
+    """Read values by the types of the fields they are for; ``"none"`` is None where a field allows it.
+
+    Args:
+        member: A dataclass.
+        name: What to call it in messages.
+        options: Field -> value, or the value's text.
+
+    Raises:
+        InputError: there is no such option, or a value that it cannot have.
+    """
+    known = {option.name: option for option in describe_options(member)}  # type: ignore[arg-type]  # classes are hashable
+    values = {}
+    for key, value in options.items():
+        if key not in known:
+            there_are = f"options of {name}: {', '.join(known)}" if known else f"{name} has no options"
+            raise InputError(f"{name} has no option {key!r}", help=there_are)
+        values[key] = _read_value(name, known[key], value)
+    return values
+
+
+def changed_options(member: Any) -> dict[str, OptionValue]:
+    """The options of an instance that differ from their defaults."""
+    return {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if getattr(member, f.name) != f.default}
+
+
+def _read_type(hint: Any) -> tuple[str, bool, tuple[OptionValue, ...]]:
+    optional = False
+    if get_origin(hint) in (Union, types.UnionType):
+        members = [arg for arg in get_args(hint) if arg is not type(None)]
+        optional = len(members) < len(get_args(hint))
+        (hint,) = members
+    if get_origin(hint) is Literal:
+        return "choice", optional, get_args(hint)
+    if hint not in (bool, int, float, str):
+        raise TypeError(f"an option cannot be of type {hint!r}")
+    return hint.__name__, optional, ()
+
+
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def _read_value(owner: str, option: Option, value: OptionValue) -> OptionValue:
+    if option.optional and (value is None or (isinstance(value, str) and value.lower() == "none")):
+        return None
+    wanted = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text"}.get(option.kind)
+    if option.kind == "choice":
+        wanted = " or ".join(str(choice) for choice in option.choices)
+        for choice in option.choices:
+            if value == choice or str(value) == str(choice):
+                return choice
+    elif option.kind == "bool":
+        word = value if isinstance(value, bool) else _WORDS.get(str(value).lower())
+        if word is not None:
+            return word
+    elif option.kind == "str" and isinstance(value, str):
+        return value
+    elif option.kind in ("int", "float") and not isinstance(value, bool) and value is not None:
+        try:
+            number = float(value) if option.kind == "float" else int(str(value))
+        except ValueError:
+            number = None
+        if number is not None:
+            return number
+    also = " or none" if option.optional else ""
+    raise InputError(f"option {option.name!r} of {owner} is {value!r}, not {wanted}{also}")
+
+
+def _field_texts(member: type[Any]) -> dict[str, str]:
+    """Field -> the string that stands under it in the source."""
+    texts: dict[str, str] = {}
+    for part in reversed([c for c in member.__mro__ if dataclasses.is_dataclass(c)]):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for statement, following in zip(tree.body, tree.body[1:], strict=False):
+            text = following.value.value if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) else None
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and isinstance(text, str):
+                texts[statement.target.id] = inspect.cleandoc(text)
+    return texts

@@ -1,0 +1,53 @@
+"""Fields of a dataclass as options, read from text."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from aimass_lab.compression.base import TECHNIQUES, Technique, make_technique
+from aimass_lab.errors import InputError, MissingPackageError, UnknownNameError
+from aimass_lab.options import changed_options
+
+
+def test_options_are_read_by_their_type() -> None:
+    assert make_technique("compile", {"mode": "max-autotune", "dynamic": "true"}) == TECHNIQUES["compile"](mode="max-autotune", dynamic=True)
+    assert changed_options(make_technique("int8_weight_only", {"group_size": "32"})) == {"group_size": 32}
+    assert make_technique("int8_weight_only", {"group_size": "none"}) == make_technique("int8_weight_only")
+
+
+@pytest.mark.parametrize(
+    ("technique", "options", "text"),
+    [
+        ("bf16", {"mode": "x"}, "bf16 has no options"),
+        ("compile", {"modus": "x"}, "options of compile: mode, dynamic"),
+        ("compile", {"mode": "fast"}, "'fast', not default or reduce-overhead or max-autotune"),
+        ("compile", {"dynamic": "perhaps"}, "'perhaps', not true or false"),
+        ("int8_weight_only", {"group_size": "many"}, "'many', not an integer or none"),
+        ("int8_weight_only", {"group_size": "2.5"}, "'2.5', not an integer or none"),
+        ("int8_weight_only", {"group_size": True}, "True, not an integer or none"),
+        ("int8_weight_only", {"group_size": "-8"}, "group_size -8"),
+    ],
+)
+def test_options_that_cannot_be_used_say_what_can(technique: str, options: dict, text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make_technique(technique, options)
+    assert text in str(caught.value)
+
+
+def test_an_unknown_technique_lists_those_there_are() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'int8_dynamic'.*bf16"):
+        make_technique("int8_dynamc")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Wishful(Technique):
+        """Needs what nobody has."""
+
+        requires = ("no-such-package-here",)
+
+    monkeypatch.setitem(TECHNIQUES._load(), "wishful", Wishful)
+    with pytest.raises(MissingPackageError, match="pip install no-such-package-here"):
+        make_technique("wishful")

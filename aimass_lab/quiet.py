@@ -27,6 +27,7 @@ def quiet() -> Iterator[None]:
         # torch's own modules still use what it deprecates
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script\w*` is deprecated", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r"\w+ does not implement _stable_hash_for_caching", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"To copy construct from a tensor", category=UserWarning)
         yield
 
 

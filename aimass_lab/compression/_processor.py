@@ -5,6 +5,10 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+INT8_FLAGS = frozenset({"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"})
+"""Products of 8-bit integers summed in 32 bits: Intel's and AMD's words, then ARM's."""
+
 
 @functools.cache
 def processor_flags() -> frozenset[str] | None:
@@ -15,3 +19,11 @@ def processor_flags() -> frozenset[str] | None:
         return None
     found = next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), None)
     return None if found is None else frozenset(found.split())
+
+
+def no_int8_products() -> str | None:
+    """Say that this processor has no instructions for products of 8-bit integers; None where it has, or does not tell."""
+    flags = processor_flags()
+    if flags is None or flags & INT8_FLAGS:
+        return None
+    return "this processor has no 8-bit dot products (avx512_vnni, avx_vnni, amx_int8): 8-bit integers are widened before they are multiplied"

@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import Technique, weight_layers
+from .base import Context, Form, Stage, Technique, weight_layers
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ..workload import Call
-
 
 @dataclass(frozen=True, kw_only=True)
 class SixteenBits(Technique):
     """A cast of weights, inputs and activations; the outputs come back in the type they had."""
+
+    stage: ClassVar[Stage] = Stage.PRECISION
+    gives: ClassVar[Form | None] = "cast"
 
     dtype_name: ClassVar[str]
     """torch's word for the type."""
@@ -36,7 +37,7 @@ class SixteenBits(Technique):
 
         return tuple(name for name, layer in weight_layers(model).items() if differs(layer))
 
-    def check(self, model: nn.Module, call: Call, device: torch.device) -> str | None:
+    def check(self, model: nn.Module, context: Context) -> str | None:
         """Not where the weights are of this type already, or are no plain tensors."""
         from torch import nn
 
@@ -45,10 +46,14 @@ class SixteenBits(Technique):
         for name, parameter in model.named_parameters():
             if type(parameter) is not nn.Parameter:
                 return f"the parameter {name!r} is a {type(parameter).__name__}, which cannot be cast: the model is quantized already"
-        return super().check(model, call, device)
+        return super().check(model, context)
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Cast the copy; callers go on passing and getting the types they did."""
         from ._cast import cast_model_
 
+        layers = weight_layers(model)
+        for name in self.eligible(model):
+            kinds = sorted({str(p.dtype).removeprefix("torch.") for p in layers[name].parameters(recurse=False) if p.is_floating_point()} - {self.dtype_name})
+            context.changed[name] = f"{self.dtype_name} instead of {' and '.join(kinds)}"
         return cast_model_(model, self.dtype)

@@ -7,8 +7,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ._linear_int8 import LinearInt8
-from .base import TECHNIQUES, linear_layers
+from ._linear_weights import LinearWeights
+from .base import TECHNIQUES
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @TECHNIQUES.register("int8_weight_only")
 @dataclass(frozen=True, kw_only=True)
-class Int8WeightOnly(LinearInt8):
+class Int8WeightOnly(LinearWeights):
     """Round linear weights to int8: a quarter of the bytes of float32; arithmetic stays as it was."""
 
     group_size: int | None = None
@@ -27,15 +27,26 @@ class Int8WeightOnly(LinearInt8):
         if self.group_size is not None and self.group_size < 1:
             raise InputError(f"group_size {self.group_size} is not a positive number of weights")
 
-    def eligible(self, model: nn.Module) -> tuple[str, ...]:
-        """Linear layers whose rows can be cut into whole groups."""
-        return tuple(n for n, layer in linear_layers(model).items() if self.group_size is None or layer.in_features % self.group_size == 0)
-
-    def config(self, torchao: ModuleType, device: torch.device) -> Any:
+    def config(self, torchao: ModuleType, layer: nn.Linear) -> Any:
         """One scale a row or a group."""
         granularity = torchao.PerRow() if self.group_size is None else torchao.PerGroup(self.group_size)
         return torchao.Int8WeightOnlyConfig(granularity=granularity, set_inductor_config=False)
 
+    def detail(self, layer: nn.Linear) -> str:
+        """The weight's new form."""
+        return "int8 weight, one scale a row" if self.group_size is None else f"int8 weight, one scale for {self.group_size} weights"
+
+    def misfit(self, layer: nn.Linear) -> str | None:
+        """Rows must be cut into whole groups."""
+        if self.group_size is not None and layer.in_features % self.group_size:
+            return f"in_features {layer.in_features} is not a multiple of group_size {self.group_size}"
+        return super().misfit(layer)
+
     def causes(self, model: nn.Module, batch_size: int, device: torch.device) -> tuple[str, ...]:
         """Weights are widened again at each call."""
-        return ("the weights are widened again at every call: that pays where reading weights binds, not where arithmetic does",)
+        found = ["the weights are widened again at every call: that pays where reading weights binds, not where arithmetic does"]
+        if batch_size >= 8:
+            found.append(f"at batch {batch_size} a weight that was read is used often, so arithmetic binds rather than reading")
+        if self.group_size is not None:
+            found.append("with a scale for each group the whole weight is widened before the product; one scale a row is applied after it, and costs less")
+        return tuple(found)

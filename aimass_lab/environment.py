@@ -141,6 +141,10 @@ class LoadMeter:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.update()
+
+    def update(self) -> None:
+        """Read the load since the block began."""
         end = self._read()
         began, waited_before = self._waited_start
         waited, wall_s = self._read_waited(), time.perf_counter() - began
@@ -179,10 +183,14 @@ class LoadMeter:
             return None
 
     @property
+    def crowded(self) -> bool:
+        """Whether other processes kept cores busy; their own threads waiting for each other is not in it."""
+        return self.foreign_cores is not None and self.foreign_cores > NOISY_FOREIGN_SHARE * usable_cores()
+
+    @property
     def noisy(self) -> bool:
         """Whether other work took so much that the figures should not be trusted."""
-        crowded = self.foreign_cores is not None and self.foreign_cores > NOISY_FOREIGN_SHARE * usable_cores()
-        return crowded or (self.pressure is not None and self.pressure > NOISY_PRESSURE)
+        return self.crowded or (self.pressure is not None and self.pressure > NOISY_PRESSURE)
 
     def notes(self) -> tuple[Note, ...]:
         """A warning when the machine was busy with other work."""

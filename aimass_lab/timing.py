@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .records import Number, Quality
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+S = TypeVar("S")
 
 MIN_SAMPLES = 5
 MAX_SAMPLES = 2000
@@ -127,6 +130,20 @@ def _stable(samples: Sequence[float]) -> bool:
     return (high - low) < STABLE_WIDTH * percentile(samples, 50)
 
 
+@overload
+def interleave(
+    functions: Sequence[Callable[[], Any]], device: torch.device, *, budget_s: float, min_rounds: int = ..., max_rounds: int = ..., seed: int = ...,
+    stop: Callable[[Sequence[Sequence[float]]], bool] | None = ...,
+) -> Iterator[list[list[float]]]: ...  # fmt: skip
+
+
+@overload
+def interleave(
+    functions: Sequence[Callable[[], Any]], device: torch.device, *, budget_s: float, min_rounds: int = ..., max_rounds: int = ..., seed: int = ...,
+    stop: Callable[[Sequence[Sequence[S]]], bool] | None = ..., sample: Callable[[Callable[[], Any], torch.device], S],
+) -> Iterator[list[list[S]]]: ...  # fmt: skip
+
+
 def interleave(
     functions: Sequence[Callable[[], Any]],
     device: torch.device,
@@ -135,9 +152,13 @@ def interleave(
     min_rounds: int = MIN_SAMPLES,
     max_rounds: int = MAX_SAMPLES,
     seed: int = 0,
-    stop: Callable[[Sequence[Sequence[float]]], bool] | None = None,
-) -> Iterator[list[list[float]]]:
+    stop: Callable[[Sequence[Sequence[Any]]], bool] | None = None,
+    sample: Callable[[Callable[[], Any], torch.device], Any] = timed,
+) -> Iterator[list[list[Any]]]:
     """Time several functions side by side, in a new random order each round, so that drift hits all alike.
+
+    Every order is drawn by itself: of two equal functions, either one is then as likely to be the slower one of a round, whatever
+    disturbs them and for however long, which is what `paired_ratio` rests on.
 
     Args:
         functions: What to compare; each is called once before the first round.
@@ -147,9 +168,10 @@ def interleave(
         max_rounds: Most rounds.
         seed: Of the order.
         stop: Asked after each round, from `min_rounds` on: is this enough?
+        sample: Takes one sample of a function; the seconds of one call if not given.
 
     Yields:
-        After every round, all seconds so far, one list per function. It is the same list
+        After every round, all samples so far, one list per function. It is the same list
         each time, so an interrupted caller keeps what was measured.
     """
     import random
@@ -159,11 +181,11 @@ def interleave(
     deadline = time.perf_counter() + budget_s
     for function in functions:
         function()
-    samples: list[list[float]] = [[] for _ in functions]
+    samples: list[list[Any]] = [[] for _ in functions]
     for round_number in range(1, max_rounds + 1):
         shuffle(order)
         for i in order:
-            samples[i].append(timed(functions[i], device))
+            samples[i].append(sample(functions[i], device))
         yield samples
         if round_number >= min_rounds and (time.perf_counter() > deadline or (stop is not None and stop(samples))):
             return
@@ -222,6 +244,59 @@ def ratio_interval(
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(ratios, [tail, 100 - tail])
     return float(np.median(a) / np.median(b)), float(low), float(high)
+
+
+FEWEST_RANKS = 10
+"""Pairs from which their ranks alone give an interval at every level used here."""
+
+
+def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
+    """Typical ratio of samples taken in pairs, with its interval, which holds whatever the distribution of the times is.
+
+    What slows both samples of a pair down alike cancels. The ratio is the Hodges-Lehmann estimate on logarithms, the median of the means of
+    all pairs of rounds; the interval is that of Wilcoxon's signed ranks (Hollander, Wolfe & Chicken, Nonparametric Statistical Methods,
+    §3.1-3.3). It supposes that the logarithm of a round's ratio is symmetric about its centre, as it is by construction for two equal
+    functions whose order is drawn by lot in each round (see `interleave`). Of fewer pairs than `FEWEST_RANKS` ranks say too little: Student's
+    t is taken, which a straying round widens.
+
+    Args:
+        numerator: Seconds, one per round, at least two.
+        denominator: Seconds, of the same rounds.
+        level: Of the interval.
+
+    Returns:
+        Ratio, lower end, upper end.
+    """
+    import numpy as np
+
+    logs = np.log(np.asarray(numerator, dtype=float) / np.asarray(denominator, dtype=float))
+    n = len(logs)
+    if n < FEWEST_RANKS:
+        from scipy.special import stdtrit  # of the t distribution, without the rest of scipy.stats
+
+        half = float(stdtrit(n - 1, 0.5 + level / 2)) * float(logs.std(ddof=1)) / math.sqrt(n)
+        centre = float(logs.mean())
+        return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
+    first, second = np.triu_indices(n)
+    means = np.sort((logs[first] + logs[second]) / 2)
+    k = _signed_rank_tail(n, (1 - level) / 2)
+    ends = (means[0], means[-1]) if k < 0 else (means[k], means[len(means) - 1 - k])
+    return math.exp(float(np.median(means))), math.exp(float(ends[0])), math.exp(float(ends[1]))
+
+
+@functools.cache
+def _signed_rank_tail(n: int, tail: float) -> int:
+    """The largest sum of ranks that is exceeded downwards with a probability of at most `tail`; -1 where none is so rare."""
+    import numpy as np
+
+    if n > 60:  # where the normal approximation is within a rank or two of it
+        deviation = math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+        return math.floor(n * (n + 1) / 4 + _normal_quantile(tail) * deviation - 0.5)
+    ways = np.zeros(n * (n + 1) // 2 + 1)
+    ways[0] = 1.0
+    for rank in range(1, n + 1):
+        ways[rank:] = ways[rank:] + ways[:-rank]
+    return int(np.searchsorted(np.cumsum(ways) / 2.0**n, tail, side="right")) - 1
 
 
 def latency_number(samples: Sequence[float], q: float, *, environment: str, quality: Quality = "ok") -> Number:

@@ -112,7 +112,7 @@ def test_fields_that_scripts_rely_on(model_file, capsys):
     promised = {
         ("demand",): ("flops", "weight_bytes", "activation_peak_bytes", "peak_memory_bytes", "request_bytes", "response_bytes"),
         ("profile", "--seconds", "0.3"): ("latency_p50", "latency_p99", "throughput", "peak_memory_bytes"),
-        ("trial", "none", "--seconds", "0.3"): ("speedup", "size_bytes", "fidelity"),
+        ("trial", "none", "--seconds", "0.3"): ("size_bytes", "stored_bytes", "fidelity"),
         ("plan", "--rate", "400", "--p99", "500ms"): ("replicas", "max_batch_size", "latency_p99", "utilization"),
     }
     for (verb, *words), fields in promised.items():
@@ -122,8 +122,9 @@ def test_fields_that_scripts_rely_on(model_file, capsys):
         for field in fields:
             assert {"value", "unit", "source"} <= set(data[field]), (verb, field)
         if verb == "trial":
-            assert data["verdict"] in ("faster", "no gain", "slower", "not equivalent")
-            assert len(data["speedup"]["interval"]) == 2
+            assert data["verdict"] in ("faster", "no gain", "slower", "mixed", "not equivalent")
+            assert data["recommended"] in (True, False)
+            assert [len(point["speedup"]["interval"]) for point in data["points"]] == [2]
         if verb == "plan":
             assert data["feasible"] is True
             assert data["device"] == "cpu"
@@ -226,7 +227,7 @@ def test_the_same_inputs_go_on_and_others_begin_anew(shell, net):
     first = magics._last
     run(shell, "%aimass demand net x")
     assert magics._last is first
-    assert magics._last.variants == ("none",)
+    assert magics._last.variants.names == ("none",)
     outcome, _ = run(shell, "%aimass demand net y")
     assert magics._last is not first
     assert outcome.result.batch_size == 2

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from aimass_lab import Study, Workload, check
-from aimass_lab.errors import BundleError, DoesNotFitError, InputError, ModelError, StoreError
-from aimass_lab.records import Bundle, Demand, Plan, Profile, SearchResult, ServingSpec, TrialResult
+from aimass_lab.errors import BundleError, DoesNotFitError, InputError, ModelError, StoreError, UnsupportedError
+from aimass_lab.recipe import write_recipe
+from aimass_lab.records import Bundle, Demand, HeldVariants, Plan, Profile, SearchResult, ServingSpec, TrialResult, from_json, to_json
 from aimass_lab.store import Store, StoreWarning
 from aimass_lab.targets import make_target
+from aimass_lab.workload import weight_bytes
 
 
 class Net(nn.Module):
@@ -114,7 +116,7 @@ def test_devices_that_are_not_here_are_planned_with_estimates_and_say_so(study):
 def test_a_variant_can_be_called_like_the_model_and_undo_gives_its_memory_back(study):
     study.trial("bf16", seconds=0.3)
     x = study.workload.call.args[0]
-    assert study.variants == ("bf16",)
+    assert study.variants.names == ("bf16",)
     assert torch.allclose(study.variant("bf16")(x).float(), study.model(x), atol=0.05)
     copy = weakref.ref(study.variant("bf16"))
     assert study.undo() == "bf16"
@@ -123,6 +125,96 @@ def test_a_variant_can_be_called_like_the_model_and_undo_gives_its_memory_back(s
     assert study.undo() is None
     with pytest.raises(InputError, match="was not tried"):
         study.variant("bf16")
+
+
+def test_variants_show_their_memory_and_are_released_on_demand(study):
+    tried = study.trial("none", seconds=0.1)
+    study.trial("bf16", seconds=0.1)
+    held = study.variants
+    assert [item.name for item in held.items] == ["none", "bf16"]
+    assert [item.memory.value for item in held.items] == [weight_bytes(study.variant(name)) for name in held.names]
+    assert held.items[0].memory.value == weight_bytes(study.model)
+    assert held.memory.value == sum(item.memory.value for item in held.items)
+    assert held.items[0].verdict == tried.verdict
+    assert from_json(to_json(held), HeldVariants) == held
+    assert study.release("none") == held.items[0].memory.value
+    assert study.variants.names == ("bf16",)
+    with pytest.raises(InputError, match="'none' was not tried in this study, or was released"):
+        study.release("none")
+    assert study.release() == held.items[1].memory.value
+    assert study.variants.names == ()
+    assert study.release() == 0
+
+
+def test_a_recipe_is_found_however_it_is_spaced(study):
+    study.trial("low_rank( ratio = 0.5 )+bf16", seconds=0.1)
+    name = "low_rank(ratio=0.5) + bf16"
+    assert study.variants.names == (name,)
+    assert study.variant("low_rank(ratio=0.5)+bf16") is study.variant(name)
+    assert study.recipe(name) == study.results[-1].setting.recipe
+    assert [step.technique for step in study.recipe(name).steps] == ["low_rank", "bf16"]
+
+
+@pytest.mark.parametrize("ending", ["yaml", "json"])
+def test_a_recipe_travels_as_a_file(study, tmp_path, ending):
+    path = tmp_path / f"small.{ending}"
+    study.trial("low_rank(ratio=0.5) + bf16", seconds=0.1)
+    write_recipe(study.recipe("low_rank(ratio=0.5) + bf16"), path)
+    again = Study(study.model, study.workload.call)
+    assert again.trial(str(path), seconds=0.1).setting.recipe == study.results[-1].setting.recipe
+    x = study.workload.call.args[0]
+    assert torch.equal(again.variant(str(path))(x), study.variant(str(path))(x))
+
+
+def test_options_belong_to_a_single_technique(study):
+    found = study.trial("low_rank", option={"ratio": "0.5"}, seconds=0.1)
+    assert found.setting.recipe.name == "low_rank(ratio=0.5)"
+    for recipe, count in (("low_rank + bf16", 2), ("none", 0)):
+        with pytest.raises(InputError, match=f"which has {count} steps"):
+            study.trial(recipe, option={"ratio": "0.5"})
+    with pytest.raises(InputError, match="has no option 'rotio'"):
+        study.trial("low_rank", option={"rotio": "0.5"})
+
+
+def test_a_second_trial_of_a_recipe_uses_the_copy_that_is_there_unless_the_model_was_trained(study):
+    study.trial("bf16", seconds=0.1)
+    copy = study.variant("bf16")
+    study.trial("bf16", batch=(1, 2), seconds=0.1)
+    assert study.variant("bf16") is copy
+    with torch.no_grad():
+        study.model.first.weight += 1
+    assert study.trial("bf16", seconds=0.1).fidelity.value > 0.999
+    assert study.variant("bf16") is not copy
+    assert study.variants.names == ("bf16",)
+
+
+def test_a_trial_takes_batch_sizes_threads_and_callers(study):
+    found = study.trial("none", batch=(1, 8), threads=1, instances=2, seconds=0.4)
+    assert [point.batch_size for point in found.points] == [1, 8]
+    assert (found.setting.threads, found.setting.instances, found.environment.threads) == (1, 2, 1)
+    assert study.trial("none", batch=3, seconds=0.1).batch_size == 3
+
+
+def test_a_trial_that_fails_leaves_the_variants_as_they_were(study):
+    study.trial("bf16", seconds=0.1)
+    with pytest.raises(UnsupportedError):
+        study.trial("channels_last", seconds=0.1)
+    with pytest.raises(InputError):
+        study.trial("bf16", batch=(0,), seconds=0.1)
+    assert study.variants.names == ("bf16",)
+    assert study.variant("bf16")(study.workload.call.args[0]).shape == (4, 4)
+
+
+def test_memory_comes_back_after_thirty_tries():
+    study = Study(nn.Sequential(nn.Linear(1024, 2048), nn.ReLU(), nn.Linear(2048, 256)).eval(), torch.randn(4, 1024))
+    study.trial("bf16", threads=1, seconds=0.05)
+    study.release()
+    before = psutil.Process().memory_info().rss
+    for number in range(30):
+        study.trial("bf16" if number % 2 else "none", threads=1, seconds=0.02)
+        study.release()
+    gc.collect()
+    assert psutil.Process().memory_info().rss < 1.05 * before
 
 
 def test_a_search_finds_what_is_there_and_names_the_best(study):
@@ -310,9 +402,9 @@ def test_what_was_tried_can_be_planned_specified_and_bundled(tmp_path):
     assert shrunk.model.weight_bytes < original.model.weight_bytes / 2
     assert shrunk.service_time != original.service_time
     spec = study.spec(rate=50, p99="500ms", technique="int8_weight_only")
-    assert spec.setting.technique == "int8_weight_only"
+    assert spec.recipe.name == "int8_weight_only"
     bundle = study.bundle(out=str(tmp_path / "bundle"), rate=50, p99="500ms", technique="int8_weight_only")
-    assert json.loads((tmp_path / "bundle" / "spec.json").read_text())["setting"]["technique"] == "int8_weight_only"
+    assert json.loads((tmp_path / "bundle" / "spec.json").read_text())["recipe"]["steps"][0]["technique"] == "int8_weight_only"
     fidelity = next(promise for promise in bundle.promises if promise.name == "fidelity")
     assert 2e-4 < fidelity.limit.value < 0.1  # against the original, from which eight bits differ
 
@@ -321,9 +413,7 @@ def test_what_was_undone_is_made_again_where_it_can_be(study):
     study.trial("int8_weight_only", seconds=0.3)
     study.plan(rate=50, p99="500ms", technique="int8_weight_only")
     study.undo()
-    assert study.spec(rate=50, p99="500ms", technique="int8_weight_only").setting.technique == "int8_weight_only"
-    with pytest.raises(InputError, match="was not tried"):
-        study.plan(rate=50, p99="500ms", technique="int8_weight_only(group_size=8)")
+    assert study.spec(rate=50, p99="500ms", technique="int8_weight_only").recipe.name == "int8_weight_only"
     with pytest.raises(InputError, match="no technique called 'int9'"):
         study.plan(rate=50, p99="500ms", technique="int9")
 

@@ -1,221 +1,43 @@
-"""Trials: the rules of the verdict on synthetic samples, the comparison of outputs against oracles, and whole trials on small models."""
+"""Trials: whole ones on small models, what a session keeps, and everything that can go wrong on the way."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
 import math
-import random
 import threading
+import time
 import weakref
+from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 import torch
 from models import RUNNABLE, DictModel, RaisingModel, TinyCNN, TinyMLP, assert_same, features, ids, snapshot
 from torch import nn
 
-from aimass_lab.compression.base import TECHNIQUES, Technique
+from aimass_lab.compression.base import TECHNIQUES, Context, Stage, Technique
 from aimass_lab.errors import DoesNotFitError, InputError, ModelError, UnknownNameError, UnsupportedError
-from aimass_lab.records import INTERRUPTED, Setting, TrialResult, from_json, to_json
-from aimass_lab.timing import ratio_interval
-from aimass_lab.trial import apply_setting, run_trial
-from aimass_lab.trial.fidelity import OutputComparison, compare_metric, wilson_interval
-from aimass_lab.trial.verdict import EnoughRounds, explain_speed, is_resolved, judge_metric, judge_outputs, speed_verdict
-from aimass_lab.workload import Workload, as_call
+from aimass_lab.recipe import read_recipe
+from aimass_lab.records import INTERRUPTED, Recipe, Setting, Step, TrialResult, from_json, to_json
+from aimass_lab.trial import TrialSession, apply_recipe, run_trial
+from aimass_lab.trial.speed import burst, compare_speed, torch_threads
+from aimass_lab.workload import Workload
 
-# --- the rule of speed, on synthetic samples ------------------------------------------------
-
-
-def decide(true_ratio: float, noise: float, seed: int, max_rounds: int = 150) -> str:
-    """What a trial would say if seconds were log-normal with some calls ten times slower, as on a busy machine."""
-    draw = random.Random(seed)
-
-    def seconds(typical: float) -> float:
-        return typical * math.exp(draw.gauss(0, noise)) * (10 if draw.random() < 0.03 else 1)
-
-    samples: list[list[float]] = [[], []]
-    enough = EnoughRounds()
-    for _ in range(max_rounds):
-        samples[0].append(seconds(true_ratio))
-        samples[1].append(seconds(1.0))
-        if len(samples[0]) >= 5 and enough(samples):
-            break
-    _, low, high = ratio_interval(*samples)
-    return speed_verdict(low, high)
-
-
-@pytest.mark.parametrize("noise", [0.01, 0.1, 0.5])
-def test_two_equal_models_are_called_different_in_fewer_than_five_of_a_hundred(noise: float) -> None:
-    verdicts = [decide(1.0, noise, seed) for seed in range(80)]
-    assert sum(v != "no gain" for v in verdicts) <= 4
-
-
-@pytest.mark.parametrize(("ratio", "expected"), [(1.3, "faster"), (0.7, "slower"), (1.01, "no gain")])
-def test_a_real_difference_is_found_and_a_tiny_one_is_none(ratio: float, expected: str) -> None:
-    assert [decide(ratio, 0.05, seed) for seed in range(20)] == [expected] * 20
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict", "resolved"),
-    [
-        (1.03, 1.2, "faster", True),
-        (1.02, 1.2, "no gain", False),  # the band belongs to no gain
-        (0.7, 0.97, "slower", True),
-        (0.99, 1.01, "no gain", True),
-        (0.5, 2.0, "no gain", False),
-    ],
-)
-def test_the_whole_interval_must_lie_beyond_the_band(low: float, high: float, verdict: str, resolved: bool) -> None:
-    assert (speed_verdict(low, high), is_resolved(low, high)) == (verdict, resolved)
-    sentence = explain_speed(math.sqrt(low * high), low, high, 40)
-    assert "40 rounds" in sentence
-    assert ("not shown" in sentence) == (not resolved)
-
-
-def test_measuring_stops_as_soon_as_the_verdict_is_clear_but_not_before_twenty_rounds() -> None:
-    enough = EnoughRounds()
-    asked = [enough([[2.0 + i % 3 / 100 for i in range(n)], [1.0] * n]) for n in range(5, 21)]
-    assert asked == [False] * 15 + [True]
-
-
-# --- the rule of equivalence ----------------------------------------------------------------
-
-
-def test_the_error_allowed_is_that_of_a_rotation_by_the_cosine_allowed() -> None:
-    # given unit vectors at the angle whose cosine is 0.99, when the rule is asked, then both its limits are met exactly
-    angle = math.acos(0.99)
-    chord = 2 * math.sin(angle / 2)
-    assert chord == pytest.approx(math.sqrt(2 * 0.01))
-    assert judge_outputs(0.9901, chord * 0.999, 0.01)[0]
-    assert not judge_outputs(0.9899, 0.01, 0.01)[0]
-    assert not judge_outputs(1.0, 0.5, 0.01)[0]  # the same direction, another scale
-
-
-def test_a_metric_may_drop_by_as_much_as_allowed_and_no_more() -> None:
-    assert judge_metric(0.98, 0.97, None, 0.01)[0]
-    held, why = judge_metric(0.98, 0.96, (0.01, 0.03), 0.01)
-    assert not held
-    assert "0.98 before and 0.96 after" in why
-    assert not judge_metric(0.98, None, None, 0.01)[0]
-    assert judge_metric(0.9, 0.95, None, 0.0)[0]  # better is fine
-
-
-# --- comparing outputs ----------------------------------------------------------------------
-
-
-def compare(a: object, b: object, batch_size: int) -> OutputComparison:
-    comparison = OutputComparison()
-    comparison.add(a, b, as_call(torch.ones(batch_size, 2)), batch_size)
-    return comparison
-
-
-def test_cosine_and_relative_error_are_those_of_torch() -> None:
-    torch.manual_seed(0)
-    a = {"x": torch.randn(6, 3, 4), "y": torch.randn(6), "loss": torch.randn(())}
-    b = {name: t + 0.1 * torch.randn_like(t) for name, t in a.items()}
-    found = compare(a, b, 6)
-    rows = [torch.cat([o["x"].flatten(1), o["y"][:, None]], 1).double() for o in (a, b)]
-    cosines = nn.functional.cosine_similarity(*rows)
-    fidelity, error = found.fidelity("e"), found.relative_error("e")
-    assert fidelity.value == pytest.approx(cosines.mean().item())
-    assert fidelity.interval == pytest.approx((cosines.min().item(), cosines.max().item()))
-    assert error.value == pytest.approx(((rows[0] - rows[1]).norm() / rows[0].norm()).item())
-    assert fidelity.n == error.n == 6
-    assert found.agreement("e") is None
-
-
-def test_agreement_counts_equal_largest_scores_and_its_interval_is_wilsons() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    scores = torch.eye(8)
-    other = scores.clone()
-    other[0] = scores[1]
-    agreement = compare(scores, other, 8).agreement("e")
-    assert agreement is not None
-    assert agreement.value == 7 / 8
-    for k, n in [(7, 8), (0, 5), (5, 5), (300, 600)]:
-        expected = stats.binomtest(k, n).proportion_ci(method="wilson")
-        assert wilson_interval(k, n) == pytest.approx((expected.low, expected.high))
-
-
-@pytest.mark.parametrize(
-    ("outputs", "scored"),
-    [
-        (torch.ones(4, 3), 4),
-        ({"logits": torch.ones(4, 3), "hidden": torch.ones(4, 2, 2)}, 4),
-        ((torch.ones(4, 3),), 4),
-        (torch.ones(4, 1), 0),
-        (torch.ones(4, 3, 2), 0),
-        (torch.ones(4, 3, dtype=torch.long), 0),
-        ({"pooled": torch.ones(4, 3), "hidden": torch.ones(4, 2, 2)}, 0),
-    ],
-)
-def test_what_looks_like_scores_of_classes(outputs: object, scored: int) -> None:
-    assert compare(outputs, outputs, 4).num_scored == scored
-
-
-def test_values_that_are_lost_are_counted_and_infinite_originals_are_not_held_against_anyone() -> None:
-    a = torch.tensor([[1.0, -math.inf, 2.0], [1.0, 2.0, 3.0], [1.0, 1.0, 1.0]])
-    b = a.clone()
-    b[1, 0], b[2] = math.nan, math.inf
-    found = compare(a, b, 3)
-    assert found.num_lost == 2
-    assert found.cosines[0] == 1.0
-    assert found.cosines[2] == 0.0
-    assert found.num_agreeing == 1
-    assert "not finite in 2" in found.fidelity("e").method
-
-
-def test_outputs_of_zeros_are_equal_to_zeros_only() -> None:
-    found = compare(torch.zeros(2, 3), torch.tensor([[0.0] * 3, [1.0, 0.0, 0.0]]), 2)
-    assert found.cosines == [1.0, 0.0]
-    assert found.relative_error("e").value == 1.0
-
-
-@pytest.mark.parametrize(
-    ("other", "text"),
-    [({"y": torch.ones(2, 3)}, "returns x and the variant y"), ({"x": torch.ones(2, 4)}, r"\[2, 3\] in the original and \[2, 4\]")],
-)
-def test_outputs_of_other_names_or_shapes_have_nothing_in_common(other: dict, text: str) -> None:
-    import re
-
-    found = compare({"x": torch.ones(2, 3)}, other, 2)
-    assert re.search(text, found.mismatch or "")
-    assert (found.fidelity("e").value, found.relative_error("e").value) == (0.0, 1.0)
+NONE = Recipe()
+CPU = torch.device("cpu")
 
 
 def accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> float:
     return (outputs.argmax(1) == labels).double().mean().item()
 
 
-def test_the_metrics_interval_holds_for_pairs() -> None:
-    # given two models that are wrong on the same items, when items are resampled as pairs, then each accuracy varies and their drop does not
-    torch.manual_seed(0)
-    labels = torch.randint(3, (200,))
-    wrong = torch.where(torch.arange(200) < 40, (labels + 1) % 3, labels)
-    outputs = nn.functional.one_hot(wrong, 3).double()
-    found = compare_metric(accuracy, outputs, outputs * 2, labels, as_call(torch.ones(200, 1)))
-    assert (found.original, found.variant, found.drop_interval) == (0.8, 0.8, (0.0, 0.0))
-    low, high = found.original_interval or (0.0, 0.0)
-    # the normal approximation of the binomial: 0.8 ± 1.96 * sqrt(0.8 * 0.2 / 200)
-    assert (low, high) == pytest.approx((0.745, 0.855), abs=0.02)
-
-
-def test_a_metric_that_fails_is_the_users_to_mend() -> None:
-    call = as_call(torch.ones(2, 1))
-    for metric, text in [(lambda o, y: o["x"], "IndexError|TypeError"), (lambda o, y: math.nan, "is nan")]:
-        with pytest.raises(InputError, match=text):
-            compare_metric(metric, torch.ones(2, 3), torch.ones(2, 3), torch.ones(2), call)
-
-
-# --- whole trials ---------------------------------------------------------------------------
-
-NONE = Setting(technique="none")
-
-
 @pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Enough to see what a trial does; the time is never what ends it, so that a busy machine changes nothing."""
-    monkeypatch.setattr("aimass_lab.trial.run.MAX_ROUNDS", 25)
+    monkeypatch.setattr("aimass_lab.trial.speed.MAX_ROUNDS", 15)
+    with torch_threads(1):  # two that wait for each other take ten times as long beside other work
+        yield
 
 
 def mlp_workload(**options: object) -> Workload:
@@ -223,18 +45,23 @@ def mlp_workload(**options: object) -> Workload:
     return Workload(TinyMLP(), features(16), **options)  # type: ignore[arg-type]
 
 
-def as_technique(monkeypatch: pytest.MonkeyPatch, change: object) -> Setting:
+def as_technique(monkeypatch: pytest.MonkeyPatch, change: object, causes: tuple[str, ...] = ()) -> Recipe:
     """A technique that exists for one test only."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Custom(Technique):
         """Made by a test."""
 
-        def apply(self, model: nn.Module) -> nn.Module:
+        stage: ClassVar[Stage] = Stage.ARCHITECTURE
+
+        def apply(self, model: nn.Module, context: Context) -> nn.Module:
             return change(model)  # type: ignore[operator, no-any-return]
 
+        def causes(self, model: nn.Module, batch_size: int, device: torch.device) -> tuple[str, ...]:
+            return tuple(f"{cause} of {sum(1 for _ in model.parameters())} tensors" for cause in causes)
+
     monkeypatch.setitem(TECHNIQUES._load(), "custom", Custom)
-    return Setting(technique="custom")
+    return Recipe(steps=(Step(technique="custom"),))
 
 
 class Wrapped(nn.Module):
@@ -250,21 +77,112 @@ class Wrapped(nn.Module):
 
 
 def test_the_control_finds_identical_outputs() -> None:
-    workload = mlp_workload()
-    found = run_trial(workload, NONE)
+    found = run_trial(mlp_workload(), NONE)
     assert (found.fidelity.value, found.relative_error.value, found.agreement and found.agreement.value) == (1.0, 0.0, 1.0)
+    assert found.divergence is not None
+    assert found.divergence.value == 0.0
+    assert found.worst_samples == ()
     assert found.verdict != "not equivalent"
-    assert (found.num_changed_layers.value, found.num_eligible_layers.value) == (0, 2)
+    assert found.steps == ()
     assert found.size_bytes.value == found.size_original_bytes.value == 4 * (8 * 16 + 16 + 16 * 3 + 3)
-    assert found.speedup.source == "measured"
-    low, high = found.speedup.interval or (0, 0)
-    assert low <= found.speedup.value <= high
-    assert found.speedup.n == found.latency_original.n == found.latency_variant.n >= 5
-    assert found.speedup.value == pytest.approx(found.latency_original.value / found.latency_variant.value)
-    assert found.batch_size == found.setting.batch_size == 16
-    assert found.metric_original is None
-    assert found.compile_time is None
+    assert found.stored_bytes.value == found.stored_original_bytes.value > found.size_bytes.value  # the file has a header
+    assert found.setting == Setting(batch_size=16)
+    assert (found.metric_original, found.metric_drop) == (None, None)
+    assert not found.recommended
+    assert found.recommendation.startswith("the control")
+    if found.verdict != "faster":
+        assert any("this is the control, whose interval shows what the comparison can resolve" in reason for reason in found.reasons)
     assert from_json(to_json(found), TrialResult) == found
+
+
+def test_speed_is_told_by_both_clocks_with_the_one_that_decides() -> None:
+    (point,) = run_trial(mlp_workload(), NONE).points
+    assert point.batch_size == 16
+    assert point.wall_speedup is not None
+    assert point.processor_speedup is not None
+    assert point.speedup == {"wall": point.wall_speedup, "processor": point.processor_speedup}[point.clock]
+    for speedup in (point.wall_speedup, point.processor_speedup):
+        low, high = speedup.interval or (0, 0)
+        assert low <= speedup.value <= high
+        assert 5 <= (speedup.n or 0) <= 15
+        assert "95%" in (speedup.interval_kind or "")
+    assert (point.latency_original.n or 0) >= 5 * (point.speedup.n or 0)  # short calls are made in bursts
+    assert point.latency_p99_original is not None
+    assert point.latency_p99_original.value >= point.latency_original.value
+    assert point.throughput_original.unit == "item/s"
+    assert point.compile_time is None
+
+
+def test_every_batch_size_gets_a_verdict_of_its_own() -> None:
+    found = run_trial(mlp_workload(), read_recipe("bf16"), batch_sizes=(3, 1, 32), budget_s=1.0)
+    assert [p.batch_size for p in found.points] == [3, 1, 32]
+    assert found.setting.batch_size == found.batch_size == 3
+    assert found.speedup == found.points[0].speedup
+    verdicts = {p.verdict for p in found.points}
+    assert found.verdict == (verdicts.pop() if len(verdicts) == 1 else "mixed")
+    assert all(any(reason.startswith(f"batch {p.batch_size}: speed-up") for reason in found.reasons) for p in found.points)
+
+
+def test_layers_are_told_one_by_one_for_every_step() -> None:
+    torch.manual_seed(0)
+    workload = Workload(TinyCNN(), torch.rand(8, 1, 8, 8))
+    found = run_trial(workload, read_recipe("bf16 + channels_last"))
+    assert [s.step.technique for s in found.steps] == ["bf16", "channels_last"]
+    assert [(s.num_changed_layers.value, s.num_layers.value) for s in found.steps] == [(2, 2), (1, 2)]
+    assert [(layer.name, layer.changed) for layer in found.steps[1].layers] == [("features.0", True), ("head", False)]
+    assert "Linear" in found.steps[1].layers[1].detail
+    assert found.steps[0].apply_time.value + found.steps[1].apply_time.value <= found.apply_time.value
+    if found.verdict != "faster":
+        assert any("step 1, bf16: " in reason or "step 2, channels_last: " in reason for reason in found.reasons)
+
+
+def test_a_cause_is_asked_of_the_model_that_the_step_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a first step that puts a smaller model in place, when the second one is slow, then its cause counts the smaller model's tensors
+    small = nn.Linear(8, 3, bias=False)
+    recipe = as_technique(monkeypatch, lambda model: small, causes=("a cause",))
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Slow(TECHNIQUES["custom"]):  # type: ignore[misc]
+        """Made by a test."""
+
+        def apply(self, model: nn.Module, context: Context) -> nn.Module:
+            return Wrapped(model, lambda out, _: (time.sleep(2e-3), out)[1])
+
+    monkeypatch.setitem(TECHNIQUES._load(), "slow", Slow)
+    found = run_trial(mlp_workload(), Recipe(steps=(*recipe.steps, Step(technique="slow"))), budget_s=0.5)
+    assert "step 1, custom: a cause of 4 tensors" in found.reasons
+    assert "step 2, slow: a cause of 1 tensors" in found.reasons
+
+
+def test_slower_is_refused_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spin(out: torch.Tensor, _: int) -> torch.Tensor:  # busy, so that both clocks see it
+        end = time.perf_counter() + 2e-3
+        while time.perf_counter() < end:
+            pass
+        return out
+
+    found = run_trial(mlp_workload(), as_technique(monkeypatch, lambda model: Wrapped(model, spin)), batch_sizes=(1, 2))
+    assert found.verdict == "slower"
+    assert not found.recommended
+    assert found.recommendation == "refused: slower at batch 1, 2"
+
+
+def test_what_is_faster_or_smaller_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(TinyMLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            end = time.perf_counter() + 2e-3
+            while time.perf_counter() < end:
+                pass
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Slow()
+    plain = TinyMLP()
+    plain.load_state_dict(model.state_dict())
+    found = run_trial(Workload(model, features(16)), as_technique(monkeypatch, lambda _: plain))
+    assert (found.verdict, found.recommended) == ("faster", True)
+    assert found.recommendation.startswith("recommended: ")
+    assert "times as fast at batch 16" in found.recommendation
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -278,47 +196,30 @@ def test_a_trial_leaves_every_kind_of_model_as_it_was(name: str) -> None:
     assert_same(before, snapshot(workload.model))
 
 
-@pytest.mark.parametrize("technique", [t for t in TECHNIQUES if t != "compile"])
-def test_every_technique_can_be_tried_and_says_why(technique: str) -> None:
-    torch.manual_seed(0)
-    workload = Workload(TinyCNN(), torch.rand(8, 1, 8, 8))  # in training mode, with dropout
-    found = run_trial(workload, Setting(technique=technique, batch_size=4))
-    assert found.batch_size == 4
-    assert found.fidelity.value > 0.999
-    assert found.fidelity.n == 8  # all samples, though batches of 4 were timed
-    assert len(found.reasons) >= 2
-    if found.verdict != "faster":
-        assert len(found.reasons) > 2
-    changed = {"none": 0, "channels_last": 1, "int8_dynamic": 1, "int8_weight_only": 1}.get(technique, 2)
-    assert (found.num_changed_layers.value, found.num_eligible_layers.value) == (changed, 2)
-    if changed:
-        assert any(f"{changed} of 2 layers with weights were changed" in reason for reason in found.reasons)
-
-
 @pytest.mark.slow
 def test_compiling_is_timed_apart_and_the_copy_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    from aimass_lab.compression import _torch_compile
-    from aimass_lab.compression import compile as member
+    from aimass_lab.compression._torch_compile import CompiledModule
 
     seen = []
+    make = CompiledModule.__init__
 
-    def compile_and_watch(model: nn.Module, **options: object) -> nn.Module:
+    def make_and_watch(self: CompiledModule, model: nn.Module, **options: object) -> None:
         seen.append(weakref.ref(model))
-        return _torch_compile.compile_model(model, **options)  # type: ignore[arg-type]
+        make(self, model, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(member, "compile_model", compile_and_watch)
-    found = run_trial(mlp_workload(), Setting(technique="compile", options={"mode": "default"}))
-    assert found.setting.options == {}  # only what differs from the defaults
-    assert found.compile_time is not None
-    assert found.compile_time.value >= 0
+    monkeypatch.setattr(CompiledModule, "__init__", make_and_watch)
+    found = run_trial(mlp_workload(), read_recipe("compile"), batch_sizes=(16, 2))
+    for point in found.points:
+        assert point.compile_time is not None
+        assert point.compile_time.value >= 0
     assert found.fidelity.value > 0.9999
     gc.collect()
     assert [ref() for ref in seen] == [None]
 
 
 def test_nan_where_the_original_has_numbers_is_not_equivalent(monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: out * math.nan))
-    found = run_trial(mlp_workload(), setting)
+    recipe = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: out * math.nan))
+    found = run_trial(mlp_workload(), recipe)
     assert found.verdict == "not equivalent"
     assert found.reasons[0] == "16 of 16 samples have values that are not finite where the original's are"
     assert found.fidelity.value == 0.0
@@ -332,8 +233,8 @@ def test_nan_in_the_original_too_is_no_difference() -> None:
 
 
 def test_another_shape_is_not_equivalent(monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: out[:, :2]))
-    found = run_trial(mlp_workload(), setting)
+    recipe = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: out[:, :2]))
+    found = run_trial(mlp_workload(), recipe)
     assert found.verdict == "not equivalent"
     assert "[16, 3] in the original and [16, 2]" in found.reasons[0]
 
@@ -343,17 +244,19 @@ def test_a_metric_decides_where_there_is_one(monkeypatch: pytest.MonkeyPatch) ->
     x = features(21)
     torch.manual_seed(0)
     labels = TinyMLP()(x).argmax(1)
-    setting = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: 10 * out))
-    assert run_trial(mlp_workload(), setting).verdict == "not equivalent"
-    judged = run_trial(mlp_workload(data=(x, labels), metric=accuracy), setting)
+    recipe = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: 10 * out))
+    assert run_trial(mlp_workload(), recipe).verdict == "not equivalent"
+    judged = run_trial(mlp_workload(data=(x, labels), metric=accuracy), recipe)
     assert judged.verdict != "not equivalent"
     assert judged.metric_original is not None
     assert judged.metric_variant is not None
     assert (judged.metric_original.value, judged.metric_variant.value) == (1.0, 1.0)
+    assert judged.metric_drop is not None
+    assert judged.metric_drop.value == 0.0
     assert judged.metric_original.n == 21  # two batches of 16, the second filled up and cut again
     # given another class for every item, when judged, then the metric says so
-    setting = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: out.roll(1, 1)))
-    lost = run_trial(mlp_workload(data=(x, labels), metric=accuracy), setting)
+    recipe = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: out.roll(1, 1)))
+    lost = run_trial(mlp_workload(data=(x, labels), metric=accuracy), recipe)
     assert lost.verdict == "not equivalent"
     assert "metric 1 before and 0 after" in lost.reasons[0]
 
@@ -362,16 +265,12 @@ def test_few_labels_do_not_exclude_a_drop(monkeypatch: pytest.MonkeyPatch) -> No
     x = features(150)
     torch.manual_seed(0)
     labels = TinyMLP()(x).argmax(1)
-    setting = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: torch.cat([out[:1].roll(1, 1), out[1:]])))
-    found = run_trial(mlp_workload(data=(x, labels), metric=accuracy), at_batch(setting, 150))
+    recipe = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: torch.cat([out[:1].roll(1, 1), out[1:]])))
+    found = run_trial(mlp_workload(data=(x, labels), metric=accuracy), recipe, batch_sizes=(150,))
     assert found.metric_variant is not None
     assert found.metric_variant.value == pytest.approx(149 / 150)
     assert found.verdict != "not equivalent"
     assert any(note.code == "W-METRIC" for note in found.notes)
-
-
-def at_batch(setting: Setting, batch_size: int) -> Setting:
-    return Setting(technique=setting.technique, options=setting.options, batch_size=batch_size)
 
 
 def test_outputs_as_dicts_are_joined_for_the_metric() -> None:
@@ -383,7 +282,7 @@ def test_outputs_as_dicts_are_joined_for_the_metric() -> None:
         shapes.append((outputs["logits"].shape[0], outputs["hidden"].shape[0], len(y)))
         return 0.5
 
-    found = run_trial(Workload(DictModel(), inputs, data=(inputs, labels), metric=metric), Setting(technique="none", batch_size=2))
+    found = run_trial(Workload(DictModel(), inputs, data=(inputs, labels), metric=metric), NONE, batch_sizes=(2,))
     assert set(shapes) == {(5, 5, 5)}
     assert found.agreement is not None
     assert found.agreement.n == 5
@@ -398,10 +297,31 @@ def test_models_that_draw_random_numbers_get_the_same_ones() -> None:
 
 
 def test_when_time_is_short_some_samples_stand_for_all() -> None:
-    x = features(400)
-    found = run_trial(Workload(TinyMLP(), x), Setting(technique="bf16", batch_size=1), budget_s=0.01)
-    assert (found.fidelity.n or 0) < 400
+    torch.manual_seed(0)
+    found = run_trial(Workload(TinyMLP(), features(2000)), read_recipe("bf16"), batch_sizes=(1,), budget_s=0.002)
+    assert 0 < (found.fidelity.n or 0) < 2000
     assert any(note.code == "W-SUBSET" for note in found.notes)
+    # drawn at random, and named by their place among all: not the first ones
+    assert max(w.index for w in found.worst_samples) > (found.fidelity.n or 0)
+
+
+def test_the_worst_sample_is_found_where_the_user_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a variant that gets one of 200 samples wrong, when samples are compared in batches of random order, then it is named by its index
+    x = features(200)
+
+    def spoil(model: nn.Module) -> nn.Module:
+        class Spoiled(nn.Module):
+            def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+                return torch.where((inputs == x[123]).all(1, keepdim=True), -1.0, 1.0) * model(inputs)
+
+        return Spoiled()
+
+    workload = Workload(TinyMLP(), x[:4], data=(x, torch.zeros(200)), metric=lambda outputs, labels: 1.0)
+    found = run_trial(workload, as_technique(monkeypatch, spoil), batch_sizes=(16,))
+    assert [w.index for w in found.worst_samples] == [123]
+    assert found.worst_samples[0].cosine == pytest.approx(-1.0)
+    assert found.agreement is not None
+    assert found.agreement.value == 199 / 200
 
 
 def test_one_sample_is_few() -> None:
@@ -411,7 +331,7 @@ def test_one_sample_is_few() -> None:
 
 def test_progress_goes_from_the_copy_to_the_comparison() -> None:
     told: list[tuple[float, str]] = []
-    run_trial(mlp_workload(), Setting(technique="bf16"), progress=lambda share, text: told.append((share, text)))
+    run_trial(mlp_workload(), read_recipe("bf16"), progress=lambda share, text: told.append((share, text)))
     shares = [share for share, _ in told]
     assert shares == sorted(shares)
     assert shares[0] == 0
@@ -421,22 +341,191 @@ def test_progress_goes_from_the_copy_to_the_comparison() -> None:
 
 def test_a_variant_that_is_given_is_used_and_kept() -> None:
     workload = mlp_workload()
-    variant = apply_setting(workload, Setting(technique="int8_weight_only", options={"group_size": "8"}))
-    found = run_trial(workload, Setting(technique="int8_weight_only"), variant=variant)
-    assert found.setting.options == {"group_size": 8}
+    recipe = read_recipe("bf16")
+    variant = apply_recipe(workload, recipe)
+    found = run_trial(workload, recipe, variant=variant)
+    assert found.setting.recipe == recipe
     assert variant.model(features(2)).shape == (2, 3)
-    with pytest.raises(InputError, match="'int8_weight_only' and the setting asks for 'bf16'"):
-        run_trial(workload, Setting(technique="bf16"), variant=variant)
+    with pytest.raises(InputError, match="made by 'bf16', and 'fp16' is to be tried"):
+        run_trial(workload, read_recipe("fp16"), variant=variant)
 
 
 def test_a_variant_that_is_released_holds_no_weights() -> None:
-    variant = apply_setting(mlp_workload(), NONE)
+    variant = apply_recipe(mlp_workload(), NONE)
     weight = weakref.ref(variant.model.first.weight)
     variant.release()
     assert weight() is None
 
 
+# --- threads and callers --------------------------------------------------------------------
+
+
+def test_threads_are_set_for_the_trial_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    seen: set[int] = set()
+    recipe = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: (seen.add(torch.get_num_threads()), out)[1]))
+    found = run_trial(mlp_workload(), recipe, threads=before + 1)
+    assert seen == {before + 1}
+    assert found.environment.threads == found.setting.threads == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_threads_are_put_back_after_an_error() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), torch_threads(before + 1):
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_several_callers_call_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a variant that waits instead of computing, when three call it, then three calls take the time of one
+    callers: set[int] = set()
+
+    def wait(out: torch.Tensor, _: int) -> torch.Tensor:
+        assert torch.is_inference_mode_enabled()
+        callers.add(threading.get_ident())
+        time.sleep(5e-3)
+        return out
+
+    monkeypatch.setattr("aimass_lab.trial.speed.MAX_ROUNDS", 6)
+    found = run_trial(mlp_workload(), as_technique(monkeypatch, lambda model: Wrapped(model, wait)), batch_sizes=(4,), instances=3)
+    (point,) = found.points
+    assert len(callers) == 4  # and the one that makes the first call
+    assert found.setting.instances == 3
+    assert point.latency_variant.value >= 5e-3
+    assert point.throughput_variant.value > 1.5 * 4 / point.latency_variant.value
+    assert point.throughput_variant.value <= 1.05 * 3 * 4 / 5e-3
+    assert "3 callers" in point.throughput_variant.method
+    assert any(note.code == "one-process" for note in found.notes)
+
+
+def test_an_error_of_one_caller_ends_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(out: torch.Tensor, calls: int) -> torch.Tensor:
+        if calls > 20:
+            raise RuntimeError("not twice at once")
+        return out
+
+    with pytest.raises(UnsupportedError, match="not twice at once"):
+        run_trial(mlp_workload(), as_technique(monkeypatch, lambda model: Wrapped(model, fail)), instances=2)
+
+
+def test_a_burst_counts_every_call() -> None:
+    calls = []
+    found = burst(lambda: calls.append(1), CPU, num_calls=7, warm=True)
+    assert len(calls) == 8
+    assert len(found.calls_s) == 7
+    assert found.seconds == pytest.approx(sum(found.calls_s) / 7)
+
+
+def test_sleeping_is_wall_time_and_no_processor_time() -> None:
+    found = compare_speed(lambda: time.sleep(4e-3), lambda: time.sleep(1e-3), CPU, budget_s=0.2)
+    assert found.decision.wall.value == pytest.approx(4, rel=0.5)
+    assert sum(b.processor_s for b in found.original) < 0.5 * sum(b.seconds for b in found.original)
+
+
+# --- a session ------------------------------------------------------------------------------
+
+
+def counted_applications(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    applied: list[str] = []
+
+    def apply_and_count(workload: Workload, recipe: Recipe, **options: object) -> object:
+        applied.append(recipe.name)
+        return apply_recipe(workload, recipe, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("aimass_lab.trial.session.apply_recipe", apply_and_count)
+    return applied
+
+
+def test_a_recipe_that_comes_again_costs_the_timing_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied = counted_applications(monkeypatch)
+    with TrialSession(mlp_workload()) as session:
+        first = session.run(Setting(recipe=read_recipe("bf16")))
+        monkeypatch.setattr("aimass_lab.trial.session.compare_outputs", lambda *_, **__: pytest.fail("outputs were compared again"))
+        monkeypatch.setattr("aimass_lab.trial.session.measure_sizes", lambda *_: pytest.fail("weighed again"))
+        second = session.run(Setting(recipe=read_recipe("bf16"), batch_size=3, threads=1))
+    assert applied == ["bf16"]
+    assert second.batch_size == 3
+    assert (second.fidelity.value, second.stored_bytes, second.steps) == (first.fidelity.value, first.stored_bytes, first.steps)
+
+
+def test_another_seed_is_another_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied = counted_applications(monkeypatch)
+    with TrialSession(mlp_workload()) as session:
+        session.run(Setting(recipe=read_recipe("bf16", seed=0)))
+        session.run(Setting(recipe=read_recipe("bf16", seed=1)))
+    assert applied == ["bf16", "bf16"]
+
+
+def test_the_copy_that_was_not_used_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied = counted_applications(monkeypatch)
+    workload = mlp_workload()
+    size = workload.info().weight_bytes
+    with TrialSession(workload, memory_bytes=2 * size) as session:
+        for name in ("bf16", "none", "bf16", "fp16", "bf16", "none"):
+            session.run(Setting(recipe=read_recipe(name)), budget_s=0.05)
+            assert session.held_bytes <= 2 * size
+    # bf16 was used after none, so fp16 takes the place of none
+    assert applied == ["bf16", "none", "fp16", "none"]
+    assert session.held_bytes == 0
+
+
+def test_copies_that_are_kept_make_room_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aimass_lab.profiling import memory
+
+    with TrialSession(mlp_workload(), memory_bytes=2**30) as session:
+        session.run(Setting(recipe=read_recipe("bf16")), budget_s=0.05)
+        free = iter([1000, 2**30])
+        monkeypatch.setattr(memory, "free_bytes", lambda device: next(free))
+        assert session.run(Setting(recipe=NONE), budget_s=0.05).fidelity.value == 1.0
+        assert session.take(read_recipe("bf16")) is None
+
+
+def test_a_session_that_is_closed_holds_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list = []
+    session = TrialSession(mlp_workload())
+    session.run(Setting(recipe=as_technique(monkeypatch, lambda model: (seen.append(weakref.ref(model.first.weight)), model)[1])))
+    assert seen[0]() is not None
+    session.close()
+    assert seen[0]() is None
+
+
+def test_a_copy_can_be_taken_out_of_a_session() -> None:
+    with TrialSession(mlp_workload()) as session:
+        session.run(Setting(recipe=NONE))
+        variant = session.take(NONE)
+        assert session.take(NONE) is None
+    assert variant is not None
+    assert variant.model(features(2)).shape == (2, 3)
+
+
+def test_what_is_impossible_is_not_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied = counted_applications(monkeypatch)
+    with TrialSession(mlp_workload()) as session:
+        for _ in range(2):
+            with pytest.raises(UnsupportedError, match="channels_last is not possible here"):
+                session.run(Setting(recipe=read_recipe("channels_last")))
+        assert session.run(Setting(recipe=NONE)).fidelity.value == 1.0
+    assert applied == ["channels_last", "none"]
+
+
+def test_a_session_measures_here_only() -> None:
+    with TrialSession(mlp_workload()) as session, pytest.raises(InputError, match="nothing can be measured on l4"):
+        session.run(Setting(device="l4"))
+
+
 # --- interrupts, errors and memory ----------------------------------------------------------
+
+
+WARM_CALLS = 5
+"""Of the variant before the first round: the very first one, one for its outputs, two to see how long it takes, and one to warm up."""
+
+
+@pytest.fixture
+def single_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call a round, so that calls can be counted."""
+    monkeypatch.setattr("aimass_lab.trial.speed.BURST_S", 0.0)
+    monkeypatch.setattr("aimass_lab.trial.speed.WARM_BELOW_S", 0.0)
 
 
 def interrupt_at(call: int, seen: list) -> object:
@@ -452,22 +541,23 @@ def interrupt_at(call: int, seen: list) -> object:
     return change
 
 
+@pytest.mark.usefixtures("single_calls")
 def test_an_interrupt_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the variant is called once at first, once for its outputs, once to warm up, and then once a round
     seen: list = []
-    found = run_trial(mlp_workload(), as_technique(monkeypatch, interrupt_at(3 + 10, seen)))
+    found = run_trial(mlp_workload(), as_technique(monkeypatch, interrupt_at(WARM_CALLS + 10, seen)))
     assert 9 <= (found.speedup.n or 0) <= 10
     assert [note.code for note in found.notes if note.code == INTERRUPTED]
     gc.collect()
     assert seen[0]() is None
 
 
+@pytest.mark.usefixtures("single_calls")
 def test_an_early_interrupt_ends_the_trial_and_gives_the_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list = []
     workload = mlp_workload()
     before = snapshot(workload.model)
     with pytest.raises(KeyboardInterrupt) as caught:
-        run_trial(workload, as_technique(monkeypatch, interrupt_at(3 + 3, seen)))
+        run_trial(workload, as_technique(monkeypatch, interrupt_at(WARM_CALLS + 3, seen)))
     gc.collect()
     assert seen[0]() is None  # though the error, and with it the traceback, is still held here, as a notebook does
     assert caught.tb is not None
@@ -501,12 +591,12 @@ def test_a_technique_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_model_that_raises_by_itself_is_not_blamed_on_the_technique() -> None:
     with pytest.raises(ModelError, match="this model never works"):
-        run_trial(Workload(RaisingModel(), features()), Setting(technique="bf16"))
+        run_trial(Workload(RaisingModel(), features()), read_recipe("bf16"))
 
 
 def test_no_eligible_layer_is_unsupported_with_its_cause() -> None:
     with pytest.raises(UnsupportedError, match=r"channels_last is not possible here: 0 of 2 layers would be changed: it changes 2-d convolutions"):
-        run_trial(mlp_workload(), Setting(technique="channels_last"))
+        run_trial(mlp_workload(), read_recipe("channels_last"))
 
 
 @pytest.mark.parametrize("attribute", [threading.Lock(), (i for i in range(3)), torch.ones(2, requires_grad=True) * 2])
@@ -535,20 +625,51 @@ def test_a_model_without_weights_to_load_is_refused() -> None:
         run_trial(Workload(model, torch.ones(2, 8, device="meta")), NONE)
 
 
-@pytest.mark.parametrize("options", [{"budget_s": 0}, {"tolerance": 0}, {"tolerance": 1.5}, {"max_drop": -0.1}, {"budget_s": math.nan}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget_s": 0}, {"tolerance": 0}, {"tolerance": 1.5}, {"max_drop": -0.1}, {"budget_s": math.nan}, {"batch_sizes": (0,)}, {"batch_sizes": (2, 2)},
+        {"threads": 0}, {"instances": 0}, {"instances": True},
+    ],
+)  # fmt: skip
 def test_arguments_that_cannot_be_used_are_refused(options: dict) -> None:
     with pytest.raises(InputError):
         run_trial(mlp_workload(), NONE, **options)
 
 
 @pytest.mark.parametrize(
-    ("setting", "error"),
-    [
-        (Setting(technique="int9"), UnknownNameError),
-        (Setting(technique="bf16", options={"x": "1"}), InputError),
-        (Setting(technique="none", batch_size=0), InputError),
-    ],
-)
-def test_settings_that_cannot_be_used_are_refused(setting: Setting, error: type[Exception]) -> None:
+    ("step", "error"), [(Step(technique="int9"), UnknownNameError), (Step(technique="bf16", options={"x": "1"}), InputError)]
+)  # fmt: skip
+def test_recipes_that_cannot_be_used_are_refused(step: Step, error: type[Exception]) -> None:
     with pytest.raises(error):
-        run_trial(mlp_workload(), setting)
+        run_trial(mlp_workload(), Recipe(steps=(step,)))
+
+
+# --- how it is shown ------------------------------------------------------------------------
+
+
+def test_a_page_says_first_what_to_do_and_folds_the_detail_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aimass_lab.frontends.layouts import lay_out
+
+    recipe = as_technique(monkeypatch, lambda model: Wrapped(model, lambda out, _: out.roll(1, 1)))
+    page = lay_out(run_trial(mlp_workload(), recipe, batch_sizes=(1, 2)))
+    assert (page.headline, page.tone) == ("Refused: its outputs are not equivalent", "bad")
+    tables = {table.title: table for table in page.tables}
+    speeds = tables["Original → variant, by batch size"]
+    assert [row[0] for row in speeds.rows] == [1, 2]
+    assert all(len(row) == len(speeds.columns) for row in speeds.rows)
+    assert "compiling" not in speeds.columns
+    worst = tables["Samples that differ most (10 of 16)"]
+    assert worst.folded
+    assert len(worst.rows) == 10
+    layers = tables["Layers, step 1: custom (2 of 2 changed)"]
+    assert layers.folded
+    assert [row[0] for row in layers.rows] == ["first", "second"]
+
+
+def test_the_control_is_shown_as_the_control() -> None:
+    from aimass_lab.frontends.layouts import lay_out
+
+    page = lay_out(run_trial(mlp_workload(), NONE))
+    assert page.headline.startswith("The control, an identical copy: ")
+    assert page.tone in ("warn", "bad")

@@ -1,6 +1,7 @@
-"""One setting on a copy of the model, measured side by side with the original, and judged."""
+"""One recipe on a copy of the model, measured side by side with the original, and judged."""
 
 from .run import run_trial
-from .variant import Variant, apply_setting
+from .session import TrialSession
+from .variant import Variant, apply_recipe
 
-__all__ = ["Variant", "apply_setting", "run_trial"]
+__all__ = ["TrialSession", "Variant", "apply_recipe", "run_trial"]

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
-from ..records import Number
+from ..records import Number, WorstSample
 from ..workload import Call, output_tensors
 
 if TYPE_CHECKING:
     import torch
 
+NUM_WORST = 10
+"""Samples that are named."""
+MEAN_RESAMPLES = 500
 METRIC_RESAMPLES = 200
 """Of the bootstrap of the metric."""
 METRIC_BOOTSTRAP_S = 0.5
@@ -32,15 +35,17 @@ class OutputComparison:
     lost, which are counted in `num_lost`.
     """
 
+    indices: list[int] = field(default_factory=list)
+    """Of the samples, in the order in which they were compared."""
     cosines: list[float] = field(default_factory=list)
     squared_errors: list[float] = field(default_factory=list)
     squared_norms: list[float] = field(default_factory=list)
     num_lost: int = 0
     """Samples with a value that is finite in the original and not in the variant."""
-    num_scored: int = 0
-    """Samples whose outputs look like scores of classes."""
-    num_agreeing: int = 0
-    """Of these, samples with the same largest score."""
+    same_class: list[bool] = field(default_factory=list)
+    """Whether the largest score is the same, of each sample whose outputs look like scores of classes: of all or of none."""
+    divergences: list[float] = field(default_factory=list)
+    """Kullback-Leibler divergence of the class probabilities, nats, of the same samples."""
     mismatch: str | None = None
     """How the outputs' names or shapes differ, if they do."""
 
@@ -49,10 +54,12 @@ class OutputComparison:
         """Samples compared so far."""
         return len(self.cosines)
 
-    def add(self, original: Any, variant: Any, call: Call, num_items: int) -> None:
-        """Compare the outputs of one call, of which the first `num_items` items count."""
+    def add(self, original: Any, variant: Any, call: Call, indices: Sequence[int]) -> None:
+        """Compare the outputs of one call, whose first items are the samples `indices`; further ones do not count."""
         import torch
 
+        num_items = len(indices)
+        self.indices += indices
         pairs = list(zip(output_tensors(original), output_tensors(variant), strict=False))
         self.mismatch = self.mismatch or _mismatch(output_tensors(original), output_tensors(variant))
         if self.mismatch:  # nothing in common
@@ -70,9 +77,9 @@ class OutputComparison:
         lost = self._add_samples(torch.cat([a for a, _ in rows], 1), torch.cat([b for _, b in rows], 1))
         scores = class_scores(original, call), class_scores(variant, call)
         if scores[0] is not None and scores[1] is not None:
-            same = (scores[0].argmax(1) == scores[1].argmax(1))[:num_items] & ~lost
-            self.num_scored += len(same)
-            self.num_agreeing += int(same.sum())
+            a, b = scores[0][:num_items], scores[1][:num_items]
+            self.same_class += ((a.argmax(1) == b.argmax(1)) & ~lost).tolist()
+            self.divergences += divergence(a, b).tolist()
 
     def _add_samples(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Add the rows of `a` (original) and `b`; return which of them lost a value."""
@@ -100,7 +107,7 @@ class OutputComparison:
 
     def relative_error(self, environment: str) -> Number:
         """L2 norm of the difference over that of the original, with the range over the samples."""
-        each = [_ratio(e, n) for e, n in zip(self.squared_errors, self.squared_norms, strict=True)]
+        each = self.relative_errors()
         total = _ratio(math.fsum(self.squared_errors), math.fsum(self.squared_norms))
         return self._figure(total, each, "L2 norm of the outputs' difference over that of the original's outputs", environment)
 
@@ -121,18 +128,79 @@ class OutputComparison:
 
     def agreement(self, environment: str) -> Number | None:
         """Share of samples with the same largest score, with its Wilson interval; None without scores of classes."""
-        if self.num_scored == 0:
+        if not self.same_class:
             return None
+        num_same, num_scored = sum(self.same_class), len(self.same_class)
         return Number(
-            value=self.num_agreeing / self.num_scored,
+            value=num_same / num_scored,
             unit="ratio",
             source="measured",
-            method=f"largest score the same in {self.num_agreeing} of {self.num_scored} samples",
-            interval=wilson_interval(self.num_agreeing, self.num_scored),
+            method=f"largest score the same in {num_same} of {num_scored} samples",
+            interval=wilson_interval(num_same, num_scored),
             interval_kind="95 % Wilson score interval",
-            n=self.num_scored,
+            n=num_scored,
             environment=environment,
         )
+
+    def divergence(self, environment: str) -> Number | None:
+        """Mean Kullback-Leibler divergence of the class probabilities in nats, with a bootstrap interval; None without scores of classes."""
+        if not self.divergences:
+            return None
+        value = math.fsum(self.divergences) / len(self.divergences)
+        low, high = _mean_interval(self.divergences)
+        return Number(
+            value=value,
+            unit="ratio",
+            source="measured",
+            method=f"mean Kullback-Leibler divergence of the variant's class probabilities from the original's, nats, {len(self.divergences)} samples",
+            interval=(min(low, value), max(high, value)),
+            interval_kind=f"95 % bootstrap of the mean, {MEAN_RESAMPLES} resamples",
+            n=len(self.divergences),
+            environment=environment,
+        )
+
+    def worst(self) -> tuple[WorstSample, ...]:
+        """The samples that differ most, largest relative error first; those that do not differ at all are left out."""
+        errors = self.relative_errors()
+        order = sorted((i for i, error in enumerate(errors) if error > 0), key=lambda i: (-errors[i], self.indices[i]))
+        same: Sequence[bool | None] = self.same_class or [None] * len(errors)
+        return tuple(
+            WorstSample(index=self.indices[i], relative_error=errors[i], cosine=self.cosines[i], same_class=same[i]) for i in order[:NUM_WORST]
+        )  # fmt: skip
+
+    def relative_errors(self) -> list[float]:
+        """Sample by sample: L2 norm of the outputs' difference over that of the original's outputs."""
+        return [_ratio(e, n) for e, n in zip(self.squared_errors, self.squared_norms, strict=True)]
+
+
+def divergence(original: torch.Tensor, variant: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of each row's class probabilities: of scores their softmax, of probabilities themselves.
+
+    A class to which only the variant gives no probability at all would make it infinite; the least probability of float64 stands for none.
+
+    Args:
+        original: Scores of shape [items, classes].
+        variant: The same of the variant.
+
+    Returns:
+        Nats, of shape [items].
+    """
+    import torch
+
+    least = torch.finfo(torch.float64).tiny
+    both = original.double(), variant.double()
+    given = all(bool((t >= 0).all()) and torch.allclose(t.sum(1), torch.ones((), dtype=t.dtype, device=t.device), atol=1e-3) for t in both)
+    p, q = (t if given else t.softmax(1) for t in both)
+    terms = torch.where(p > 0, p * (p.clamp_min(least).log() - q.clamp_min(least).log()), 0.0)
+    return terms.nan_to_num(0.0).sum(1).clamp_min(0.0)
+
+
+def _mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    import numpy as np
+
+    kept = np.asarray(values)
+    generator = np.random.default_rng(0)
+    return _middle([float(kept[generator.integers(0, len(kept), len(kept))].mean()) for _ in range(MEAN_RESAMPLES)])
 
 
 def _ratio(squared_error: float, squared_norm: float) -> float:
@@ -212,6 +280,22 @@ class MetricComparison:
             method=f"the metric given, on {self.num_items} labelled items",
             interval=None if interval is None else (min(interval[0], value), max(interval[1], value)),
             interval_kind=None if interval is None else f"95 % bootstrap, {self.num_resamples} resamples of the items",
+            n=self.num_items,
+            environment=environment,
+        )
+
+    def drop(self, environment: str) -> Number | None:
+        """The original's metric less the variant's."""
+        if self.variant is None:
+            return None
+        value = self.original - self.variant
+        return Number(
+            value=value,
+            unit="ratio",
+            source="measured",
+            method=f"the original's metric less the variant's, on the same {self.num_items} labelled items",
+            interval=None if self.drop_interval is None else (min(self.drop_interval[0], value), max(self.drop_interval[1], value)),
+            interval_kind=None if self.drop_interval is None else f"95 % bootstrap, {self.num_resamples} resamples of the items as pairs",
             n=self.num_items,
             environment=environment,
         )

@@ -104,12 +104,6 @@ def test_inputs_on_the_cpu_are_named(study):
         Study(study.model, torch.randn(1, 1024))
 
 
-def test_a_trial_on_the_gpu(study):
-    result = study.trial("bf16")
-    assert result.environment.device.startswith("cuda")
-    assert result.fidelity.value > 0.99
-
-
 def test_the_replayed_allocator_agrees_with_the_real_one(study):
     """The bars: requested 2 %, reserved 5 %, what the driver shows within its band and never more than 3 % above the estimate."""
     demand = study.demand()

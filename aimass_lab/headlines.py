@@ -12,6 +12,7 @@ from .records import (
     Comparison,
     Demand,
     Environment,
+    HeldVariants,
     History,
     Ledger,
     NetworkDemand,
@@ -110,16 +111,33 @@ def _(record: NetworkDemand) -> str:
 
 @headline.register
 def _(record: TrialResult) -> str:
-    speed = f"{record.speedup.value:.2f}× {_ratio_band(record.speedup)}"
-    return f"{record.setting.technique}: {record.verdict}, {speed} at batch {record.batch_size}, fidelity {record.fidelity.value:.4f}{_doubt(record.speedup)}"
+    speeds = ", ".join(f"{p.speedup.value:.2f}× {_ratio_band(p.speedup)} at batch {p.batch_size}" for p in record.points)
+    size = record.stored_bytes.value / record.stored_original_bytes.value if record.stored_original_bytes.value else 1.0
+    smaller = "" if 0.99 < size < 1.01 else f", {size:.2f} of the bytes on disk"
+    kept = f"fidelity {record.fidelity.value:.4f}" if record.metric_variant is None else f"metric {record.metric_variant.value:.4g}"
+    return f"{record.setting.recipe.name}: {record.verdict}, {speeds}{smaller}, {kept}{_doubt(record.speedup)}"
+
+
+@headline.register
+def _(record: HeldVariants) -> str:
+    if not record.items:
+        return f"no copy of {record.model} is in memory"
+    copies = "1 copy" if len(record.items) == 1 else f"{len(record.items)} copies"
+    return f"{copies} of {record.model} in memory, {format_number(record.memory)}"
 
 
 @headline.register
 def _(record: SearchResult) -> str:
+    tried = f"{sum(c.status == 'measured' for c in record.candidates)} of {format_number(record.num_points)} measured"
     if record.best is None:
-        return f"{len(record.trials)} tried, none better than the original; {record.stopped}"
-    best = record.trials[record.best]
-    return f"{len(record.trials)} tried; best {best.setting.technique} at batch {best.batch_size}, {best.speedup.value:.2f}×; {record.stopped}"
+        return f"{tried}, none to be recommended; {record.stopped}"
+    best, first = record.candidates[record.best], record.objectives[0].name
+    setting = best.setting
+    load = [f"batch {setting.batch_size}" if setting.batch_size else "", f"{setting.instances} × {setting.threads or 'all'} threads" if setting.threads else ""]
+    where = f" ({', '.join(filter(None, load))})" if any(load) else ""
+    number = best.numbers[first]
+    found = f"{first.replace('_', ' ')} {format_number(number)} {format_interval(number)}".strip()
+    return f"{tried}; best {setting.recipe.name}{where}: {found}{'' if best.status == 'measured' else ', predicted'}{_doubt(number)}; {record.stopped}"
 
 
 @headline.register

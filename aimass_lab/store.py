@@ -8,15 +8,17 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import msgspec
 
 from .errors import StoreError
 from .headlines import headline
-from .records import AnyRecord, LedgerEntry, Record, Run, any_from_json, to_json
+from .records import AnyRecord, LedgerEntry, Record, Run, Setting, any_from_json, to_json
+from .searching.claims import Outcome, Owner, Row, key_of
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _CREATE = """
 CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -41,6 +43,20 @@ CREATE TABLE IF NOT EXISTS predictions (
     settled INTEGER NOT NULL,
     entry TEXT NOT NULL,
     UNIQUE (model_digest, environment, technique, batch_size, quantity, kind, settled)
+)
+"""
+_CREATE_SEARCH_TRIALS = """
+CREATE TABLE IF NOT EXISTS search_trials (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    search TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    setting_key TEXT NOT NULL,
+    setting TEXT NOT NULL,
+    host TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started REAL NOT NULL,
+    outcome TEXT,
+    UNIQUE (search, round, setting_key)
 )
 """
 _KEY = ("model_digest", "environment", "technique", "batch_size", "quantity", "kind")
@@ -145,6 +161,23 @@ class Store:
             rows = connection.execute(f"SELECT id, entry FROM predictions{where} ORDER BY id DESC", tuple(wanted.values())).fetchall()
         return tuple(msgspec.structs.replace(msgspec.json.decode(text, type=LedgerEntry), id=number) for number, text in rows)
 
+    # --- the trials of searches
+
+    def search_log(self, digest: str, *, resume: bool) -> SearchLog:
+        """The trials of one search, shared with every process that opens the same.
+
+        Args:
+            digest: Of what the trials depend on, see `searching.claims.search_digest`.
+            resume: Whether to go on with the newest search of this digest, or to begin another.
+
+        Raises:
+            StoreError: the file cannot be used.
+        """
+        with self._connect() as connection:
+            newest = connection.execute("SELECT MAX(round) FROM search_trials WHERE search = ?", (digest,)).fetchone()[0]
+        number = 1 if newest is None else int(newest) + (0 if resume else 1)
+        return SearchLog(self, digest, number)
+
     def _write_entries(self, entries: Sequence[LedgerEntry], *, settled: bool) -> None:
         if not entries:
             return
@@ -179,4 +212,84 @@ class Store:
         if version < SCHEMA_VERSION:
             connection.execute(_CREATE)
             connection.execute(_CREATE_PREDICTIONS)  # came with schema 2; what schema 1 kept stays as it is
+            connection.execute(_CREATE_SEARCH_TRIALS)  # came with schema 3
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+class SearchLog:
+    """The trials of one search in the history: a `searching.claims.TrialLog`.
+
+    A setting is taken by writing its row, and the file lets only one process do that. A row without outcome whose process
+    has ended is nobody's: it is not listed, and may be taken again.
+    """
+
+    def __init__(self, store: Store, digest: str, number: int) -> None:
+        self.store, self.digest, self.number = store, digest, number
+        self.owner = Owner.this()
+        self._read: dict[str, Row] = {}
+        """Settings that were tried, by their key: outcomes do not change and are decoded once."""
+
+    def rows(self) -> Sequence[Row]:
+        """All settings that were tried or are being tried by a process that is alive, oldest first.
+
+        Raises:
+            StoreError: the file cannot be used.
+        """
+        query = "SELECT setting_key, setting, host, pid, started, outcome IS NOT NULL FROM search_trials WHERE search = ? AND round = ? ORDER BY id"
+        with self.store._connect() as connection:
+            found = connection.execute(query, (self.digest, self.number)).fetchall()
+            for key, setting, host, pid, started, done in found:
+                if done and key not in self._read:
+                    text = connection.execute(f"SELECT outcome FROM search_trials WHERE {_THIS}", (self.digest, self.number, key)).fetchone()[0]
+                    mine = Owner(host, pid, started) == self.owner
+                    self._read[key] = Row(msgspec.json.decode(setting, type=Setting), "done", msgspec.json.decode(text, type=Outcome), mine)
+        rows = []
+        for key, setting, host, pid, started, done in found:
+            if done:
+                rows.append(self._read[key])
+            elif (owner := Owner(host, pid, started)) == self.owner or owner.alive():
+                rows.append(Row(msgspec.json.decode(setting, type=Setting), "running", None, owner == self.owner))
+        return rows
+
+    def claim(self, setting: Setting) -> bool:
+        """Take a setting for this process; False where a process that is alive has it, or it was tried.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        key, mine = key_of(setting), astuple(self.owner)
+        this = (self.digest, self.number, key)
+        insert = "INSERT OR IGNORE INTO search_trials (search, round, setting_key, setting, host, pid, started) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        with self.store._connect() as connection:
+            if connection.execute(insert, (*this, msgspec.json.encode(setting).decode(), *mine)).rowcount:
+                return True
+            taken = connection.execute(f"SELECT host, pid, started FROM search_trials WHERE {_THIS} AND outcome IS NULL", this).fetchone()
+            if taken is None or Owner(*taken).alive():
+                return False
+            take_over = f"UPDATE search_trials SET host = ?, pid = ?, started = ? WHERE {_THIS} AND outcome IS NULL AND {_OWNER}"
+            return bool(connection.execute(take_over, (*mine, *this, *taken)).rowcount)
+
+    def finish(self, setting: Setting, outcome: Outcome) -> None:
+        """Write down what came of a setting that this process took.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        text = msgspec.json.encode(outcome).decode()
+        with self.store._connect() as connection:
+            query = f"UPDATE search_trials SET outcome = ? WHERE {_THIS} AND {_OWNER}"
+            connection.execute(query, (text, self.digest, self.number, key_of(setting), *astuple(self.owner)))
+
+    def release(self, setting: Setting) -> None:
+        """Give a setting back that this process took and did not try to the end.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self.store._connect() as connection:
+            query = f"DELETE FROM search_trials WHERE {_THIS} AND outcome IS NULL AND {_OWNER}"
+            connection.execute(query, (self.digest, self.number, key_of(setting), *astuple(self.owner)))
+
+
+_THIS = "search = ? AND round = ? AND setting_key = ?"
+_OWNER = "host = ? AND pid = ? AND started = ?"

@@ -57,7 +57,7 @@ def format_decimal(value: float, unit: str) -> str:
     return f"{_significant(value)} {unit}".rstrip()
 
 
-_COUNTED = {"item", "request", "replica", "core", "device", "worker", "parameter", "layer", "op", "token"}
+_COUNTED = {"item", "request", "replica", "core", "device", "worker", "parameter", "layer", "op", "token", "point"}
 
 
 def format_count(value: float, unit: str) -> str:
@@ -83,6 +83,8 @@ def format_quantity(value: float, unit: str) -> str:
         return _significant(value) if value == 0 or abs(value) >= 1e-4 else f"{value:.2e}"
     if unit in ("s/FLOP", "s/B"):
         return f"{format_seconds(1e9 * value)}/G{unit[2:]}"
+    if unit == "USD/item":
+        return f"{_significant(1e6 * value)} USD per million items"
     if unit.startswith("USD"):
         return f"{value:,.2f} {unit}"
     return format_decimal(value, unit)

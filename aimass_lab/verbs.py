@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from .errors import InputError
-from .units import parse_bandwidth, parse_rate, parse_seconds
+from .units import parse_bandwidth, parse_bytes, parse_rate, parse_seconds
 
 Rate = Annotated[float | str, parse_rate]
 """Per second: 400, "400/s" or "24000/min"."""
 Seconds = Annotated[float | str, parse_seconds]
 """A time: 0.05 or "50ms"."""
+Bytes = Annotated[float | str, parse_bytes]
+"""A size: 1e9 or "512MiB"."""
 Bandwidth = Annotated[float | str, parse_bandwidth]
 """One direction of a link: 1.25e9 (bytes per second), "10Gbit/s" or "1.25GB/s"."""
 

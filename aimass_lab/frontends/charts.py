@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..headlines import format_number
-from ..records import Number, Plan, Prediction, Profile, Record, SearchResult
+from ..records import Candidate, Number, ObjectiveName, Plan, Prediction, Profile, Record, SearchResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -121,17 +121,51 @@ def _(record: Plan) -> Figure:
 
 @chart.register(SearchResult)
 def _(record: SearchResult) -> Figure:
-    """Speed against fidelity, with those that no other beats joined by a line."""
+    """The first two objectives against each other with their intervals, the front joined by a line, the best marked."""
     from plotly.graph_objects import Figure, Scatter
 
-    tried = [f"{t.setting.technique}, batch {t.batch_size}: {t.verdict}" for t in record.trials]
-    points = Scatter(x=[t.speedup.value for t in record.trials], y=[t.fidelity.value for t in record.trials], text=tried, mode="markers", name="tried")
-    front = sorted((record.trials[i] for i in record.front), key=lambda t: t.speedup.value)
-    line = Scatter(x=[t.speedup.value for t in front], y=[t.fidelity.value for t in front], mode="lines", name="not beaten")
-    figure = Figure([points, line])
-    figure.update_xaxes(title_text="speed-up")
-    figure.update_yaxes(title_text="cosine similarity")
+    across, up = (record.objectives * 2)[1].name, record.objectives[0].name
+    drawn = {i: c for i, c in enumerate(record.candidates) if across in c.numbers and up in c.numbers}
+    kinds = {
+        "predicted": [i for i, c in drawn.items() if c.status == "predicted"],
+        "beyond a limit or not equivalent": [i for i, c in drawn.items() if c.status == "measured" and (c.beyond or c.verdict == "not equivalent")],
+    }
+    kinds["measured"] = [i for i in drawn if not any(i in others for others in kinds.values())]
+    figure = Figure()
+    for name, symbol in (("measured", "circle"), ("beyond a limit or not equivalent", "x"), ("predicted", "circle-open")):
+        chosen = [drawn[i] for i in kinds[name]]
+        if chosen:
+            figure.add_trace(_scatter(name, chosen, across, up, {"symbol": symbol, "size": 7}))
+    front = sorted((drawn[i] for i in record.front if i in drawn), key=lambda c: c.numbers[across].value)
+    x, y = ([c.numbers[name].value for c in front] for name in (across, up))
+    figure.add_trace(Scatter(x=x, y=y, mode="lines", line_dash="dot", name="not beaten", hoverinfo="skip"))
+    if record.best in drawn:
+        figure.add_trace(_scatter("best", [drawn[record.best]], across, up, {"symbol": "star", "size": 15}))
+    for axis, name in ((figure.update_xaxes, across), (figure.update_yaxes, up)):
+        unit = next((c.numbers[name].unit for c in drawn.values()), "")
+        axis(title_text=f"{name.replace('_', ' ')}{'' if unit in ('', 'ratio') else f', {unit}'}", gridcolor=GRID)
     return figure.update_layout(**LAYOUT, title_text=f"search on {record.model.name}")
+
+
+def _scatter(name: str, candidates: Sequence[Candidate], across: ObjectiveName, up: ObjectiveName, marker: dict[str, object]) -> object:
+    """Candidates as points with bars as long as their intervals."""
+    from plotly.graph_objects import Scatter
+
+    def bars(of: ObjectiveName) -> dict[str, object]:
+        numbers = [c.numbers[of] for c in candidates]
+        ends = [n.interval or (n.value, n.value) for n in numbers]
+        low, high = ([max(0.0, sign * (n.value - end[k])) for n, end in zip(numbers, ends, strict=True)] for k, sign in ((0, 1), (1, -1)))
+        return {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1, "width": 0}
+
+    words = [_describe(c) for c in candidates]
+    values = {axis: [c.numbers[of].value for c in candidates] for axis, of in (("x", across), ("y", up))}
+    return Scatter(**values, error_x=bars(across), error_y=bars(up), text=words, mode="markers", marker=marker, name=name)
+
+
+def _describe(candidate: Candidate) -> str:
+    setting = candidate.setting
+    load = f"batch {setting.batch_size}, {setting.instances} × {setting.threads or 'all'} threads"
+    return f"{setting.recipe.name}, {load}{f' on {setting.device}' if setting.device else ''}: {candidate.verdict or candidate.status}"
 
 
 def _band_line(name: str, x: Sequence[int], numbers: Sequence[Number], scale: float) -> object:

@@ -14,5 +14,4 @@ class Grid(Sampler):
     def ask(self, history: Sequence[Tried]) -> Point | None:
         """The first point that was not tried."""
         tried = {point_key(t.point) for t in history}
-        points = (self.point(index) for index in range(self.size))
-        return next((point for point in points if point_key(point) not in tried), None)
+        return next((point for point in self.points() if point_key(point) not in tried), None)

@@ -155,7 +155,7 @@ def test_a_model_without_batch_axis_is_exported_as_it_is_called(model: nn.Module
 def test_what_cannot_be_exported_names_the_operator(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UnsupportedError, match="linalg_svd") as raised:
         FORMATS["onnx"]().export(Unexportable(), as_call(torch.randn(2, 4, 4)), tmp_path / "model.onnx")
-    assert "technique 'none'" in str(raised.value)
+    assert "recipe 'none'" in str(raised.value)
     assert "stack" not in capfd.readouterr().err.lower()
 
 
@@ -186,6 +186,55 @@ def test_a_model_beyond_the_size_of_one_file_is_refused_before_exporting(tmp_pat
     with pytest.raises(UnsupportedError, match="2 GiB"):
         FORMATS["onnx"]().export(model, as_call(torch.randn(2, 3)), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_without_protobuf_s_own_serialiser_is_read_by_it(tmp_path: Path) -> None:
+    import ml_dtypes
+    import onnx
+    import onnx_ir
+    from onnx import numpy_helper
+
+    from aimass_lab.formats._protobuf import serialize
+
+    generator = np.random.default_rng(0)
+    arrays = {
+        "large": generator.standard_normal((40, 50)).astype(np.float32),
+        "transposed": generator.standard_normal((50, 40)).astype(np.float32).T,
+        "small": np.arange(3, dtype=np.int64),
+        "scalar": np.array(1.5, np.float32),
+        "empty": np.zeros((0, 4), np.float32),
+        "brain": generator.standard_normal((33, 33)).astype(ml_dtypes.bfloat16),
+        "packed": generator.integers(-8, 8, (99, 33)).astype(ml_dtypes.int4),
+        "flags": generator.random((40, 40)) > 0.5,
+    }
+    nodes = [onnx.helper.make_node("Identity", [name], [f"{name}_out"], name=f"layer/{name}") for name in arrays]
+    graph = onnx.helper.make_graph(nodes, "g", [], [])
+    model = onnx_ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)]))
+    for name, array in arrays.items():
+        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
+        model.graph.initializers[name] = value
+
+    data = serialize(model).numpy().tobytes()
+    read = onnx.load_from_string(data)
+    assert data == serialize(model).numpy().tobytes()
+    assert [node.name for node in read.graph.node] == [f"layer/{name}" for name in arrays]
+    assert {tensor.name for tensor in read.graph.initializer} == set(arrays)
+    for tensor in read.graph.initializer:
+        got, expected = numpy_helper.to_array(tensor), arrays[tensor.name]
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_array_equal(got.astype(np.float64), expected.astype(np.float64))
+
+
+def test_nodes_are_named_after_the_layers_they_come_from(tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "model.onnx"
+    FORMATS["onnx"]().export(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), as_call(torch.randn(2, 5, 16)), path)
+    layers = {node.name.partition("/")[0] for node in onnx.load(str(path)).graph.node}
+    assert {"linear1", "linear2", "norm1", "norm2", "self_attn"} <= layers
+    FORMATS["onnx"]().export(Pair(), as_call(torch.randn(2, 1, 8, 8)), path)
+    (convolution,) = (node.name for node in onnx.load(str(path)).graph.node if node.op_type == "Conv")
+    assert convolution.startswith("body.0/")  # the batch norm body.1 is folded into it
 
 
 def test_a_wrong_export_is_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import TECHNIQUES, Technique, weight_layers
+from .base import TECHNIQUES, Context, Form, Stage, Technique, weight_layers
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class ChannelsLast(Technique):
     """Store convolution weights and images in NHWC order; the values stay as they are."""
 
+    stage: ClassVar[Stage] = Stage.LAYOUT
+    takes: ClassVar[frozenset[Form]] = frozenset({"weights", "cast"})
     changes: ClassVar[str] = "2-d convolutions (nn.Conv2d, nn.ConvTranspose2d)"
 
     def eligible(self, model: nn.Module) -> tuple[str, ...]:
@@ -25,13 +27,14 @@ class ChannelsLast(Technique):
 
         return tuple(name for name, layer in weight_layers(model).items() if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)))
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Reorder the weights, and the inputs as they arrive."""
         import torch
 
         from ._layout import inputs_channels_last
 
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name in self.eligible(model):
+            model.get_submodule(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.register_forward_pre_hook(inputs_channels_last, with_kwargs=True)
         return model
 

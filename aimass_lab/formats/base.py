@@ -6,6 +6,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
+
+    from ._runtime import Runtime
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 Runner = Callable[[Mapping[str, "np.ndarray[Any, Any]"]], Arrays]
@@ -77,14 +80,24 @@ class Format(ABC):
         """
         import torch
 
+        from ._runtime import Runtime, RuntimeModule
+
         self.check_packages()
+        if isinstance(model, Runtime) and not self.carries(model):
+            raise UnsupportedError(
+                f"this copy of the model is run by {model.runtime}, which no {self.name} file can hold",
+                help="bundle the recipe without its last step, or with onnxruntime in its place",
+            )
+        if isinstance(model, RuntimeModule):
+            names = [spec.name for spec in model.interface.inputs]  # as the file has them
         with preserved(model), torch.no_grad():
             signature = read_signature(model, call, names=names)
-            _check_dtypes(signature)
+            check_dtypes(signature)
             example = call.with_batch(max(2, call.batch_size)) if signature.batched else call
             self._write(model, example, signature, path)
             runner = self.open(path, threads=threads)
-            error = self._compare(runner, model, call, signature, max_batch_size)
+            answers = partial(_answers, runner, signature.inputs)
+            error = compare(answers, model, call, signature, max_batch_size=max_batch_size, runtime=self.runtime)
         notes = () if signature.batched else (Note(code="W-NOT-BATCHED", text=f"requests run one at a time: {signature.unbatched_because}"),)
         return FormatFile(path=path, format=self.name, inputs=signature.inputs, outputs=signature.outputs, batched=signature.batched, error=error, notes=notes)
 
@@ -93,6 +106,10 @@ class Format(ABC):
         for package in self.requires:
             if importlib.util.find_spec(package) is None:
                 raise MissingPackageError(package, f"the format {self.name!r}")
+
+    def carries(self, model: Runtime) -> bool:
+        """Whether a file of this format is what `model` runs."""
+        return False
 
     @abstractmethod
     def _write(self, model: nn.Module, call: Call, signature: Signature, path: Path) -> None:
@@ -110,29 +127,50 @@ class Format(ABC):
         """Load the file in its own runtime and call it once."""
         return self.open(path, threads=threads)(inputs)
 
-    def _compare(self, runner: Runner, model: nn.Module, call: Call, signature: Signature, max_batch_size: int) -> Number:
-        sizes = sorted({1, 2, max_batch_size}) if signature.batched else [call.batch_size]
-        tolerance = _tolerance(model)
-        worst = 0.0
-        for size in sizes:
-            batch = call.with_batch(size) if signature.batched else call
-            got = runner(input_arrays(signature.inputs, batch))
-            for name, tensor in run(model, batch):
-                error = relative_error(as_numpy(tensor), got[name])
-                worst = max(worst, error)
-                if not error <= tolerance:
-                    raise BundleError(
-                        f"the {self.name} file computes something else than the model: the output {name!r} of {size} items has a relative error of "
-                        f"{error:.3g} in {self.runtime}, and {tolerance:g} is the most that rounding explains",
-                        help="nothing was written; this is a fault of the exporter: try another format, or rewrite the part of the model that it gets wrong",
-                    )
-        return Number(
-            value=worst,
-            unit="ratio",
-            source="measured",
-            method=f"largest relative L2 error of an output in {self.runtime} against torch, batch sizes {', '.join(map(str, sizes))}",
-            n=sum(sizes),
-        )
+
+def compare(answers: Callable[[Call], Arrays], model: nn.Module, call: Call, signature: Signature, *, max_batch_size: int, runtime: str) -> Number:
+    """Compare a written model, in its own runtime, with the torch model that it was written from, at up to three batch sizes.
+
+    Args:
+        answers: Calls the written model; outputs by name.
+        model: What it was written from.
+        call: Example inputs of `model`.
+        signature: Whether the batch size is open.
+        max_batch_size: The largest size to compare at.
+        runtime: What runs the written model, as people call it.
+
+    Returns:
+        The largest relative L2 error of an output.
+
+    Raises:
+        BundleError: it is more than rounding explains.
+    """
+    sizes = sorted({1, 2, max_batch_size}) if signature.batched else [call.batch_size]
+    tolerance = _tolerance(model)
+    worst = 0.0
+    for size in sizes:
+        batch = call.with_batch(size) if signature.batched else call
+        got = answers(batch)
+        for name, tensor in run(model, batch):
+            error = relative_error(as_numpy(tensor), got[name])
+            worst = max(worst, error)
+            if not error <= tolerance:
+                raise BundleError(
+                    f"the exported file computes something else than the model: the output {name!r} of {size} items has a relative error of "
+                    f"{error:.3g} in {runtime}, and {tolerance:g} is the most that rounding explains",
+                    help="nothing was written; this is a fault of the exporter: try another format, or rewrite the part of the model that it gets wrong",
+                )
+    return Number(
+        value=worst,
+        unit="ratio",
+        source="measured",
+        method=f"largest relative L2 error of an output in {runtime} against torch, batch sizes {', '.join(map(str, sizes))}",
+        n=sum(sizes),
+    )
+
+
+def _answers(runner: Runner, specs: Sequence[TensorSpec], call: Call) -> Arrays:
+    return runner(input_arrays(specs, call))
 
 
 def input_arrays(specs: Sequence[TensorSpec], call: Call) -> Arrays:
@@ -140,7 +178,8 @@ def input_arrays(specs: Sequence[TensorSpec], call: Call) -> Arrays:
     return {spec.name: as_numpy(tensor) for spec, tensor in zip(specs, call.tensors(), strict=True)}
 
 
-def _check_dtypes(signature: Signature) -> None:
+def check_dtypes(signature: Signature) -> None:
+    """Raise UnsupportedError where an input or output is of a type that NumPy lacks."""
     for spec in (*signature.inputs, *signature.outputs):
         if spec.dtype == "bfloat16":
             raise UnsupportedError(
@@ -155,7 +194,17 @@ def _tolerance(model: nn.Module) -> float:
     def exact(tensor: torch.Tensor) -> bool:
         return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.dtype not in (torch.float16, torch.bfloat16)
 
-    return EXACT_TOLERANCE if all(exact(t) for t in [*model.parameters(), *model.buffers()]) else ROUNDED_TOLERANCE
+    if has_quantised_operators(model) or not all(exact(t) for t in [*model.parameters(), *model.buffers()]):
+        return ROUNDED_TOLERANCE
+    return EXACT_TOLERANCE
+
+
+def has_quantised_operators(model: nn.Module) -> bool:
+    """Whether `model` holds an exported graph that rounds values to integers and back."""
+    import torch
+
+    graphs = (module.graph for module in model.modules() if isinstance(module, torch.fx.GraphModule))
+    return any("quantize_per_" in str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function")
 
 
 FORMATS: Registry[type[Format]] = Registry("model format", "aimass_lab.formats")

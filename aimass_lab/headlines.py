@@ -48,6 +48,13 @@ def format_interval(number: Number | None) -> str:
     return f"[{' '.join(low).strip()}, {' '.join(high).strip()}]".replace("   ", " ")
 
 
+def format_measured(number: Number) -> str:
+    """``150 [148, 152] items/s``; the value with its own unit where that of the interval is another."""
+    value, interval = format_number(number), format_interval(number)
+    figure, _, unit = value.partition(" ")
+    return f"{figure if unit and interval.endswith(f' {unit}') else value} {interval}".strip()
+
+
 @singledispatch
 def headline(record: Record) -> str:
     """Say in one line what `record` found."""
@@ -136,7 +143,7 @@ def _(record: SearchResult) -> str:
     load = [f"batch {setting.batch_size}" if setting.batch_size else "", f"{setting.instances} × {setting.threads or 'all'} threads" if setting.threads else ""]
     where = f" ({', '.join(filter(None, load))})" if any(load) else ""
     number = best.numbers[first]
-    found = f"{first.replace('_', ' ')} {format_number(number)} {format_interval(number)}".strip()
+    found = f"{first.replace('_', ' ')} {format_measured(number)}"
     return f"{tried}; best {setting.recipe.name}{where}: {found}{'' if best.status == 'measured' else ', predicted'}{_doubt(number)}; {record.stopped}"
 
 

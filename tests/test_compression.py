@@ -79,7 +79,9 @@ STUDENTS = {
     "mlp": lambda: nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 10)),
     "attention": lambda: nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(48, 4)),
 }
-PAIRS = [(t, m) for t in TECHNIQUES for m in MODELS if not ((TECHNIQUES[t].compiles or t == "aot_inductor") and m != "mlp")]  # compiling the others takes half a minute each time
+PAIRS = [
+    (t, m) for t in TECHNIQUES for m in MODELS if not ((TECHNIQUES[t].compiles or t == "aot_inductor") and m != "mlp")
+]  # compiling the others takes half a minute each time
 every_pair = pytest.mark.parametrize(("technique", "model"), [pytest.param(t, m, id=f"{t}-{m}") for t, m in PAIRS])
 every_technique = pytest.mark.parametrize("technique", sorted(TECHNIQUES))
 

@@ -317,7 +317,7 @@ def some_records(tmp_path_factory):
     path.write_text(textwrap.dedent(MODEL_FILE))
     study = Study(locate_workload(f"{path}:judged"), store=path.parent / "history.db")
     records = [study.profile(seconds=0.3), study.demand(), study.trial("none", seconds=0.3), study.plan(rate=400, p99="500ms"), study.plan(rate=1, p99="1ns")]
-    records += [study.spec(rate=400, p99="500ms"), study.search(technique=("none", "channels_last"), seconds=2)]
+    records += [study.spec(rate=400, p99="500ms"), study.search(recipe=("none", "channels_last"), seconds=2)]
     store = Store(path.parent / "history.db")
     from aimass_lab.comparison import compare_records
     from aimass_lab.records import History

@@ -70,7 +70,7 @@ def interrupt_after(manager, client, code, seconds):
 
 def test_progress_is_shown_while_it_works(kernel):
     _, client = kernel
-    reply, shown = run(client, "%aimass search study --technique none --technique channels_last --batch 1 --batch 8 --seconds 6")
+    reply, shown = run(client, "%aimass search study --recipe none --recipe channels_last --batch 1 --batch 8 --seconds 6")
     assert reply["status"] == "ok"
     assert "%" in shown
     assert "Search on Sequential" in shown
@@ -79,12 +79,12 @@ def test_progress_is_shown_while_it_works(kernel):
 def test_an_interrupted_search_keeps_what_it_tried(kernel):
     manager, client = kernel
     sizes = " ".join(f"--batch {2**k}" for k in range(12))
-    line = f"%aimass search study --technique bf16 --technique int8_weight_only --technique int8_dynamic {sizes} --seconds 110"
+    line = f"%aimass search study --recipe bf16 --recipe int8_weight_only --recipe int8_dynamic {sizes} --seconds 110"
     reply, shown, seconds = interrupt_after(manager, client, line, 4)
     assert reply["status"] == "ok", reply
     assert seconds < 60
     assert "interrupted" in shown
-    reply, shown = run(client, "print(len(study.results[-1].trials) >= 1, study.results[-1].stopped)")
+    reply, shown = run(client, "print(len(study.results[-1].candidates) >= 1, study.results[-1].stopped)")
     assert shown.startswith("True")
 
 

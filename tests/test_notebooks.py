@@ -73,7 +73,13 @@ def test_the_fourth_notebook_tries_and_searches(tmp_path, tmp_path_factory):
     done, saved = run_notebook(ROOT / "notebooks" / "04_try_and_search.ipynb", tmp_path, own_folder=tmp_path_factory.mktemp("runtime"))
     executed = nbformat.read(saved, as_version=4)
     assert all(cell.get("execution_count") for cell in executed.cells if cell.cell_type == "code"), done.stdout[-3000:] + done.stderr[-3000:]
-    for words in ("The control, an identical copy", "Trial of int8_dynamic on digits", "technique: channel_pruning", "Search on digits (guided)", "# the best as code"):
+    for words in (
+        "The control, an identical copy",
+        "Trial of int8_dynamic on digits",
+        "technique: channel_pruning",
+        "Search on digits (guided)",
+        "# the best as code",
+    ):
         assert words in done.stdout, words
     assert saved.stat().st_size < 1_000_000
 
@@ -105,7 +111,9 @@ def test_the_lines_of_the_readme_run(tmp_path):
     os.chdir(tmp_path)
     try:
         shell.run_cell("import torch\nmodel, x = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), torch.randn(4, 8)")
-        shell.run_cell("inputs, more_inputs = torch.randn(64, 8), torch.randn(64, 8); labels, more_labels = model(inputs).argmax(1), model(more_inputs).argmax(1)")
+        shell.run_cell(
+            "inputs, more_inputs = torch.randn(64, 8), torch.randn(64, 8); labels, more_labels = model(inputs).argmax(1), model(more_inputs).argmax(1)"
+        )
         shell.run_cell("accuracy, loss = lambda outputs, labels: (outputs.argmax(1) == labels).float().mean().item(), torch.nn.functional.cross_entropy")
         for block in blocks("python"):
             if "@TECHNIQUES" in block:

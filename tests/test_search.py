@@ -119,13 +119,13 @@ def check_order(recipe):
 def test_an_order_that_cannot_be_is_left_out():
     space = Space({"recipe": ["none", "int8_dynamic"], "dtype": ["float32", "bfloat16"], "batch_size": [1, 8, 32]}, check=check_order)
     assert space.num_points == 9
-    assert [(n.code, n.text.partition(":")[0]) for n in space.pruned] == [("3", "bf16 cannot follow int8_dynamic")]
+    assert [(n.num_points.value, n.cause.partition(":")[0]) for n in space.pruned] == [(3, "bf16 cannot follow int8_dynamic")]
 
 
 def test_more_threads_and_instances_than_cores_are_left_out():
     space = Space({"threads": [1, 2, 4], "instances": [1, 2]}, cores=2)
     assert space.num_points == 3
-    assert sum(int(n.code) for n in space.pruned) == 3
+    assert sum(n.num_points.value for n in space.pruned) == 3
     assert Space({"threads": [1, 2, 4], "instances": [1, 2]}).num_points == 6
 
 
@@ -595,3 +595,17 @@ def test_a_killed_search_is_taken_up_where_it_was(tmp_path):
 def test_searching_needs_no_torch():
     code = "import sys; import aimass_lab.searching, aimass_lab.searching.findings, aimass_lab.searching.possible; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_history_of_the_schema_before_learns_to_hold_searches(tmp_path):
+    import contextlib
+    import sqlite3
+
+    store = Store(tmp_path / "h.db")
+    store.add("x", MACHINE)
+    with contextlib.closing(sqlite3.connect(store.path)) as connection, connection:
+        connection.execute("DROP TABLE search_trials")
+        connection.execute("PRAGMA user_version = 2")
+    log = store.search_log("d", resume=False)
+    assert log.claim(Setting())
+    assert len(store.runs()) == 1

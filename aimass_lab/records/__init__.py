@@ -31,7 +31,7 @@ from .profile import (
 from .readings import CpuReading, GpuProcess, GpuReading, MemoryReading, NetworkReading, Readings, StorageReading
 from .recipe import ORIGINAL, OptionValue, Recipe, Step
 from .resources import Coefficients, Form, ResourceDemand
-from .search import Candidate, FailureKind, Limit, Objective, ObjectiveName, RunnerUp, SearchResult, Status
+from .search import Candidate, FailureKind, Limit, Objective, ObjectiveName, Pruned, RunnerUp, SearchResult, Status
 from .sequence import DecodeStep, SequenceDemand
 from .spec import Finding, ServingSpec
 from .trace import TraceGpu, TraceKernel, TraceMemory, TraceModule, TraceOperator, TraceStep, TraceSummary
@@ -102,6 +102,7 @@ __all__ = [
     "Prediction",
     "Profile",
     "Promise",
+    "Pruned",
     "Quality",
     "Quantity",
     "Readings",

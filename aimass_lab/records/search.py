@@ -58,6 +58,13 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     failure: FailureKind | None = None
 
 
+class Pruned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings that are not possible together, found before anything was tried."""
+
+    num_points: Number
+    cause: str
+
+
 class RunnerUp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why a candidate is not the best."""
 
@@ -95,8 +102,8 @@ class SearchResult(Record, frozen=True, kw_only=True, tag="search"):
     """Settings of the space that are possible."""
     measured_share: Number
     """Of those, how many were tried here or by others on the same store."""
-    pruned: tuple[Note, ...] = ()
-    """Combinations that are not possible: code is how many, text why."""
+    pruned: tuple[Pruned, ...] = ()
+    """Combinations that are not possible, the most frequent cause first."""
     stopped: str
     """Why the search ended."""
     notes: tuple[Note, ...] = ()

@@ -12,9 +12,9 @@ from ._optuna import is_numeric
 
 Array = np.ndarray
 
-NUM_DRAWS = 96
+NUM_DRAWS = 80
 """Settings of the kernel that are drawn by lot and weighed by how likely they make what was found."""
-NUM_STEPS = 64
+NUM_STEPS = 56
 """Of them, changes of the best one so far."""
 WIDE = 4.0
 """Positive numbers whose largest is at least so many times their smallest are compared by their ratio."""
@@ -79,8 +79,11 @@ class _Kernel:
     """Variance of what no column explains, in units of the whole."""
 
     def likeness(self, distances: Array) -> Array:
-        scaled = self.decay[:, None, None] * distances
-        return self.single * np.exp(-scaled).mean(axis=0) + (1 - self.single) * np.exp(-scaled.sum(axis=0))
+        """Likeness of points that are `distances` apart, of shape (columns, any, any)."""
+        flat = distances.reshape(len(distances), -1)
+        apart = (self.decay @ flat).reshape(distances.shape[1:])
+        one_by_one = ((1 - np.exp(-self.decay)) / len(distances)) @ flat
+        return self.single * (1 - one_by_one.reshape(apart.shape)) + (1 - self.single) * np.exp(-apart)
 
 
 def _draw(rng: np.random.Generator, num_columns: int, near: _Kernel | None) -> _Kernel:
@@ -91,15 +94,15 @@ def _draw(rng: np.random.Generator, num_columns: int, near: _Kernel | None) -> _
     return _Kernel(np.exp(np.clip(np.log(near.decay) + step, -6, 4)), single, float(np.clip(near.noise * np.exp(rng.normal(0.0, 0.7)), 1e-5, 0.5)))
 
 
-def predict(columns: Columns, rows: Sequence[int], found: Array, prior: Array, seed: int) -> tuple[Array, Array]:
+def predict(distances: Array, rows: Sequence[int], found: Array, prior: Array, seed: int) -> tuple[Array, Array]:
     """Expect a value at every point.
 
     What is learnt is how far `prior` is off: a constant, a slope, and what the kernel makes of the rest. The kernel's settings are drawn by
     lot and the most likely one is kept; there are too few points for more.
 
     Args:
-        columns: All points.
-        rows: Those where something was found.
+        distances: Of the rows from all points, as `Columns.distances` has them.
+        rows: Places, among all points, of those where something was found.
         found: What, of shape (rows,).
         prior: What was predicted at every point before, of shape (points,); a constant where nothing was.
         seed: Of the lots.
@@ -113,7 +116,7 @@ def predict(columns: Columns, rows: Sequence[int], found: Array, prior: Array, s
     target = (residual - center) / scale
     slope = (prior - prior[rows].mean()) / (float(np.std(prior[rows])) or 1.0)
     rng = np.random.default_rng(seed)
-    inner = columns.distances(rows, rows)
+    inner = np.ascontiguousarray(distances[:, :, rows])
     trend = 0.1 * np.outer(slope[rows], slope[rows])
     best: tuple[float, _Kernel] | None = None
     for number in range(NUM_DRAWS):
@@ -124,7 +127,7 @@ def predict(columns: Columns, rows: Sequence[int], found: Array, prior: Array, s
     assert best is not None
     kernel = best[1]
     factor = np.linalg.cholesky(kernel.likeness(inner) + trend + kernel.noise * np.eye(len(rows)))
-    across = kernel.likeness(columns.distances(rows)) + 0.1 * np.outer(slope[rows], slope)
+    across = kernel.likeness(distances) + 0.1 * np.outer(slope[rows], slope)
     half = np.linalg.solve(factor, across)
     mean = half.T @ np.linalg.solve(factor, target)
     variance = np.maximum(1.0 + 0.1 * slope**2 - np.sum(half**2, axis=0), 1e-9)

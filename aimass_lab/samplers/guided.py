@@ -97,21 +97,22 @@ class Guided(Sampler):
         rows = [row for row, _ in found]
         values = np.array([t.values for _, t in found], dtype=float)
         priors = self._priors(values.shape[1])
-        means, deviations = zip(*(predict(self._columns, rows, column, priors[:, i], seed + i) for i, column in enumerate(values.T)), strict=True)
+        distances = self._columns.distances(rows)
+        means, deviations = zip(*(predict(distances, rows, column, priors[:, i], seed + i) for i, column in enumerate(values.T)), strict=True)
         mean, deviation = np.stack(means, axis=1), np.stack(deviations, axis=1)
         feasible = values[[t.feasible for _, t in found]]
         reference = _reference(feasible if len(feasible) else values)
         waiting = mean[[row for row, t in known if t.pending]]
         front = np.concatenate([feasible, waiting])
         front = front_of(front) if len(front) else front.reshape(0, values.shape[1])
-        chance, hopeless = self._chance(known, rows, [t for _, t in found], seed)
+        chance, hopeless = self._chance(known, distances, rows, [t for _, t in found], seed)
         promise = expected_improvement(mean[left], deviation[left], front, reference) * chance[left]
         optimistic = mean[left] + OPTIMISM * deviation[left]
         beaten = np.any(np.all(front[None, :, :] >= optimistic[:, None, :], axis=2), axis=1) if len(front) else np.zeros(len(left), dtype=bool)
         order = np.lexsort((rng.random(len(left)), -deviation[left].mean(axis=1), -promise, beaten | hopeless[left]))
         return left[int(order[0])]
 
-    def _chance(self, known: Sequence[tuple[int, Tried]], rows: Sequence[int], found: Sequence[Tried], seed: int) -> tuple[Array, Array]:
+    def _chance(self, known: Sequence[tuple[int, Tried]], distances: Array, rows: Sequence[int], found: Sequence[Tried], seed: int) -> tuple[Array, Array]:
         """At every point: the chance that it runs and is within all limits, and whether even an optimist would not think so."""
         import numpy as np
 
@@ -119,12 +120,13 @@ class Guided(Sampler):
         failed = np.array([failure for _, failure in decided], dtype=float)
         chance = np.ones(len(self.listed()))
         if failed.any():
-            expected, _ = predict(self._columns, [row for row, _ in decided], failed, np.zeros(len(chance)), seed + 50)
+            at = [row for row, _ in decided]
+            expected, _ = predict(self._columns.distances(at), at, failed, np.zeros(len(chance)), seed + 50)
             chance = np.clip(1.0 - expected, LEAST_CHANCE, 1.0)
         hopeless = np.zeros(len(chance), dtype=bool)
         excess = np.array([t.excess for t in found], dtype=float)
         for index, column in enumerate(excess.T):
-            mean, deviation = predict(self._columns, rows, column, np.zeros(len(chance)), seed + 100 + index)
+            mean, deviation = predict(distances, rows, column, np.zeros(len(chance)), seed + 100 + index)
             chance *= normal_cdf(-mean / deviation)
             hopeless |= mean - OPTIMISM * deviation > 0
         return chance, hopeless

@@ -43,7 +43,10 @@ class Problem:
             return Tried(point, None, pending=row.outcome is None)
         numbers = self.numbers(row.outcome)
         values = values_of(numbers, self.objectives)
-        return Tried(point, values, excess_of(numbers, self.limits) if values is not None else ())
+        if values is None:
+            return Tried(point, None)
+        # What is not equivalent is never recommended, so it counts as beyond a limit whatever the user's limits are.
+        return Tried(point, values, (*excess_of(numbers, self.limits), 1.0 if row.outcome.verdict == "not equivalent" else -1.0))
 
 
 class Search:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from ..headlines import format_interval, format_number
+from ..headlines import format_measured, format_number
 from ..records import Candidate, Environment, Limit, ModelInfo, Note, Number, Objective, ObjectiveName, RunnerUp, SearchResult, Setting, TrialResult
 from .claims import Failure, Row
 from .engine import Problem, Search, describe
@@ -150,15 +150,8 @@ def _rank(candidate: Candidate, objectives: Sequence[Objective]) -> tuple[float,
 
 def _against(objective: Objective, one: Candidate, other: Candidate) -> str:
     """``12,400 [12,300, 12,500] items/s against 12,600 [12,500, 12,700] items/s``, of two candidates that both have the number."""
-    words = (_with_interval(c.numbers[objective.name]) for c in (one, other))
+    words = (format_measured(c.numbers[objective.name]) for c in (one, other))
     return f"{WORDS[objective.name]} {' against '.join(words)}"
-
-
-def _with_interval(number: Number) -> str:
-    """``150 [148, 152] items/s``; the value with its own unit where that of the interval is another."""
-    value, interval = format_number(number), format_interval(number)
-    figure, _, unit = value.partition(" ")
-    return f"{figure if interval.endswith(f' {unit}') else value} {interval}".strip()
 
 
 def _runner_up(ranked: Sequence[Candidate], best: int | None, objectives: Sequence[Objective]) -> RunnerUp | None:

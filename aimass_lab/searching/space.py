@@ -17,7 +17,7 @@ from ..compression.base import TECHNIQUES, Stage, make_technique
 from ..errors import AimassError, InputError
 from ..options import read_options
 from ..recipe import FILES, read_recipe
-from ..records import ORIGINAL, Note, OptionValue, Recipe, Setting, Step
+from ..records import ORIGINAL, Number, OptionValue, Pruned, Recipe, Setting, Step
 from ..samplers.base import Point
 
 CASTS = {"float32": "", "bfloat16": "bf16", "float16": "fp16"}
@@ -76,7 +76,7 @@ class Space:
         self._forms = self._make_forms(check)
         self._keys = {form.recipe.name: key for key, form in self._forms.items() if form.recipe is not None and form.why_not is None}
         if not any(self.possible(point) for point in self._points()):
-            causes = "; ".join(note.text for note in self.pruned[:3])
+            causes = "; ".join(pruned.cause for pruned in self.pruned[:3])
             raise InputError(f"nothing in the search space is possible: {causes}", help=HELP)
 
     @functools.cached_property
@@ -85,10 +85,10 @@ class Space:
         return sum(self.possible(point) for point in self._points()) * len(self.devices)
 
     @functools.cached_property
-    def pruned(self) -> tuple[Note, ...]:
-        """Why combinations are left out, the most frequent first: code is how many settings."""
+    def pruned(self) -> tuple[Pruned, ...]:
+        """Why combinations are left out, and how many settings, the most frequent cause first."""
         causes = Counter(cause for point in self._points() if (cause := self.why_not(point)) is not None and cause)
-        return tuple(Note(code=str(count * len(self.devices)), text=cause) for cause, count in causes.most_common())
+        return tuple(Pruned(num_points=_count(count * len(self.devices)), cause=cause) for cause, count in causes.most_common())
 
     def possible(self, point: Point) -> bool:
         """Whether `point` is a setting that can be tried, and the first of those that are the same."""
@@ -161,6 +161,10 @@ class Space:
         if recipe.name in seen:
             return _Form(None, "")
         return _Form(recipe, check(recipe))
+
+
+def _count(value: int) -> Number:
+    return Number(value=value, unit="point", source="derived", trust="user", method="combinations of the space that are not possible")
 
 
 def make_recipe(point: Point, dtype: str = "float32") -> Recipe:

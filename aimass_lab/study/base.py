@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Record)
 
+
 def no_progress(share: float, text: str) -> None:
     """The progress of who does not want to know."""
 

@@ -24,7 +24,7 @@ def _(record: SearchResult) -> Page:
         _table("Best first", record, names, [(i, c) for i, c in known if i in chosen]),
         _table("Further settings", record, names, [(i, c) for i, c in known if i not in chosen], folded=True),
         _failures(record),
-        Table(title="Combinations that are not possible", columns=("settings", "why"), rows=tuple((n.code, n.text) for n in record.pruned), folded=True),
+        Table(title="Combinations that are not possible", columns=("settings", "why"), rows=tuple((p.num_points, p.cause) for p in record.pruned), folded=True),
     ]
     return Page(
         title=f"Search on {record.model.name} ({record.sampler})",

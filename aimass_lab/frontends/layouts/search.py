@@ -54,15 +54,25 @@ def _columns(record: SearchResult) -> list[ObjectiveName]:
 
 
 def _table(title: str, record: SearchResult, names: list[ObjectiveName], rows: list[tuple[int, Candidate]], *, folded: bool = False) -> Table:
-    columns = ("recipe", "batch", "threads", "instances", *(COLUMNS[name] for name in names), "verdict", "")
-    body = tuple((*_setting(c), *(c.numbers.get(name) for name in names), c.verdict or c.status, _mark(record, i, c)) for i, c in rows)
+    settings = _setting_columns(record)
+    columns = (*settings, "verdict", *(COLUMNS[name] for name in names), "")
+    body = tuple((*_setting(c, settings), c.verdict or c.status, *(c.numbers.get(name) for name in names), _mark(record, i, c)) for i, c in rows)
     return Table(title=title, columns=columns, rows=body, folded=folded)
 
 
-def _setting(candidate: Candidate) -> tuple[Cell, ...]:
+def _setting_columns(record: SearchResult) -> tuple[str, ...]:
+    """What tells settings apart; what is the same in all of them stands in the headline."""
+    varied = [name for name in ("threads", "instances") if len({getattr(c.setting, name) for c in record.candidates}) > 1]
+    return ("recipe", "batch", *varied)
+
+
+def _setting(candidate: Candidate, columns: tuple[str, ...]) -> tuple[Cell, ...]:
     setting = candidate.setting
     device = f" on {setting.device}" if setting.device else ""
-    return f"{setting.recipe.name}{device}", setting.batch_size, setting.threads, setting.instances
+    cells: dict[str, Cell] = {
+        "recipe": f"{setting.recipe.name}{device}", "batch": setting.batch_size, "threads": setting.threads, "instances": setting.instances
+    }  # fmt: skip
+    return tuple(cells[name] for name in columns)
 
 
 def _mark(record: SearchResult, index: int, candidate: Candidate) -> str:
@@ -74,14 +84,16 @@ def _mark(record: SearchResult, index: int, candidate: Candidate) -> str:
 
 
 def _failures(record: SearchResult) -> Table:
-    rows = tuple((*_setting(c), c.failure, c.cause) for c in record.candidates if c.status == "failed")
-    return Table(title="Failed", columns=("recipe", "batch", "threads", "instances", "kind", "cause"), rows=rows, folded=True)
+    settings = _setting_columns(record)
+    rows = tuple((*_setting(c, settings), c.failure, c.cause) for c in record.candidates if c.status == "failed")
+    return Table(title="Failed", columns=(*settings, "kind", "cause"), rows=rows, folded=True)
 
 
 def _remarks(record: SearchResult) -> tuple[str, ...]:
     remarks = [f"Not as good: {record.runner_up.text}."] if record.runner_up else []
     remarks += [f"Not recommended: {record.refused.text}."] if record.refused else []
     for limit in record.limits:
-        excluded = f"{limit.num_excluded.value:g} settings are beyond {COLUMNS[limit.name]} {format_number(limit.at_most)}"
+        count = int(limit.num_excluded.value)
+        excluded = f"{count} setting{' is' if count == 1 else 's are'} beyond {COLUMNS[limit.name]} {format_number(limit.at_most)}"
         remarks.append(f"{excluded}, {limit.num_excluded_alone.value:g} of them beyond nothing else; {limit.text}.")
     return tuple(remarks)

@@ -124,8 +124,7 @@ def first(found: dict[str, Any]) -> str:
 
 def verdicts(found: dict[str, Any]) -> str:
     """The product's verdicts against long measurements."""
-    agree, body = [], []
-    still_open = 0
+    agree, decided, body = [], [], []
     for key, entry in found.items():
         runs = [run for run in entry["runs"] if "failed" not in run]
         for point in entry["points"] or ():
@@ -135,7 +134,8 @@ def verdicts(found: dict[str, Any]) -> str:
             truth, allowed = judge.truths(measured)
             right = point["verdict"] in allowed
             agree.append(right)
-            still_open += len(allowed) > 1
+            if len(allowed) == 1:
+                decided.append(right)
             sure = " or ".join(sorted(allowed))
             said = f"{point['verdict']}, {interval(point['ratio'])}"
             body.append([key, str(point["batch"]), hit(said, right), point["clock"], sure, interval(truth)])
@@ -144,10 +144,12 @@ def verdicts(found: dict[str, Any]) -> str:
     share, (low, high) = sum(agree) / len(agree), judge.wilson(sum(agree) / len(agree), len(agree))
     summary = (
         f"{sum(agree)} of {len(agree)} verdicts agree: {hit(f'{100 * share:.1f} %', share >= 0.95)} [{100 * low:.1f}, {100 * high:.1f}], 95 % asked. "
-        f"In {still_open} the long measurement reaches over an edge of ±2 %, and either side counts as right. Disagreements are in bold. "
+        f"In {len(agree) - len(decided)} the long measurement reaches over an edge of ±2 %, and either side counts as right; of those that it decides, "
+        f"{sum(decided)} of {len(decided)} agree. Disagreements are in bold. "
         "The long measurement is the evaluation's own code: blocks of calls of both in one thread, by that thread's processor time, two processes each."
     )
     failed = [f"- {key}: {entry['failed']}" for key, entry in found.items() if entry["failed"]]
+    failed += [f"- {key}, long: {run['failed']}" for key, entry in found.items() for run in entry["runs"] if "failed" in run]
     listed = rows(["model: recipe", "batch", "verdict of the trial", "by clock", "long measurement", "ratio"], body)
     return "## Are the verdicts right?\n\n" + summary + "\n\n" + listed + ("\n\nNot tried:\n\n" + "\n".join(failed) if failed else "")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from aimass_lab import Workload, estimate_demand
-from aimass_lab.compression.base import TECHNIQUES
+from aimass_lab import Workload, estimate_demand, read_recipe
+from aimass_lab.trial import apply_recipe
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks" / "demand"))
 import zoo
@@ -27,7 +27,7 @@ def test_flops_are_those_of_the_hand_count_and_nothing_is_left_out(entry):
         inputs = zoo.move(inputs, lambda t: t.bfloat16() if t.is_floating_point() else t)
     expected = zoo.hand_count(entry, model, 2)
     if entry.technique:
-        model = TECHNIQUES[entry.technique]().apply(model)
+        model = apply_recipe(Workload(model, inputs), read_recipe(entry.technique)).model
         if entry.technique == "bf16":
             inputs = zoo.move(inputs, lambda t: t.bfloat16() if t.is_floating_point() else t)
 

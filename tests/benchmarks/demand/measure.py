@@ -18,9 +18,10 @@ import zoo
 from torch import nn
 
 from aimass_lab import Workload, estimate_demand
-from aimass_lab.compression.base import TECHNIQUES
 from aimass_lab.demand.estimate import CALIBRATION_BATCHES
 from aimass_lab.profiling.memory import peak_of_call
+from aimass_lab.recipe import read_recipe
+from aimass_lab.trial import apply_recipe
 
 REPEATS = 5
 
@@ -52,8 +53,7 @@ def evaluate(entry: zoo.Entry) -> dict[str, Any]:
     found["hand_count"] = zoo.hand_count(entry, original, batch)
     model = original
     if entry.technique:
-        technique = TECHNIQUES[entry.technique]()
-        model = technique.apply(original)
+        model = apply_recipe(Workload(original, entry.inputs(batch)), read_recipe(entry.technique)).model
     inputs = inputs_of(entry, model, batch)
     workload = Workload(model, inputs)
     found["cold_cpu_s"], demand = timed(lambda: estimate_demand(workload, batch_size=batch))

@@ -80,7 +80,7 @@ def test_an_interrupted_search_keeps_what_it_tried(kernel):
     manager, client = kernel
     sizes = " ".join(f"--batch {2**k}" for k in range(12))
     line = f"%aimass search study --recipe bf16 --recipe int8_weight_only --recipe int8_dynamic {sizes} --seconds 110"
-    reply, shown, seconds = interrupt_after(manager, client, line, 4)
+    reply, shown, seconds = interrupt_after(manager, client, line, 12)
     assert reply["status"] == "ok", reply
     assert seconds < 60
     assert "interrupted" in shown

@@ -12,10 +12,17 @@ from ._optuna import is_numeric
 
 Array = np.ndarray
 
-NUM_DRAWS = 80
-"""Settings of the kernel that are drawn by lot and weighed by how likely they make what was found."""
-NUM_STEPS = 56
-"""Of them, changes of the best one so far."""
+USUAL_ALONE, USUAL_DECAY, USUAL_TOGETHER, USUAL_NOISE = -2.5, -0.5, -1.5, -5.0
+"""Logarithms of what columns weigh alone, how fast likeness falls with distance, what they weigh together, and the variance of noise, where the
+findings, scaled to a variance of 1, say nothing else. Set by hand."""
+USUAL_SPREAD = 1.5
+"""Standard deviation of these logarithms."""
+LIMIT = 4.0
+"""None of them goes further than so many standard deviations."""
+SLOPE = 0.1
+"""Variance of the slope by which the prior may be off."""
+MOST_STEPS, MANY_ROWS = 60, 200
+"""Of the optimiser; a quarter of them where there are more findings than that."""
 WIDE = 4.0
 """Positive numbers whose largest is at least so many times their smallest are compared by their ratio."""
 
@@ -67,45 +74,17 @@ def _scaled(found: Sequence[Any], numbers: Sequence[float]) -> list[float]:
     return [0.5 if value is None else float((np.log(value) if wide else value) - ends[0]) / span for value in found]
 
 
-@dataclass(frozen=True)
-class _Kernel:
-    """Likeness of points: a sum over single columns, and a product over all of them."""
-
-    decay: Array
-    """Of each column: how fast likeness falls with distance there."""
-    single: float
-    """Share of what columns explain one by one."""
-    noise: float
-    """Variance of what no column explains, in units of the whole."""
-
-    def likeness(self, distances: Array) -> Array:
-        """Likeness of points that are `distances` apart, of shape (columns, any, any)."""
-        flat = distances.reshape(len(distances), -1)
-        apart = (self.decay @ flat).reshape(distances.shape[1:])
-        one_by_one = ((1 - np.exp(-self.decay)) / len(distances)) @ flat
-        return self.single * (1 - one_by_one.reshape(apart.shape)) + (1 - self.single) * np.exp(-apart)
-
-
-def _draw(rng: np.random.Generator, num_columns: int, near: _Kernel | None) -> _Kernel:
-    if near is None:
-        return _Kernel(np.exp(rng.normal(-0.5, 1.5, num_columns)), float(rng.uniform(0.05, 0.95)), float(np.exp(rng.uniform(-9.0, -2.0))))
-    step = rng.normal(0.0, 0.7, num_columns) * (rng.random(num_columns) < 0.4)
-    single = float(np.clip(near.single + rng.normal(0.0, 0.15), 0.02, 0.98))
-    return _Kernel(np.exp(np.clip(np.log(near.decay) + step, -6, 4)), single, float(np.clip(near.noise * np.exp(rng.normal(0.0, 0.7)), 1e-5, 0.5)))
-
-
-def predict(distances: Array, rows: Sequence[int], found: Array, prior: Array, seed: int) -> tuple[Array, Array]:
+def predict(distances: Array, rows: Sequence[int], found: Array, prior: Array) -> tuple[Array, Array]:
     """Expect a value at every point.
 
-    What is learnt is how far `prior` is off: a constant, a slope, and what the kernel makes of the rest. The kernel's settings are drawn by
-    lot and the most likely one is kept; there are too few points for more.
+    What is learnt is how far `prior` is off: a constant, a slope, what each column adds by itself, and what columns do together. How much each
+    of them matters is what makes the findings most likely, held together by what is usual.
 
     Args:
         distances: Of the rows from all points, as `Columns.distances` has them.
         rows: Places, among all points, of those where something was found.
         found: What, of shape (rows,).
         prior: What was predicted at every point before, of shape (points,); a constant where nothing was.
-        seed: Of the lots.
 
     Returns:
         Mean and standard deviation at every point.
@@ -115,28 +94,76 @@ def predict(distances: Array, rows: Sequence[int], found: Array, prior: Array, s
     center, scale = float(np.mean(residual)), float(np.std(residual)) or 1e-6
     target = (residual - center) / scale
     slope = (prior - prior[rows].mean()) / (float(np.std(prior[rows])) or 1.0)
-    rng = np.random.default_rng(seed)
-    inner = np.ascontiguousarray(distances[:, :, rows])
-    trend = 0.1 * np.outer(slope[rows], slope[rows])
-    best: tuple[float, _Kernel] | None = None
-    for number in range(NUM_DRAWS):
-        kernel = _draw(rng, len(inner), best[1] if best and number >= NUM_DRAWS - NUM_STEPS else None)
-        score = _log_evidence(kernel, kernel.likeness(inner) + trend, target)
-        if best is None or score > best[0]:
-            best = score, kernel
-    assert best is not None
-    kernel = best[1]
-    factor = np.linalg.cholesky(kernel.likeness(inner) + trend + kernel.noise * np.eye(len(rows)))
-    across = kernel.likeness(distances) + 0.1 * np.outer(slope[rows], slope)
+    inner = np.ascontiguousarray(distances[:, :, rows]).reshape(len(distances), -1)
+    trend = SLOPE * np.outer(slope[rows], slope[rows])
+    kernel = _fit(inner, trend, target)
+    factor = np.linalg.cholesky(kernel.likeness(inner, len(rows)) + trend + kernel.noise * np.eye(len(rows)))
+    across = kernel.likeness(distances.reshape(len(distances), -1), len(rows)) + SLOPE * np.outer(slope[rows], slope)
     half = np.linalg.solve(factor, across)
     mean = half.T @ np.linalg.solve(factor, target)
-    variance = np.maximum(1.0 + 0.1 * slope**2 - np.sum(half**2, axis=0), 1e-9)
+    variance = np.maximum(kernel.total + SLOPE * slope**2 - np.sum(half**2, axis=0), 1e-9)
     return prior + center + scale * mean, scale * np.sqrt(variance)
 
 
-def _log_evidence(kernel: _Kernel, likeness: Array, target: Array) -> float:
-    """Logarithm of the likelihood of `target` and of what is thought of the kernel's settings beforehand, up to a constant."""
-    factor = np.linalg.cholesky(likeness + kernel.noise * np.eye(len(target)))
-    half = np.linalg.solve(factor, target)
-    expected = float(np.sum((np.log(kernel.decay) + 0.5) ** 2)) / (2 * 1.5**2)
-    return -0.5 * float(half @ half) - float(np.log(np.diag(factor)).sum()) - expected
+@dataclass(frozen=True)
+class _Kernel:
+    """Likeness of points: a sum over single columns, and a product over all of them; logarithms of what they weigh."""
+
+    theta: Array
+    """Of each column its weight alone, then of each column its decay within the product; the product's weight; the variance of noise."""
+
+    @property
+    def alone(self) -> Array:
+        return np.exp(self.theta[: len(self.theta) // 2 - 1])
+
+    @property
+    def decay(self) -> Array:
+        return np.exp(self.theta[len(self.theta) // 2 - 1 : -2])
+
+    @property
+    def together(self) -> float:
+        return float(np.exp(self.theta[-2]))
+
+    @property
+    def noise(self) -> float:
+        return float(np.exp(self.theta[-1]))
+
+    @property
+    def total(self) -> float:
+        """Likeness of a point to itself."""
+        return float(self.alone.sum()) + self.together
+
+    def product(self, flat: Array) -> Array:
+        return self.together * np.exp(-(self.decay @ flat))
+
+    def likeness(self, flat: Array, num_rows: int) -> Array:
+        """Of shape (rows, any), from distances of shape (columns, rows * any)."""
+        return (self.alone.sum() - self.alone @ flat + self.product(flat)).reshape(num_rows, -1)
+
+
+def _fit(flat: Array, trend: Array, target: Array) -> _Kernel:
+    """The kernel that makes `target` most likely, together with what is usual of its weights."""
+    from scipy.optimize import minimize
+
+    num_columns, num_rows = len(flat), len(target)
+    usual = np.concatenate([np.full(num_columns, USUAL_ALONE), np.full(num_columns, USUAL_DECAY), [USUAL_TOGETHER, USUAL_NOISE]])
+
+    def loss(theta: Array) -> tuple[float, Array]:
+        kernel = _Kernel(theta)
+        product = kernel.product(flat)
+        matrix = kernel.likeness(flat, num_rows) + trend + kernel.noise * np.eye(num_rows)
+        factor = np.linalg.cholesky(matrix)
+        inverse = np.linalg.inv(matrix)
+        solved = inverse @ target
+        away = (theta - usual) / USUAL_SPREAD
+        value = 0.5 * float(target @ solved) + float(np.log(np.diag(factor)).sum()) + 0.5 * float(away @ away)
+        # dL/dk = (K^-1 - a a^T) / 2 with a = K^-1 y (Rasmussen and Williams, "Gaussian Processes for Machine Learning", eq. 5.9)
+        slope = 0.5 * (inverse - np.outer(solved, solved)).ravel()
+        by_alone = kernel.alone * (slope.sum() - flat @ slope)
+        by_decay = -kernel.decay * (flat @ (slope * product))
+        by_noise = kernel.noise * slope[:: num_rows + 1].sum()
+        return value, np.concatenate([by_alone, by_decay, [slope @ product, by_noise]]) + away / USUAL_SPREAD
+
+    bounds = [(mean - LIMIT * USUAL_SPREAD, mean + LIMIT * USUAL_SPREAD) for mean in usual]
+    steps = MOST_STEPS if num_rows <= MANY_ROWS else MOST_STEPS // 4
+    return _Kernel(minimize(loss, usual, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps}).x)

@@ -98,21 +98,21 @@ class Guided(Sampler):
         values = np.array([t.values for _, t in found], dtype=float)
         priors = self._priors(values.shape[1])
         distances = self._columns.distances(rows)
-        means, deviations = zip(*(predict(distances, rows, column, priors[:, i], seed + i) for i, column in enumerate(values.T)), strict=True)
+        means, deviations = zip(*(predict(distances, rows, column, priors[:, i]) for i, column in enumerate(values.T)), strict=True)
         mean, deviation = np.stack(means, axis=1), np.stack(deviations, axis=1)
         feasible = values[[t.feasible for _, t in found]]
         reference = _reference(feasible if len(feasible) else values)
         waiting = mean[[row for row, t in known if t.pending]]
         front = np.concatenate([feasible, waiting])
         front = front_of(front) if len(front) else front.reshape(0, values.shape[1])
-        chance, hopeless = self._chance(known, distances, rows, [t for _, t in found], seed)
+        chance, hopeless = self._chance(known, distances, rows, [t for _, t in found])
         promise = expected_improvement(mean[left], deviation[left], front, reference) * chance[left]
         optimistic = mean[left] + OPTIMISM * deviation[left]
         beaten = np.any(np.all(front[None, :, :] >= optimistic[:, None, :], axis=2), axis=1) if len(front) else np.zeros(len(left), dtype=bool)
         order = np.lexsort((rng.random(len(left)), -deviation[left].mean(axis=1), -promise, beaten | hopeless[left]))
         return left[int(order[0])]
 
-    def _chance(self, known: Sequence[tuple[int, Tried]], distances: Array, rows: Sequence[int], found: Sequence[Tried], seed: int) -> tuple[Array, Array]:
+    def _chance(self, known: Sequence[tuple[int, Tried]], distances: Array, rows: Sequence[int], found: Sequence[Tried]) -> tuple[Array, Array]:
         """At every point: the chance that it runs and is within all limits, and whether even an optimist would not think so."""
         import numpy as np
 
@@ -121,12 +121,12 @@ class Guided(Sampler):
         chance = np.ones(len(self.listed()))
         if failed.any():
             at = [row for row, _ in decided]
-            expected, _ = predict(self._columns.distances(at), at, failed, np.zeros(len(chance)), seed + 50)
+            expected, _ = predict(self._columns.distances(at), at, failed, np.zeros(len(chance)))
             chance = np.clip(1.0 - expected, LEAST_CHANCE, 1.0)
         hopeless = np.zeros(len(chance), dtype=bool)
         excess = np.array([t.excess for t in found], dtype=float)
-        for index, column in enumerate(excess.T):
-            mean, deviation = predict(distances, rows, column, np.zeros(len(chance)), seed + 100 + index)
+        for column in excess.T:
+            mean, deviation = predict(distances, rows, column, np.zeros(len(chance)))
             chance *= normal_cdf(-mean / deviation)
             hopeless |= mean - OPTIMISM * deviation > 0
         return chance, hopeless

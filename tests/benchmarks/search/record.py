@@ -40,12 +40,12 @@ TRIAL_S = 0.4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=list(SPACES), choices=[*SPACES, []])
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(SPACES)}; both if none is named")
     parser.add_argument("--trials", type=int, help="stop after so many settings")
     parser.add_argument("--folder", type=Path, default=GRIDS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.models:
+    for name in options.models or SPACES:
         record(name, options.trials, options.folder)
 
 

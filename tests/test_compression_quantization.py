@@ -667,3 +667,12 @@ def test_embeddings_are_cast_and_tokens_stay_integers() -> None:
     variant = variant_of(model, ids(4, vocabulary=50), "mixed_precision(formats=bf16)")
     assert details(variant)["embed"][1].startswith("bf16; ")
     assert variant.model(ids(4, vocabulary=50)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("technique", ["int8_dynamic", "int8_weight_only", "fp8"])
+def test_a_layer_with_one_input_is_left_with_the_reason(technique: str) -> None:
+    """As low rank leaves one where a single direction suffices; torchao's own code raises on it."""
+    variant = apply_recipe(Workload(nn.Sequential(nn.Linear(8, 1), nn.Linear(1, 8)), torch.rand(4, 8)), read_recipe(technique))
+    assert [(layer.name, layer.changed) for layer in variant.steps[0].layers] == [("0", True), ("1", False)]
+    assert "it has one input" in variant.steps[0].layers[1].detail
+    assert variant.model(torch.rand(2, 8)).shape == (2, 8)

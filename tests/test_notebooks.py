@@ -137,7 +137,8 @@ def test_the_technique_of_the_readme_is_one_file(tmp_path):
 import torch, aimass_lab.compression
 aimass_lab.compression.__path__.append({str(folder)!r})
 from aimass_lab import Study
-from aimass_lab.compression.base import TECHNIQUES, describe_options
+from aimass_lab.compression.base import TECHNIQUES
+from aimass_lab.options import describe_options
 print([option.name for option in describe_options(TECHNIQUES["half_the_layers"])])
 study = Study(torch.nn.Sequential(*[torch.nn.Linear(8, 8) for _ in range(4)]), torch.randn(4, 8))
 print(study.trial("half_the_layers", option={{"keep_first": "false"}}, seconds=0.3).verdict)

@@ -42,6 +42,8 @@ class LinearWeights(Technique):
 
         if layer.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"its weight is of type {str(layer.weight.dtype).removeprefix('torch.')}, and torchao's formats are made from 32 or 16 bits"
+        if layer.weight.shape[1] == 1:
+            return "it has one input: every row would be a scale and nothing to scale"
         return None
 
     def reasons(self, model: nn.Module) -> dict[str, str]:

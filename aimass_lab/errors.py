@@ -20,6 +20,12 @@ import difflib
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message that is not empty; the error's class where there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 class AimassError(Exception):
     """Base of every error that the user can act upon.
 

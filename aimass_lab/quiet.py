@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from types import ModuleType
 HARMLESS = ("Failed to load ", "%s is an Enum subclass and is now natively supported")
 """Starts of log messages at torchao's import: CUDA extensions that a CPU cannot load, and a deprecation between it and torch."""
 LOGGERS = ("torchao", "torch.utils._pytree")
+EXPORTERS = (
+    "torch.onnx", "torch.export", "torch._export", "torch.fx", "torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch.utils._pytree", "onnxscript",
+    "onnx_ir",
+)  # fmt: skip
 
 
 def import_quietly(name: str) -> ModuleType:
@@ -41,6 +46,22 @@ def quiet_logs() -> Iterator[None]:
     finally:
         if not muted_before:
             unmute()
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep the remarks of torch's exporters to their own developers from the user, printed ones included."""
+    loggers = [logging.getLogger(name) for name in EXPORTERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def mute() -> None:

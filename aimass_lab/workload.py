@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import AimassError, DoesNotFitError, InputError, ModelError
+from .errors import AimassError, DoesNotFitError, InputError, ModelError, first_line
 from .records import ModelInfo, TensorSpec
 
 if TYPE_CHECKING:
@@ -363,9 +363,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _model_error(model: nn.Module, call: Call, error: Exception) -> ModelError:
-    first_line = (str(error).strip().splitlines() or [""])[0]
     return ModelError(
-        f"{type(model).__name__} raised {type(error).__name__} on {call.describe()}: {first_line}",
+        f"{type(model).__name__} raised {type(error).__name__} on {call.describe()}: {first_line(error)}",
         help="call the model with these inputs yourself to see the whole traceback; it is also attached to this error",
     )
 

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import nn
 
-from aimass_lab.compression._activations import input_moments, second_moments
+from aimass_lab.compression._activations import second_moments
 from aimass_lab.compression._factors import LowRankConv2d, LowRankLinear, find_directions, make_pair, side_of
 from aimass_lab.compression._ranks import Spectrum, ranks_by_energy, ranks_by_error, ranks_uniform
 from aimass_lab.compression.base import Context, linear_layers, make_technique
@@ -121,7 +121,7 @@ def test_a_convolution_becomes_its_kernel_into_fewer_channels_and_one_pixel_back
 def test_moments_of_a_convolution_are_those_of_the_patches_it_reads(options):
     layer = seeded(lambda: nn.Conv2d(3, 5, 3, **options))
     x = torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(1)) + 0.5
-    inputs = input_moments(layer, context_of(layer, x), [""])[""]
+    inputs = second_moments(layer, context_of(layer, x), {"": "input"})[""]
     outputs = second_moments(layer, context_of(layer, x), {"": "output"})[""]
     # what follows for the outputs from the inputs, and what the layer really gives
     weight = layer.weight.detach().flatten(1).double()
@@ -147,7 +147,7 @@ def test_a_product_shows_the_shape_of_the_layer_to_those_who_read_it():
 
 def test_of_a_wide_picture_only_some_pixels_are_taken():
     layer = seeded(lambda: nn.Conv2d(1, 2, 3))
-    moments = input_moments(layer, context_of(layer, torch.randn(4, 1, 130, 130)), [""])[""]
+    moments = second_moments(layer, context_of(layer, torch.randn(4, 1, 130, 130)), {"": "input"})[""]
     assert moments.num_rows < 4 * 128 * 128
     assert torch.diagonal(moments.second).mean() == pytest.approx(1, abs=0.1)
 

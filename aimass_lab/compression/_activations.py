@@ -61,16 +61,6 @@ class Moments:
         return self.num_rows >= max(ENOUGH_ROWS, 4 * len(self.total))
 
 
-def input_moments(
-    model: nn.Module, context: Context, names: Iterable[str], *, num_samples: int = NUM_SAMPLES, batch_size: int = BATCH_SIZE
-) -> dict[str, Moments]:
-    """Measure the second moments of the inputs of linear layers, and of the unfolded inputs of 2-d convolutions.
-
-    See `second_moments`.
-    """
-    return second_moments(model, context, dict.fromkeys(names, "input"), num_samples=num_samples, batch_size=batch_size)
-
-
 def second_moments(
     model: nn.Module, context: Context, sides: Mapping[str, Side], *, num_samples: int = NUM_SAMPLES, batch_size: int = BATCH_SIZE
 ) -> dict[str, Moments]:

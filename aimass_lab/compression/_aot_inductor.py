@@ -13,10 +13,9 @@ from torch import nn
 
 from ..errors import UnsupportedError
 from ..formats._interface import Flat, Interface, flat_call
-from ..formats._onnx_export import quiet_export
 from ..formats._runtime import RuntimeModule, verify
 from ..formats.signature import Signature, read_signature
-from ..quiet import import_quietly
+from ..quiet import import_quietly, quiet_export
 from ..workload import Call
 
 Compiled = Callable[..., dict[str, torch.Tensor]]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..formats._onnx_export import LAYER_MARK, quiet_export
+from ..formats._onnx_export import LAYER_MARK
+from ..quiet import quiet_export
 
 if TYPE_CHECKING:
     import numpy as np

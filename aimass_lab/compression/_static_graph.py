@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -15,11 +12,11 @@ from torch import nn
 from torch.utils import _pytree
 
 from ..errors import InputError, UnsupportedError
+from ..quiet import quiet_export
 from ..workload import Call, forward_parameters
 
 TRACED_BATCH = 2
 """Items a graph is traced with: one item could be taken for an axis of size 1."""
-LOGGERS = ("torch.export", "torch._export", "torch.fx", "torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch.utils._pytree")
 
 
 class StaticGraph(nn.Module):
@@ -115,7 +112,7 @@ def export_graph(model: nn.Module, call: Call, *, any_batch: bool) -> torch.fx.G
         for tensor in call.tensors():
             if call.is_batched(tensor):
                 shapes[tensor] = {call.batch_axis: torch.export.Dim.DYNAMIC}
-    with silence(), torch.no_grad():
+    with quiet_export(), torch.no_grad():
         program = torch.export.export(model, call.args, dict(call.kwargs), dynamic_shapes=cast(Any, shapes) if any_batch else None)
         if any_batch:
             _refuse_bounds(program)
@@ -151,19 +148,3 @@ def drop_unused_(graph: torch.fx.GraphModule) -> None:
 def _read(name: str, used: set[str]) -> bool:
     parts = name.split(".")
     return any(".".join(parts[:i]) in used for i in range(1, len(parts) + 1))
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keep the exporter's remarks to its own developers from the user."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

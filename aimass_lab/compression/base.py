@@ -111,18 +111,6 @@ class Context:
         self.changed, self.left, self.notes = {}, {}, []
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How much of a model a technique changes."""
-
-    num_changed: int
-    """Layers that the technique changes."""
-    num_layers: int
-    """Layers that hold weights."""
-    weight_share: float
-    """Share of the elements of all weights that lie in changed layers."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Technique:
     """One way to make a model smaller or faster.
@@ -185,12 +173,6 @@ class Technique:
     def causes(self, model: nn.Module, batch_size: int, device: torch.device) -> tuple[str, ...]:
         """What is known to keep this technique from being faster here: one sentence each. `model` is the one it was applied to."""
         return ()
-
-    def coverage(self, model: nn.Module) -> Coverage:
-        """How much of `model`, not yet changed, `apply` would change at most."""
-        layers, eligible = weight_layers(model), self.eligible(model)
-        shares = weight_shares(layers)
-        return Coverage(num_changed=len(eligible), num_layers=len(layers), weight_share=min(1.0, sum(shares[name] for name in eligible)))
 
 
 _MADE: dict[Form, str] = {

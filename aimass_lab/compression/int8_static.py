@@ -131,11 +131,12 @@ class Int8Static(Technique):
     def _quantize(self, model: nn.Module, context: Context, *, any_batch: bool) -> StaticGraph:
         import torch
 
-        from ._static_graph import TRACED_BATCH, StaticGraph, drop_unused_, export_graph, positional_names, silence
+        from ..quiet import quiet_export
+        from ._static_graph import TRACED_BATCH, StaticGraph, drop_unused_, export_graph, positional_names
 
         call = context.call.with_batch(TRACED_BATCH) if any_batch else context.call
         names = positional_names(model)
-        with silence(), torch.no_grad():
+        with quiet_export(), torch.no_grad():
             pt2e = import_quietly("torchao.quantization.pt2e.quantize_pt2e")
             graph = export_graph(model, call, any_batch=any_batch)
             for size in dict.fromkeys((*PROBED_BATCHES, context.call.batch_size)) if any_batch else (call.batch_size,):

@@ -220,12 +220,6 @@ def _own_bytes(layer: nn.Module) -> int:
     return sum(storage_sizes(layer.parameters(recurse=False)).values())
 
 
-def _told(choice: Choice) -> str:
-    return (
-        f"{choice.error:.2g} as {choice.format}" if math.isfinite(choice.error) else f"without measure as {choice.format} (it does not run, or values are lost)"
-    )
-
-
 def _until(increments: Sequence[Increment], bytes_to_save: float) -> int | None:
     """How many increments save that many bytes; None where all of them do not."""
     saved = 0

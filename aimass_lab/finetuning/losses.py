@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..workload import Call, output_tensors
 from .batches import item_axis
 from .signals import Kind, Signal, counted, read_items, token_mask
@@ -127,9 +127,8 @@ def _checked(loss: Loss, outputs: Any, labels: torch.Tensor) -> Loss:
     try:
         value = loss(outputs, labels)
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [""])[0]
         raise InputError(
-            f"the loss raised {type(error).__name__} on {len(labels)} labelled items: {first_line}",
+            f"the loss raised {type(error).__name__} on {len(labels)} labelled items: {first_line(error)}",
             help="it is called as loss(outputs, labels) with the model's own outputs, and must return a scalar tensor",
         ) from error
     if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:

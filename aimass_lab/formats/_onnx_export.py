@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, first_line
+from ..quiet import quiet_export
 from ..units import format_bytes
 from ..workload import Call, weight_bytes
-from ._onnx_module import SERVABLE, first_line
+from ._onnx_module import SERVABLE
 from .signature import Signature
 
 OPSET = 20
@@ -78,22 +74,6 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
-
-
-@contextlib.contextmanager
-def quiet_export() -> Iterator[None]:
-    """Keep the exporter's remarks to its own developers from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _name_nodes(model: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from ..errors import InputError, UnsupportedError
+from ..errors import InputError, UnsupportedError, first_line
 from ..workload import Call
 from ._interface import Flat, Interface, flat_call
 from ._runtime import RuntimeModule, verify
@@ -105,12 +105,6 @@ def open_session(
     if session.get_providers()[0] != (providers[0] if isinstance(providers[0], str) else providers[0][0]):
         raise UnsupportedError("ONNX Runtime did not take the model onto the GPU", help="see whether its CUDA version is the one that is installed")
     return session
-
-
-def first_line(error: BaseException) -> str:
-    """First line of the message that is not empty; the error's class where there is none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def export_module(

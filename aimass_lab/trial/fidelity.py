@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, first_line
 from ..records import Number, WorstSample
 from ..workload import Call, output_tensors
 
@@ -343,9 +343,8 @@ def _evaluate(metric: Metric, outputs: Any, labels: torch.Tensor) -> float:
     try:
         return float(metric(outputs, labels))
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [""])[0]
         raise InputError(
-            f"the metric raised {type(error).__name__} on {len(labels)} labelled items: {first_line}",
+            f"the metric raised {type(error).__name__} on {len(labels)} labelled items: {first_line(error)}",
             help="it is called as metric(outputs, labels) with the model's own outputs, and must return one number",
         ) from error
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, UnsupportedError
+from ..errors import ModelError, UnsupportedError, first_line
 from ..records import Note
 from ..workload import Call, Workload, call_model
 from .fidelity import MetricComparison, OutputComparison, compare_metric, join_batches, take_items
-from .variant import Variant, first_line
+from .variant import Variant
 
 if TYPE_CHECKING:
     import torch

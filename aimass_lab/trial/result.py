@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedError
-from ..records import INTERRUPTED, Environment, ModelInfo, Note, Number, Quality, Setting, TrialPoint, TrialResult, Unit, Verdict
+from ..records import INTERRUPTED, Environment, ModelInfo, Note, Number, Quality, Setting, TrialPoint, TrialResult, Verdict
 from ..timing import FEWEST_RANKS, latency_number, median_interval, percentile
 from ..units import format_bytes, format_seconds
 from ..workload import Workload, weight_bytes
 from .causes import across_sizes, find_causes
 from .outputs import Outputs
 from .speed import Burst, Speeds
-from .variant import Variant
+from .variant import Variant, counted
 from .verdict import BAND, ERROR, LOOKS, Ratio, judge_metric, judge_outputs
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def make_result(
         recommendation=recommendation,
         reasons=(why, *_reasons(workload, variant, measured, points, sizes, original_sizes)),
         points=points,
-        size_bytes=_counted(sizes.memory_bytes, "B", "bytes of the variant's parameters and buffers"),
-        size_original_bytes=_counted(original_sizes.memory_bytes, "B", "bytes of the original's parameters and buffers"),
+        size_bytes=counted(sizes.memory_bytes, "B", "bytes of the variant's parameters and buffers"),
+        size_original_bytes=counted(original_sizes.memory_bytes, "B", "bytes of the original's parameters and buffers"),
         stored_bytes=_stored(sizes),
         stored_original_bytes=_stored(original_sizes),
         fidelity=comparison.fidelity(env),
@@ -96,7 +96,7 @@ def make_result(
         metric_drop=metric.drop(env) if metric else None,
         steps=variant.steps,
         apply_time=_timed_once(variant.apply_time_s, "copying the model and changing the copy, once", env),
-        peak_memory=None if variant.peak_bytes is None else _counted(variant.peak_bytes, "B", "the copy, and the most that a step took above it"),
+        peak_memory=None if variant.peak_bytes is None else counted(variant.peak_bytes, "B", "the copy, and the most that a step took above it"),
         notes=(*outputs.notes, *_notes(measured, outputs, max_drop, sizes, original_sizes)),
     )
 
@@ -297,12 +297,8 @@ def _throughput(batch_size: int, speeds: Speeds, which: str, environment: str, q
 
 def _stored(sizes: Sizes) -> Number:
     if sizes.stored_bytes is None:
-        return _counted(sizes.memory_bytes, "B", "bytes in memory, because the size on disk is not known")
-    return _counted(sizes.stored_bytes, "B", "bytes of the file of weights, packed without loss")
-
-
-def _counted(value: int, unit: Unit, method: str) -> Number:
-    return Number(value=value, unit=unit, source="measured", method=method)
+        return counted(sizes.memory_bytes, "B", "bytes in memory, because the size on disk is not known")
+    return counted(sizes.stored_bytes, "B", "bytes of the file of weights, packed without loss")
 
 
 def _timed_once(seconds: float, method: str, environment: str) -> Number:

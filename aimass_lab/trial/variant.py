@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..compression.base import Context, Progress, Technique, weight_layers, weight_shares
-from ..errors import AimassError, DoesNotFitError, ModelError, UnsupportedError
+from ..errors import AimassError, DoesNotFitError, ModelError, UnsupportedError, first_line
 from ..preserve import COPY_LIMIT_BYTES, preserved
 from ..quiet import import_quietly
 from ..recipe import check_recipe, check_step
-from ..records import LayerChange, Number, Recipe, Step, StepReport
+from ..records import LayerChange, Number, Recipe, Step, StepReport, Unit
 from ..timing import stopwatch
 from ..units import format_bytes
 from ..workload import Workload, digest_model, is_out_of_memory, weight_bytes
@@ -204,20 +204,16 @@ def _apply(step: Step, technique: Technique, model: nn.Module, context: Context)
 def _report(step: Step, layers: tuple[LayerChange, ...], weight_share: float, apply_time_s: float, peak_bytes: int | None, context: Context) -> StepReport:
     return StepReport(
         step=step,
-        num_changed_layers=_counted(sum(layer.changed for layer in layers), "layer", "layers that the step changed"),
-        num_layers=_counted(len(layers), "layer", "layers that held weights before the step"),
+        num_changed_layers=counted(sum(layer.changed for layer in layers), "layer", "layers that the step changed"),
+        num_layers=counted(len(layers), "layer", "layers that held weights before the step"),
         weight_share=Number(value=weight_share, unit="ratio", source="measured", method="elements of weights in changed layers"),
         apply_time=Number(value=apply_time_s, unit="s", source="measured", method="applying the step, once", n=1),
-        peak_memory=None if peak_bytes is None else _counted(peak_bytes, "B", "high-water mark of the process above what it held before the step"),
+        peak_memory=None if peak_bytes is None else counted(peak_bytes, "B", "high-water mark of the process above what it held before the step"),
         layers=layers,
         notes=tuple(context.notes),
     )
 
 
-def _counted(value: int, unit: str, method: str) -> Number:
-    return Number(value=value, unit=unit, source="measured", method=method)  # type: ignore[arg-type]
-
-
-def first_line(error: BaseException) -> str:
-    """First line of the message; the error's class where there is none."""
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+def counted(value: int, unit: Unit, method: str) -> Number:
+    """What was counted, and so has no spread."""
+    return Number(value=value, unit=unit, source="measured", method=method)

@@ -19,7 +19,7 @@ from torch import nn
 from aimass_lab.compression.base import TECHNIQUES, Context, Stage, Technique
 from aimass_lab.errors import DoesNotFitError, InputError, ModelError, UnknownNameError, UnsupportedError
 from aimass_lab.recipe import read_recipe
-from aimass_lab.records import INTERRUPTED, Recipe, Setting, Step, TrialResult, from_json, to_json
+from aimass_lab.records import INTERRUPTED, Note, Recipe, Setting, Step, TrialResult, from_json, to_json
 from aimass_lab.trial import TrialSession, apply_recipe, run_trial
 from aimass_lab.trial.speed import burst, compare_speed, torch_threads
 from aimass_lab.workload import Workload
@@ -507,6 +507,89 @@ def test_what_is_impossible_is_not_tried_twice(monkeypatch: pytest.MonkeyPatch) 
                 session.run(Setting(recipe=read_recipe("channels_last")))
         assert session.run(Setting(recipe=NONE)).fidelity.value == 1.0
     assert applied == ["channels_last", "none"]
+
+
+def learning_workload() -> Workload:
+    torch.manual_seed(0)
+    return Workload(TinyMLP(), features(16), train=features(64))
+
+
+def counted_trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    trained: list[str] = []
+    member = TECHNIQUES["recover"]
+    train = member.train
+
+    def train_and_count(self: object, name: str, *arguments: object) -> object:
+        trained.append(name)
+        return train(self, name, *arguments)
+
+    monkeypatch.setattr(member, "train", train_and_count)
+    return trained
+
+
+def test_a_training_that_recipes_begin_with_is_done_once_and_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = counted_trainings(monkeypatch)
+    begin = "unstructured_pruning + recover(epochs=2,learning_rate=0.01)"
+    again = f"{begin} + recover(epochs=1,learning_rate=0.01)"
+    with TrialSession(learning_workload()) as session:
+        for text, so_far in ((begin, 1), (f"{begin} + bf16", 1), (again, 2), (f"{again} + bf16", 2)):
+            session.run(Setting(recipe=read_recipe(text)), budget_s=0.05)
+            assert len(trained) == so_far, text
+        variants = {text: session.take(read_recipe(text)) for text in (again, f"{begin} + bf16")}
+    for text, variant in variants.items():
+        fresh = apply_recipe(learning_workload(), read_recipe(text))
+        assert variant is not None
+        assert_same(dict(variant.model.state_dict()), dict(fresh.model.state_dict()))
+        assert [step.step.technique for step in variant.steps] == [step.step.technique for step in fresh.steps]
+        assert variant.apply_time_s >= sum(step.apply_time.value for step in variant.steps)
+    # what pruning made zero stayed zero in a training that began from a kept copy
+    assert (variants[again].model.first.weight == 0).float().mean() > 0.3  # type: ignore[union-attr]
+
+
+def test_a_training_that_was_begun_with_another_seed_or_options_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = counted_trainings(monkeypatch)
+    with TrialSession(learning_workload()) as session:
+        for recipe in (read_recipe("recover(epochs=1)"), read_recipe("recover(epochs=1) + bf16", seed=1), read_recipe("recover(epochs=2) + bf16")):
+            session.run(Setting(recipe=recipe), budget_s=0.05)
+    assert len(trained) == 3
+
+
+def test_trainings_are_kept_within_their_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = counted_trainings(monkeypatch)
+    workload = learning_workload()
+    size = workload.info().weight_bytes
+    texts = ("recover(epochs=1)", "recover(epochs=2)", "recover(epochs=1) + bf16")
+    with TrialSession(workload, memory_bytes=4 * size) as session:
+        for text in texts:
+            session.run(Setting(recipe=read_recipe(text)), budget_s=0.05)
+    assert len(trained) == 3  # there was room for one, and the first had to go
+    trained.clear()
+    with TrialSession(workload, memory_bytes=8 * size) as session:
+        for text in texts:
+            session.run(Setting(recipe=read_recipe(text)), budget_s=0.05)
+    assert len(trained) == 2
+    trained.clear()
+    with TrialSession(workload, memory_bytes=size) as session:
+        for text in ("recover(epochs=1)", "recover(epochs=1) + bf16"):
+            session.run(Setting(recipe=read_recipe(text)), budget_s=0.05)
+    assert len(trained) == 2
+
+
+def test_a_training_that_was_cut_short_is_not_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    member = TECHNIQUES["recover"]
+    train, calls = member.train, []
+
+    def cut_short(self: object, name: str, student: nn.Module, context: Context, frozen: object) -> object:
+        calls.append(name)
+        report = train(self, name, student, context, frozen)
+        context.notes.append(Note(code=INTERRUPTED, text="cut short"))
+        return report
+
+    monkeypatch.setattr(member, "train", cut_short)
+    with TrialSession(learning_workload()) as session:
+        for text in ("recover(epochs=1)", "recover(epochs=1) + bf16"):
+            session.run(Setting(recipe=read_recipe(text)), budget_s=0.05)
+    assert len(calls) == 2
 
 
 def test_a_session_measures_here_only() -> None:

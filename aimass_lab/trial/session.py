@@ -18,6 +18,7 @@ from ..quiet import quiet
 from ..records import Environment, ModelInfo, Recipe, Setting, TrialResult
 from ..timing import timed
 from ..workload import Call, Workload
+from .beginnings import Beginnings
 from .outputs import Outputs, Pair, compare_outputs
 from .result import Measured, Sizes, make_result, measure_sizes
 from .speed import Speeds, compare_speed, torch_threads
@@ -40,6 +41,8 @@ CHECK_SHARE = 0.5
 """Of that time, once more for the comparison with one thread, where other work disturbs several."""
 MEMORY_SHARE = 0.5
 """Of the memory that is free when a session begins, for the copies that it keeps."""
+BEGINNINGS_SHARE = 0.25
+"""On top of that memory, as a share of it, for what recipes that begin alike go on from."""
 
 
 @dataclass
@@ -58,7 +61,8 @@ class _Held:
 class TrialSession:
     """Tries one model's recipes at batch sizes, threads and callers; a recipe that comes again costs the timing only.
 
-    Copies are kept as long as they fit into `memory_bytes`; those that were not used for longest go first.
+    Copies are kept as long as they fit into `memory_bytes`; those that were not used for longest go first. A training that several recipes
+    begin with is done once.
 
     Args:
         workload: The model and what it is called with; it must not be trained while the session is open.
@@ -81,6 +85,7 @@ class TrialSession:
         self.max_drop = max_drop
         self.memory_bytes = _default_memory(workload.torch_device) if memory_bytes is None else memory_bytes
         self._held: OrderedDict[tuple[str, int], _Held] = OrderedDict()
+        self._beginnings = Beginnings(int(BEGINNINGS_SHARE * self.memory_bytes))
         self._impossible: dict[tuple[str, int], tuple[str, str | None]] = {}
         self._reference: nn.Module | None = None
         self._sizes: Sizes | None = None
@@ -145,6 +150,7 @@ class TrialSession:
         for key in list(self._held):
             self._drop(key)
         self._reference = None
+        self._beginnings.clear()
         release_memory(self.workload.torch_device)
 
     # --- what is kept ---
@@ -169,12 +175,12 @@ class TrialSession:
     def _apply(self, recipe: Recipe, batch_size: int, report: Progress) -> Variant:
         """Make a copy; if the memory does not suffice, without those that are kept."""
         try:
-            return apply_recipe(self.workload, recipe, batch_size=batch_size, progress=report)
+            return apply_recipe(self.workload, recipe, batch_size=batch_size, progress=report, beginnings=self._beginnings)
         except UnsupportedError as error:
             self._impossible[_key(recipe)] = (error.message, error.help)
             raise
         except DoesNotFitError as error:
-            if not self._held and self._reference is None:
+            if not self._held and self._reference is None and not self._beginnings.held_bytes:
                 raise
             _clear_frames(error)
         self.close()

@@ -17,6 +17,7 @@ from ..records import LayerChange, Number, Recipe, Step, StepReport, Unit
 from ..timing import stopwatch
 from ..units import format_bytes
 from ..workload import Workload, digest_model, is_out_of_memory, weight_bytes
+from .beginnings import Beginnings
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class Variant:
     original_digest: str
     """Of the model that was copied, to tell whether it changed since."""
     apply_time_s: float
-    """Copying the model and changing the copy."""
+    """Copying the model and changing the copy; steps that were taken from an earlier recipe count with what they took then."""
     peak_bytes: int | None
     """Most memory above what the process held before; None where that cannot be read."""
     size_bytes: int
@@ -64,7 +65,9 @@ class Variant:
                 close()  # a runtime holds its own copy of the weights
 
 
-def apply_recipe(workload: Workload, recipe: Recipe, *, batch_size: int | None = None, progress: Progress | None = None) -> Variant:
+def apply_recipe(
+    workload: Workload, recipe: Recipe, *, batch_size: int | None = None, progress: Progress | None = None, beginnings: Beginnings | None = None
+) -> Variant:
     """Apply a recipe to a copy of the model; the model itself is not touched.
 
     Args:
@@ -72,6 +75,7 @@ def apply_recipe(workload: Workload, recipe: Recipe, *, batch_size: int | None =
         recipe: The steps and their seed.
         batch_size: Items per call that the copy will be tried with; as many as the example inputs hold if not given.
         progress: Called with the share done and what is being done.
+        beginnings: Where the steps up to the last training are taken from, if an earlier recipe of the same model had them too, and kept.
 
     Raises:
         UnknownNameError: there is no such technique.
@@ -92,14 +96,18 @@ def apply_recipe(workload: Workload, recipe: Recipe, *, batch_size: int | None =
     _check_memory(workload.model, device)
     _import_libraries(techniques)
     with stopwatch() as seconds, preserved(workload.model):
-        model = private_copy(workload.model)
-        reports: list[StepReport] = []
-        found: list[nn.Module] = []
-        for step, technique in zip(recipe.steps, techniques, strict=True):
+        begun = beginnings.find(recipe) if beginnings is not None else None
+        model = private_copy(begun.model if begun else workload.model)
+        reports: list[StepReport] = list(begun.reports) if begun else []
+        found: list[nn.Module] = list(begun.found) if begun else []
+        context.constraints.extend(begun.constraints if begun else ())
+        for step, technique in list(zip(recipe.steps, techniques, strict=True))[len(reports) :]:
             found.append(_without_values(model) if found else workload.model)
             model, report = _apply(step, technique, model, context)
             reports.append(report)
-        apply_time_s = seconds()
+            if technique.learns and beginnings is not None:
+                beginnings.keep(recipe, model, reports, found, context.constraints, private_copy)
+        apply_time_s = seconds() + (begun.apply_time_s if begun else 0.0)
     peaks = [int(report.peak_memory.value) for report in reports if report.peak_memory is not None]
     return Variant(
         model=model, recipe=recipe, techniques=techniques, steps=tuple(reports), found=tuple(found),

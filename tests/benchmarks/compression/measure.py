@@ -16,6 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import results
+
+results.keep_to_core()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what a runtime starts besides torch must not take a second core either
 IMPORT_FROM = time.perf_counter()
 import judge  # noqa: E402
@@ -23,6 +26,7 @@ import torch  # noqa: E402
 import zoo  # noqa: E402
 
 from aimass_lab.errors import AimassError  # noqa: E402
+from aimass_lab.formats import FORMATS  # noqa: E402
 from aimass_lab.recipe import read_recipe  # noqa: E402
 from aimass_lab.records import Number, Recipe, TrialResult  # noqa: E402
 from aimass_lab.storage import save_weights  # noqa: E402
@@ -77,6 +81,7 @@ def _cell(entry: zoo.Entry, parts: zoo.Parts, text: str) -> dict[str, Any]:
     result, trial_s = timed_trial(workload, recipe, entry.batches, variant)
     found = told(result) | {"trial_s": trial_s}
     found["truth"] = judge.judge_outputs(parts.model, variant.model, parts)
+    found["carried"] = carried(variant, parts)
     return found | on_disk(variant)
 
 
@@ -129,6 +134,31 @@ def on_disk(variant: Variant) -> dict[str, Any]:
         except AimassError as error:
             return {"file": None, "file_refused": error.message}
         return {"file": sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())}
+
+
+def carried(variant: Variant, parts: zoo.Parts) -> dict[str, Any]:
+    """The variant written as a bundle carries it, loaded in its own runtime, and compared on all samples; why it is not carried, else."""
+    import onnxruntime
+
+    onnx = FORMATS["onnx"]()
+    inputs = parts.data[0] if parts.data else parts.inputs
+    at_once = min(judge.AT_ONCE, judge.num_items(inputs))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / onnx.file_name
+        try:
+            file = onnx.export(variant.model, parts.workload().call, path, max_batch_size=at_once)
+        except AimassError as error:
+            return {"refused": error.message, "kind": type(error).__name__}
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        size = path.stat().st_size
+    wanted = {node.name for node in session.get_inputs()}
+
+    def served(*tensors: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        given = zip((spec.name for spec in file.inputs), (*tensors, *named.values()), strict=True)
+        return torch.from_numpy(session.run(None, {name: tensor.numpy() for name, tensor in given if name in wanted})[0])
+
+    ours, theirs = (judge.outputs_of(model, inputs, at_once).float().flatten(1) for model in (variant.model, served))
+    return {"relative_error": ((ours - theirs).norm() / ours.norm()).item(), "file": size, "batched": file.batched}
 
 
 def digest(model: torch.nn.Module) -> str:

@@ -296,30 +296,33 @@ def main() -> None:
     parser.add_argument("--install", type=Path, metavar="FOLDER", help="make the environments there")
     parser.add_argument("--minutes", type=float, help="stop after so many")
     parser.add_argument("--again", action="store_true", help="ask again what was asked before")
+    parser.add_argument("--at-once", type=int, default=1, help="so many requests at a time, each on a core of its own")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of speed")
     parser.add_argument("--ask", nargs=2, metavar=("TITLE", "MODEL"), help="one request, in this environment; prints JSON")
     options = parser.parse_args()
+    import results
+
     if options.ask:
+        results.keep_to_core()
         print("\n" + json.dumps(ask(*options.ask, options.seconds)))
         return
     if options.install:
         install(options.install)
         return
-    import results
+    folder, known = Path(os.environ.get("AIMASS_PEERS", "")), {} if options.again else results.load("peers").get("asked", {})
+    jobs = [(peer, model) for model in MODELS for peer in PEERS if f"{peer.title}: {model}" not in known]
 
-    clock, found = results.Clock(options.minutes), results.load("peers")
-    folder = Path(os.environ.get("AIMASS_PEERS", ""))
-    for model in MODELS:
-        for peer in PEERS:
-            key, python = f"{peer.title}: {model}", folder / peer.environment / "bin" / "python"
-            if clock.up or (key in found.get("asked", {}) and not options.again):
-                continue
-            print(f"{key} ...", file=sys.stderr, flush=True)
-            arguments = ["--ask", peer.title, model, "--seconds", str(options.seconds)]
-            answer = results.child("peers.py", arguments, timeout_s=TIMEOUT_S, python=str(python), environment=QUIET) if python.exists() else None
-            if answer is not None:
-                found.setdefault("asked", {})[key] = answer | {"lines": num_lines(peer.request)}
-                results.keep("peers", found)
+    def work(job: tuple[Peer, str], core: int | None) -> None:
+        peer, model = job
+        key, python = f"{peer.title}: {model}", folder / peer.environment / "bin" / "python"
+        if not python.exists():
+            return
+        print(f"{key} ...", file=sys.stderr, flush=True)
+        arguments = ["--ask", peer.title, model, "--seconds", str(options.seconds)]
+        answer = results.child("peers.py", arguments, timeout_s=TIMEOUT_S, python=str(python), environment=QUIET, core=core)
+        results.add("peers", "asked", key, found=answer | {"lines": num_lines(peer.request)})
+
+    results.side_by_side(jobs, work, at_once=options.at_once, clock=results.Clock(options.minutes))
     import report
 
     report.write()

@@ -20,7 +20,7 @@ def write() -> str:
     found = {entry.name: results.load(entry.name) for entry in zoo.ZOO}
     parts = [
         head(found), goals(found), first(results.load("first")), verdicts(results.load("long")), untouched(results.load("aa")),
-        *(table(entry, found[entry.name].get("cells", {})) for entry in zoo.ZOO), refused(found), checked(found), compared(results.load("peers"), found),
+        *(table(entry, found[entry.name].get("cells", {})) for entry in zoo.ZOO), refused(found), checked(found), carried(found), compared(results.load("peers"), found),
     ]  # fmt: skip
     TARGET.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
     return TARGET.read_text()
@@ -56,12 +56,14 @@ def head(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     there = f"{facts['processor']}, {facts['cores']:g} cores with {', '.join(facts['instructions'])}, {facts['memory_bytes'] / 1e9:.0f} GB"
     gpu = f"GPU: {facts['gpu']}." if facts["gpu"] else "No GPU: nothing here was measured on one; the decoder's part of the code is there and was not run."
+    at_once = max(part["facts"].get("at_once", 1) for part in found.values() if part)
+    beside = f" {at_once} cells were measured at a time, each on a core of its own." if at_once > 1 else ""
     return f"""# Evaluation of compression
 
 {" to ".join(dict.fromkeys((dates[0], dates[-1])))}, {there}, Python {facts["python"]}, {versions}. {gpu}
 
 Commands: `python tests/benchmarks/compression/run.py`, `verdicts.py` and `peers.py` beside it; each goes on where it was interrupted. One torch thread,
-except for the first verdicts. Speed-ups are the product's own, from trials with its default budget; × is the variant over the original; a miss is in bold.
+except for the first verdicts.{beside} Speed-ups are the product's own, from trials with its default budget; × is the variant over the original; a miss is in bold.
 Accuracy is judged apart from the product on all held-out items: digits on 597 images that were not trained on, MiniLM by the share of {zoo.NUM_QUERIES}
 queries (first sentences of docstrings of the standard library) whose own passage is among the first ten of an index that the original made.
 BERT-base, ResNet-50 and the decoder have random weights: speed, size and output error only."""
@@ -249,6 +251,23 @@ def checked(found: dict[str, Any]) -> str:
         f"- The size on disk is that of the file that is written within {100 * max(files, default=0):.2g} % ({len(files)} cells).",
     ]
     return "## The trial's figures against this evaluation's\n\n" + "\n".join(lines)
+
+
+def carried(found: dict[str, Any]) -> str:
+    """What a bundle can carry, and how the file differs from the variant in the runtime that serves it."""
+    cells = [(model, recipe, cell["carried"]) for model, part in found.items() for recipe, cell in part.get("cells", {}).items() if "carried" in cell]
+    if not cells:
+        return ""
+    told = [(model, recipe, answer) for model, recipe, answer in cells if "refused" not in answer]
+    causes: dict[str, list[str]] = {}
+    for model, recipe, answer in cells:
+        if "refused" in answer:
+            causes.setdefault(cause(answer), []).append(f"{model}: `{recipe}`")
+    worst = max(told, key=lambda row: row[2]["relative_error"], default=None)
+    most = f"; the largest error is {worst[2]['relative_error']:.2g} (`{worst[1]}` on {worst[0]})" if worst else ""
+    text = f"{len(told)} of {len(cells)} variants were written as ONNX and, loaded in ONNX Runtime, gave the variant's own outputs on all samples{most}."
+    body = [[why, str(len(where)), ", ".join(where[:4]) + (" …" if len(where) > 4 else "")] for why, where in sorted(causes.items(), key=lambda c: -len(c[1]))]
+    return "## What a bundle can carry\n\n" + text + ("\n\n" + rows(["not carried, in the product's words", "variants", "which"], body) if body else "")
 
 
 # --- peers ---------------------------------------------------------------------------------------

@@ -7,13 +7,20 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "results"
+CORE = "BENCHMARK_CORE"
+"""Environment variable: the core that a process keeps to."""
+_writing = threading.Lock()
+
+Job = TypeVar("Job")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -31,6 +38,24 @@ def keep(name: str, found: dict[str, Any]) -> None:
     unfinished.replace(path)
 
 
+def add(name: str, *keys: str, found: Any) -> None:
+    """Put one thing into a file that others are writing to as well: below `keys`, one inside the other."""
+    with _writing:
+        content = load(name)
+        place = content
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = found
+        keep(name, content)
+
+
+def extend(name: str, key: str, *, found: list[Any]) -> None:
+    """Put some things at the end of a list in a file that others are writing to as well."""
+    with _writing:
+        content = load(name)
+        keep(name, {**content, key: [*content.get(key, []), *found]})
+
+
 def _rounded(value: Any) -> Any:
     """Six significant digits are enough to read, and keep differences between two runs of this file short."""
     if isinstance(value, dict):
@@ -41,13 +66,15 @@ def _rounded(value: Any) -> Any:
 
 
 def child(
-    script: str, arguments: Sequence[str], *, timeout_s: float, python: str = sys.executable, environment: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+    script: str, arguments: Sequence[str], *, timeout_s: float, python: str = sys.executable, environment: Mapping[str, str] | None = None,
+    core: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What `script` prints as JSON on its last line, with the seconds it took; why there is nothing, else."""
     command = [python, "-W", "ignore", str(HERE / script), *arguments]
+    variables = {**os.environ, **(environment or {}), **({} if core is None else {CORE: str(core)})}
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **(environment or {})})
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=variables)
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {timeout_s:g} s"}
     wall_s = time.perf_counter() - start
@@ -62,6 +89,33 @@ def last_error(text: str) -> str:
     lines = text.strip().splitlines() or ["no output"]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
     return (errors or lines)[-1][:300]
+
+
+def keep_to_core() -> None:
+    """Stay on the core that this process was given, if it was; to be called before anything starts a thread."""
+    if CORE in os.environ:
+        os.sched_setaffinity(0, {int(os.environ[CORE])})
+
+
+def side_by_side(jobs: Iterable[Job], work: Callable[[Job, int | None], None], *, at_once: int, clock: Clock) -> None:
+    """Do ``work(job, core)`` for one job after the other until the time is up; with `at_once` above 1, so many at a time, each on a core of its own."""
+    left = iter(list(jobs))
+    cores: list[int | None] = sorted(os.sched_getaffinity(0)) if at_once > 1 else [None]  # type: ignore[assignment]
+    if at_once > len(cores):
+        raise SystemExit(f"--at-once {at_once} needs as many cores, and there are {len(cores)}")
+    taking = threading.Lock()
+
+    def lane(core: int | None) -> None:
+        while not clock.up:
+            with taking:
+                job = next(left, None)
+            if job is None:
+                return
+            work(job, core)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for done in [pool.submit(lane, core) for core in cores[:at_once]]:
+            done.result()
 
 
 class Clock:

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--recipe", action="append", help="a recipe; may be repeated")
     parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
     parser.add_argument("--failed", action="store_true", help="measure again what failed or was refused")
+    parser.add_argument("--at-once", type=int, default=1, help="so many cells at a time, each on a core of its own")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     options = parser.parse_args()
     if not options.report:
@@ -41,18 +42,24 @@ def cells(clock: results.Clock, options: argparse.Namespace) -> None:
     """Measure each recipe on each model, those models first that learned something."""
     import zoo
 
+    jobs = []
     for entry in zoo.ZOO:
         if (options.only and entry.name not in options.only) or not available(entry.device):
             continue
+        known = results.load(entry.name).get("cells", {})
         for recipe in recipes.RECIPES[entry.name]:
-            before = results.load(entry.name).get("cells", {}).get(recipe)
+            before = known.get(recipe)
             redo = options.again or (options.failed and before is not None and ("failed" in before or "refused" in before))
-            if clock.up or (options.recipe and recipe not in options.recipe) or (before is not None and not redo):
-                continue
-            print(f"{entry.name}: {recipe} ...", file=sys.stderr, flush=True)
-            measured = results.child("measure.py", ["cell", entry.name, recipe], timeout_s=TIMEOUT_S)
-            cells_now = results.load(entry.name).get("cells", {})  # read again: another run may have added to it
-            results.keep(entry.name, {"facts": results.facts(), "cells": {**cells_now, recipe: measured}})
+            if (not options.recipe or recipe in options.recipe) and (before is None or redo):
+                jobs.append((entry.name, recipe))
+
+    def work(job: tuple[str, str], core: int | None) -> None:
+        print(f"{job[0]}: {job[1]} ...", file=sys.stderr, flush=True)
+        measured = results.child("measure.py", ["cell", *job], timeout_s=TIMEOUT_S, core=core)
+        results.add(job[0], "facts", found=results.facts() | {"at_once": options.at_once})
+        results.add(job[0], "cells", job[1], found=measured)
+
+    results.side_by_side(jobs, work, at_once=options.at_once, clock=clock)
 
 
 def available(device: str) -> bool:
@@ -71,7 +78,7 @@ def first(clock: results.Clock, *, again: bool) -> None:
             continue
         print(f"first verdict: {key} ...", file=sys.stderr, flush=True)
         runs = [results.child("measure.py", ["first", model, recipe, "--threads", "2"], timeout_s=TIMEOUT_S) for _ in range(FIRST_TIMES)]
-        results.keep("first", {**results.load("first"), key: {"bar_s": bar, "runs": runs}})
+        results.add("first", key, found={"bar_s": bar, "runs": runs})
 
 
 if __name__ == "__main__":

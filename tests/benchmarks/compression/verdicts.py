@@ -25,48 +25,55 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop after so many")
     parser.add_argument("--only", choices=("long", "aa"))
     parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
+    parser.add_argument("--at-once", type=int, default=1, help="so many measurements at a time, each on a core of its own")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each long measurement")
     options = parser.parse_args()
     clock = results.Clock(options.minutes)
     if options.only != "long":
-        untouched(clock, again=options.again)
+        untouched(clock, again=options.again, at_once=options.at_once)
     if options.only != "aa":
-        long(clock, again=options.again, seconds=options.seconds)
+        long(clock, again=options.again, seconds=options.seconds, at_once=options.at_once)
     import report
 
     report.write()
 
 
-def long(clock: results.Clock, *, again: bool, seconds: float) -> None:
+def long(clock: results.Clock, *, again: bool, seconds: float, at_once: int) -> None:
     """The product's trial with its default budget, then the long measurement, close to each other in time."""
-    found = results.load("long")
-    for model, texts in recipes.VERDICTS.items():
-        for recipe in texts:
-            key = f"{model}: {recipe}"
-            if clock.up or (key in found and not again):
-                continue
-            print(f"long: {key} ...", file=sys.stderr, flush=True)
-            trial = results.child("measure.py", ["cell", model, recipe], timeout_s=TIMEOUT_S)
-            arguments = ["long", model, recipe, "--seconds", str(seconds)]
-            runs = [results.child("measure.py", [*arguments, "--seed", str(seed)], timeout_s=TIMEOUT_S) for seed in range(PROCESSES)]
-            points = trial.get("points")
-            failed = None if points else trial.get("refused") or trial.get("failed")
-            results.keep("long", {**results.load("long"), key: {"points": points, "failed": failed, "runs": runs}})
+    known = {} if again else results.load("long")
+    jobs = [(model, recipe) for model, texts in recipes.VERDICTS.items() for recipe in texts if f"{model}: {recipe}" not in known]
+
+    def work(job: tuple[str, str], core: int | None) -> None:
+        key = f"{job[0]}: {job[1]}"
+        print(f"long: {key} ...", file=sys.stderr, flush=True)
+        trial = results.child("measure.py", ["cell", *job], timeout_s=TIMEOUT_S, core=core)
+        arguments = ["long", *job, "--seconds", str(seconds)]
+        runs = [results.child("measure.py", [*arguments, "--seed", str(seed)], timeout_s=TIMEOUT_S, core=core) for seed in range(PROCESSES)]
+        points = trial.get("points")
+        failed = None if points else trial.get("refused") or trial.get("failed")
+        results.add("long", key, found={"points": points, "failed": failed, "runs": runs})
+
+    results.side_by_side(jobs, work, at_once=at_once, clock=clock)
 
 
-def untouched(clock: results.Clock, *, again: bool) -> None:
+def untouched(clock: results.Clock, *, again: bool, at_once: int) -> None:
     """Trials of the recipe without steps."""
-    found = {} if again else results.load("aa")
-    for model, count in CONTROLS:
-        while len(found.get(model, [])) < count and not clock.up:
-            have = len(found.get(model, []))
-            print(f"untouched copies of {model}: {have} of {count} ...", file=sys.stderr, flush=True)
-            answer = results.child("measure.py", ["aa", model, "--count", str(min(AT_ONCE, count - have))], timeout_s=TIMEOUT_S)
-            if "failed" in answer:
-                print(answer["failed"], file=sys.stderr)
-                break
-            found[model] = [*found.get(model, []), *answer["trials"]]
-            results.keep("aa", found)
+    if again:
+        results.keep("aa", {})
+    jobs = [
+        (model, min(AT_ONCE, count - begun)) for model, count in CONTROLS for begun in range(len(results.load("aa").get(model, [])), count, AT_ONCE)
+    ]  # fmt: skip
+
+    def work(job: tuple[str, int], core: int | None) -> None:
+        model, count = job
+        print(f"{count} untouched copies of {model} ...", file=sys.stderr, flush=True)
+        answer = results.child("measure.py", ["aa", model, "--count", str(count)], timeout_s=TIMEOUT_S, core=core)
+        if "failed" in answer:
+            print(answer["failed"], file=sys.stderr)
+        else:
+            results.extend("aa", model, found=answer["trials"])
+
+    results.side_by_side(jobs, work, at_once=at_once, clock=clock)
 
 
 if __name__ == "__main__":

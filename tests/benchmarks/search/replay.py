@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import goals
 import numpy as np
 
 from aimass_lab.samplers._hypervolume import hypervolume
@@ -136,7 +137,7 @@ def report(paths: list[Path], curves: dict[tuple[str, tuple[str, ...], str], np.
         lines += [f"## {path.stem}", "", f"{len(grid.table)} settings ({failed} failed, {feasible} within the limit), {recorded}.", ""]
         for objectives in OBJECTIVES:
             lines += [f"### {', '.join(objectives)}", "", *table({s: c for (stem, o, s), c in curves.items() if (stem, o) == (path.stem, objectives)}), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, goals.section()])
 
 
 def table(curves: dict[str, np.ndarray]) -> list[str]:

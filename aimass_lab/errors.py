@@ -26,6 +26,14 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+class OutOfTime(BaseException):
+    """What was being done took longer than it was given, and was given up.
+
+    No error of a user's: whoever gave the time catches it. Like `KeyboardInterrupt` it is no `Exception`, so that nothing on the way takes it for
+    a failure of its own and tries something else.
+    """
+
+
 class AimassError(Exception):
     """Base of every error that the user can act upon.
 

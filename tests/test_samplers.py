@@ -263,6 +263,17 @@ def test_a_gaussian_process_without_noise_goes_through_its_points_and_doubts_the
     assert np.abs(mean - truth).max() < 0.4
 
 
+def test_options_that_never_vary_do_not_set_a_technique_apart():
+    many = {"a": True, "a.rate": 0.1, "a.mode": "x", "a.count": 16}
+    columns = to_columns([{"recipe": "a", **many}, {"recipe": "b", "b": True}, {"recipe": "c", "c": True}])
+    assert columns.values.shape == (3, 4)  # the recipe, and one for each technique
+    distances = columns.distances([0], [1]).sum(), columns.distances([1], [2]).sum()
+    assert distances[0] == distances[1]
+    # a number that takes more values than two keeps its column beside the word that tells the same points apart
+    columns = to_columns([{"recipe": f"a({ratio})", "a.ratio": ratio} for ratio in (0.25, 0.5, 0.75)])
+    assert columns.values.shape == (3, 2)
+
+
 def test_features_as_columns():
     columns = to_columns([{"word": "a", "size": 1, "same": 3}, {"word": "b", "size": 8, "same": 3}, {"word": "a", "size": 64, "same": 3, "ratio": 0.5}])
     assert columns.is_word.tolist() == [True, False, False]

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from aimass_lab.errors import DoesNotFitError, InputError, ModelError, StoreError, UnknownNameError, UnsupportedError
+from aimass_lab.errors import DoesNotFitError, InputError, ModelError, OutOfTime, StoreError, UnknownNameError, UnsupportedError
 from aimass_lab.recipe import read_recipe
 from aimass_lab.records import INTERRUPTED, Candidate, Environment, ModelInfo, Note, Number, SearchResult, Setting, TrialPoint, TrialResult, from_json, to_json
 from aimass_lab.searching import Search, Space, make_limits, make_objectives
@@ -388,6 +388,46 @@ def test_the_budget_stops_the_search_and_its_clock_is_the_one_given():
     search.run(budget_s=10)
     assert len(search.rows) == 2  # begun at 4 and 8 s of 10
     assert search.stopped == "the 10 s were spent"
+
+
+def test_a_copy_that_takes_too_long_is_given_up_and_the_search_goes_on():
+    now, allowed = [0.0], []
+
+    def run(setting: Setting) -> TrialResult:
+        allowed.append(search.making_s)
+        if setting.recipe.name == "bf16":
+            now[0] += 25
+            raise OutOfTime("making the copy took more than 20 s and was given up (rounding)")
+        now[0] += 1
+        return run_table(setting)
+
+    search = Search(problem(), run, sampler="grid", clock=lambda: now[0])
+    search.run(budget_s=100)
+    result = make_search_result(search, MODEL, MACHINE)
+    assert search.stopped == "every setting of the space was tried"
+    assert set(allowed) == {20.0}  # a fifth
+    (failed,) = [c for c in result.candidates if c.status == "failed"]
+    assert failed.failure == "out of time"
+    assert failed.cause == "making the copy took more than 20 s and was given up (rounding): no setting gets more than 20% of a search's time; search for longer"
+
+
+def test_what_was_being_made_as_the_time_ran_out_is_left_for_the_next_search():
+    now, allowed = [0.0], []
+
+    def run(setting: Setting) -> TrialResult:
+        allowed.append(search.making_s)
+        now[0] += 30
+        if now[0] > 100:
+            raise OutOfTime("making the copy took more than 10 s and was given up")
+        return run_table(setting)
+
+    log = MemoryLog()
+    search = Search(problem(), run, sampler="grid", clock=lambda: now[0], log=log)
+    search.run(budget_s=100)
+    assert search.stopped == "the 100 s were spent"
+    assert allowed == [20.0, 20.0, 20.0, 10.0]  # a fifth, or what is left but no less than ten seconds
+    assert len(log.rows()) == 3
+    assert not any(isinstance(row.outcome, Failure) for row in log.rows())
 
 
 def test_at_most_as_many_trials_as_asked_for_and_more_in_the_next_run():

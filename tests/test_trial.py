@@ -17,7 +17,7 @@ from models import RUNNABLE, DictModel, RaisingModel, TinyCNN, TinyMLP, assert_s
 from torch import nn
 
 from aimass_lab.compression.base import TECHNIQUES, Context, Stage, Technique
-from aimass_lab.errors import DoesNotFitError, InputError, ModelError, UnknownNameError, UnsupportedError
+from aimass_lab.errors import DoesNotFitError, InputError, ModelError, OutOfTime, UnknownNameError, UnsupportedError
 from aimass_lab.recipe import read_recipe
 from aimass_lab.records import INTERRUPTED, Note, Recipe, Setting, Step, TrialResult, from_json, to_json
 from aimass_lab.trial import TrialSession, apply_recipe, run_trial
@@ -590,6 +590,40 @@ def test_a_training_that_was_cut_short_is_not_gone_on_from(monkeypatch: pytest.M
         for text in ("recover(epochs=1)", "recover(epochs=1) + bf16"):
             session.run(Setting(recipe=read_recipe(text)), budget_s=0.05)
     assert len(calls) == 2
+
+
+def test_a_copy_that_takes_too_long_is_given_up_where_the_technique_tells_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref] = []
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Slow(Technique):
+        """Never ready."""
+
+        stage: ClassVar[Stage] = Stage.VALUES
+
+        def apply(self, model: nn.Module, context: Context) -> nn.Module:
+            seen.append(weakref.ref(next(model.parameters())))
+            while True:
+                try:
+                    time.sleep(0.01)
+                    context.progress(0.5, "thinking")
+                except Exception:  # which a technique may do, and then try something else
+                    continue
+
+    monkeypatch.setitem(TECHNIQUES._load(), "slow", Slow)
+    with TrialSession(mlp_workload()) as session:
+        for making_s in (0.3, 3.0, 30.0):  # a busy machine may need the first for what comes before the technique
+            with pytest.raises(OutOfTime, match=rf"took more than {making_s:.3g} s and was given up \(") as caught:
+                session.run(Setting(recipe=Recipe(steps=(Step(technique="slow"),))), making_s=making_s)
+            told = str(caught.value)
+            del caught
+            if seen:
+                break
+        assert told.endswith("(thinking)")
+        assert session.held_bytes == 0
+        assert session.run(Setting(recipe=NONE), budget_s=0.05, making_s=10.0).fidelity.value == 1.0
+    gc.collect()
+    assert seen[0]() is None
 
 
 def test_a_session_measures_here_only() -> None:

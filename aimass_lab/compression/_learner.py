@@ -22,6 +22,7 @@ class Learner(FineTuneSettings, Technique):
     """A technique whose options are the settings of a fine-tuning."""
 
     learns: ClassVar[bool] = True
+    effort: ClassVar[float] = 5.0
     takes: ClassVar[frozenset[Form]] = frozenset({"weights"})
 
     train_all: bool = True

@@ -22,6 +22,7 @@ class AotInductor(Technique):
     stage: ClassVar[Stage] = Stage.RUNTIME
     takes: ClassVar[frozenset[Form]] = frozenset({"weights", "cast", "quantized"})
     gives: ClassVar[Form | None] = "compiled"
+    effort: ClassVar[float] = 5.0
 
     freezing: bool = False
     """Fold the weights into the code, packed as its kernels like them: faster for large batches on CPUs, slower for single items."""

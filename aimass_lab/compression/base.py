@@ -133,6 +133,8 @@ class Technique:
     """Whether it needs samples to learn from."""
     compiles: ClassVar[bool] = False
     """Whether the first call of the result includes a compilation."""
+    effort: ClassVar[float] = 0.5
+    """What applying it costs, roughly, in comparisons of speed, of which each costs 1: for a search that weighs what to try."""
 
     def why_not_after(self, form: Form) -> str:
         """Why it cannot be applied to a model of `form`, which is not among those it takes."""

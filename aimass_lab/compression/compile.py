@@ -22,6 +22,7 @@ class Compile(Technique):
     takes: ClassVar[frozenset[Form]] = frozenset({"weights", "cast", "quantized", "graph"})
     gives: ClassVar[Form | None] = "compiled"
     compiles: ClassVar[bool] = True
+    effort: ClassVar[float] = 5.0
 
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     """What to optimise for: reduce-overhead uses CUDA graphs, max-autotune tries many kernels and takes much longer."""

@@ -34,6 +34,7 @@ class MixedPrecision(Technique):
     """Give each layer its own number of bits, most where the outputs depend on it most, within a budget of error or of size."""
 
     requires: ClassVar[tuple[str, ...]] = ("torchao",)
+    effort: ClassVar[float] = 5.0
     changes: ClassVar[str] = "linear layers, convolutions and embeddings (nn.Linear, nn.Conv1d to nn.Conv3d, nn.Embedding)"
     stage: ClassVar[Stage] = Stage.PRECISION
     gives: ClassVar[Form | None] = "quantized"

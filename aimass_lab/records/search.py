@@ -11,7 +11,7 @@ from .number import Note, Number, Record
 from .trial import Setting, Verdict
 
 Status = Literal["measured", "predicted", "failed"]
-FailureKind = Literal["out of memory", "compile error", "not finite", "unsupported", "error"]
+FailureKind = Literal["out of memory", "compile error", "not finite", "unsupported", "out of time", "error"]
 ObjectiveName = Literal["throughput", "speedup", "latency", "latency_p99", "drop", "dissimilarity", "size", "memory", "cost"]
 """Throughput in items per second of all instances together; speed-up over the original at the same batch size, threads and instances; median
 and 99th percentile of one call's latency; loss of the user's metric; without a metric, 1 less the mean cosine similarity of the outputs;

@@ -45,15 +45,25 @@ class Columns:
 
 
 def to_columns(features: Sequence[Mapping[str, Any]]) -> Columns:
-    """Read features as columns; a number that a point lacks lies in the middle, where it is as far from one as from another."""
+    """Read features as columns; a number that a point lacks lies in the middle, where it is as far from one as from another.
+
+    Of several features that part the points into the same two, such as a step and its options that never vary, the first makes a column: a
+    technique with many options is not further from others for that.
+    """
     names = list(dict.fromkeys(name for point in features for name in point))
     columns, is_word = [], []
+    partitions: set[tuple[int, ...]] = set()
     for name in names:
         found = [point.get(name) for point in features]
         numbers = [value for value in found if value is not None]
         numeric = is_numeric(numbers)
         if len({repr(value) for value in found}) < 2:
             continue  # it tells no point from another
+        halves = tuple(_places(found))
+        if max(halves) == 1:
+            if halves in partitions:
+                continue
+            partitions.add(halves)
         columns.append(_scaled(found, numbers) if numeric else _places(found))
         is_word.append(not numeric)
     if not columns:

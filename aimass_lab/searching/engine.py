@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import InputError, StoreError
+from ..errors import InputError, OutOfTime, StoreError
 from ..records import INTERRUPTED, Note, Number, Objective, ObjectiveName, Setting, TrialResult
 from ..samplers.base import SAMPLERS, Knowledge, Tried
 from .claims import Failure, MemoryLog, Outcome, Row, TrialLog
 from .failures import describe_failure
 from .objectives import excess_of, numbers_of, values_of
 from .space import Space
+
+MAKING_SHARE, LEAST_MAKING_S = 0.2, 10.0
+"""Of the time for a whole search: the most that making one copy may take, so that one slow technique does not stand for all; and seconds that
+each may take, however little is left."""
 
 Progress = Callable[[float, str], None]
 Evaluate = Callable[[Setting], TrialResult]
@@ -54,7 +59,8 @@ class Search:
 
     Args:
         problem: What is searched for.
-        evaluate: Tries one setting; whatever it raises is written down as a failure, and the search goes on.
+        evaluate: Tries one setting, spending no more than `making_s` on making its copy; whatever it raises is written down as a failure, and
+            the search goes on.
         sampler: Name of the sampler that chooses what comes next.
         seed: Of samplers that draw lots.
         log: Where settings are taken and results written down; one of this search alone if not given.
@@ -84,6 +90,8 @@ class Search:
         self._log: TrialLog = MemoryLog() if log is None else log
         self._taken: Setting | None = None
         self._known: Sequence[Row] = ()
+        self.making_s = math.inf
+        """Seconds that making the copy of the setting that is being tried may take."""
         self.notes: list[Note] = []
         self.stopped = "it goes on"
 
@@ -136,7 +144,9 @@ class Search:
                 share = max(num_own / min(size, max_trials or size), (self._clock() - start) / budget_s)
                 progress(min(1.0, share), f"{len(rows) + 1} of {size}: {describe(setting)}{best()}")
             num_own += 1
-            if self._try(setting):
+            end = start + budget_s
+            self.making_s = max(LEAST_MAKING_S, min(MAKING_SHARE * budget_s, end - self._clock()))
+            if self._try(setting, end):
                 return "interrupted"
 
     def _claim(self, setting: Setting) -> bool:
@@ -146,11 +156,20 @@ class Search:
             self._taken = None
         return claimed
 
-    def _try(self, setting: Setting) -> bool:
-        """Try one setting and write down what came of it; True where the user cut it short."""
+    def _try(self, setting: Setting, end: float) -> bool:
+        """Try one setting and write down what came of it; True where the user cut it short.
+
+        One that was given up because all time is spent is left for a search that goes on.
+        """
         outcome: Outcome
         try:
             outcome = self._evaluate(setting)
+        except OutOfTime as error:
+            if self._clock() > end:
+                self._ask_log(lambda log: log.release(setting))
+                self._taken = None
+                return False
+            outcome = Failure(kind="out of time", cause=f"{error}: no setting gets more than {MAKING_SHARE:.0%} of a search's time; search for longer")
         except Exception as error:
             outcome = describe_failure(error)
         self._ask_log(lambda log: log.finish(setting, outcome))

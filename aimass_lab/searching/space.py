@@ -25,8 +25,6 @@ CASTS = {"float32": "", "bfloat16": "bf16", "float16": "fp16"}
 EAGER = "eager"
 COUNTS = ("batch_size", "threads", "instances")
 WORDS = ("recipe", "dtype", "runtime", "device")
-SLOW_STEP = 5.0
-"""What a step that learns or compiles costs, in trials of settings whose copy is there."""
 MOST_RECIPES = 20_000
 """Combinations of recipe, type, runtime and options that a space may have: each of them is checked before anything is tried."""
 HELP = "dimensions are recipe, dtype, runtime, batch_size, threads, instances, device, and STEP.option of a step that a recipe or runtime has"
@@ -131,7 +129,7 @@ class Space:
         """What it costs to try a point beside the comparison itself: training and compiling take many times longer."""
         recipe = self._forms[self._form_key(point)].recipe
         members = [TECHNIQUES[step.technique] for step in recipe.steps] if recipe else []
-        return 1.0 + sum(SLOW_STEP if member.learns or member.compiles else 0.5 for member in members)
+        return 1.0 + sum(member.effort for member in members)
 
     def _points(self) -> Iterator[Point]:
         for values in itertools.product(*self.dimensions.values()):

@@ -71,7 +71,8 @@ class StudySearch:
         budget_s = MOST_TRIAL_S if asks_tail else min(MOST_TRIAL_S, max(LEAST_TRIAL_S, TRIAL_SHARE * request.seconds))
         prior = make_prior(workload, lambda point: space.setting(point).recipe, problem.objectives) if request.sampler == GUIDED else None
         self.search = Search(
-            problem, lambda setting: session.run(setting, budget_s=budget_s), sampler=request.sampler, seed=request.seed, log=log, prior=prior
+            problem, lambda setting: session.run(setting, budget_s=budget_s, making_s=self.search.making_s), sampler=request.sampler,
+            seed=request.seed, log=log, prior=prior,
         )  # fmt: skip
         self.search.notes += notes
         self._elsewhere = make_elsewhere(workload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 import traceback
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..environment import LoadMeter, read_environment
-from ..errors import DoesNotFitError, InputError, UnsupportedError
+from ..errors import DoesNotFitError, InputError, OutOfTime, UnsupportedError
 from ..preserve import COPY_LIMIT_BYTES, preserved
 from ..quiet import quiet
 from ..records import Environment, ModelInfo, Recipe, Setting, TrialResult
@@ -102,13 +103,18 @@ class TrialSession:
         """Weights of the copies that are kept."""
         return sum(held.variant.size_bytes for held in self._held.values() if not held.lent)
 
-    def run(self, setting: Setting, *, budget_s: float = 3.0, progress: Progress | None = None) -> TrialResult:
-        """Try one setting; see `run_trial`."""
+    def run(self, setting: Setting, *, budget_s: float = 3.0, making_s: float = math.inf, progress: Progress | None = None) -> TrialResult:
+        """Try one setting; see `run_trial`.
+
+        Raises:
+            OutOfTime: making the copy took longer than `making_s`; it is noticed where a technique tells its progress.
+        """
         if setting.device is not None:
             raise InputError(f"nothing can be measured on {setting.device}", help="a trial runs where the model is: leave the device out")
         sizes = None if setting.batch_size is None else (setting.batch_size,)
         return self.try_recipe(
-            setting.recipe, batch_sizes=sizes, threads=setting.threads, instances=setting.instances, budget_s=budget_s, progress=progress
+            setting.recipe, batch_sizes=sizes, threads=setting.threads, instances=setting.instances, budget_s=budget_s, making_s=making_s,
+            progress=progress,
         )  # fmt: skip
 
     def try_recipe(
@@ -119,6 +125,7 @@ class TrialSession:
         threads: int | None = None,
         instances: int = 1,
         budget_s: float = 6.0,
+        making_s: float = math.inf,
         progress: Progress | None = None,
         variant: Variant | None = None,
     ) -> TrialResult:
@@ -128,7 +135,7 @@ class TrialSession:
         trial = _Trial(self, recipe, sizes, instances, budget_s, progress or (lambda share, text: None))
         try:
             with torch_threads(threads):
-                trial.hold(variant)
+                trial.hold(variant, making_s)
                 with preserved(self.workload.model, values=self._reference is None):
                     return trial.run(threads)
         except BaseException as error:
@@ -237,9 +244,16 @@ class _Trial:
         self.report = report
         self.device = session.workload.torch_device
 
-    def hold(self, variant: Variant | None) -> None:
+    def hold(self, variant: Variant | None, making_s: float) -> None:
         """Make the copy, or take the one that is there."""
-        self.held = self.session._hold(self.recipe, max(self.sizes), variant, lambda share, text: self.report(0.1 * share, text))
+        begin = time.perf_counter()
+
+        def report(share: float, text: str) -> None:
+            if time.perf_counter() - begin > making_s:
+                raise OutOfTime(f"making the copy took more than {making_s:.3g} s and was given up ({text})")
+            self.report(0.1 * share, text)
+
+        self.held = self.session._hold(self.recipe, max(self.sizes), variant, report)
         self.pair = Pair(self.session.workload, self.session.original, self.held.variant)
 
     def run(self, threads: int | None) -> TrialResult:

@@ -102,6 +102,7 @@ def apply_recipe(
         found: list[nn.Module] = list(begun.found) if begun else []
         context.constraints.extend(begun.constraints if begun else ())
         for step, technique in list(zip(recipe.steps, techniques, strict=True))[len(reports) :]:
+            context.progress(0.0, step.name)
             found.append(_without_values(model) if found else workload.model)
             model, report = _apply(step, technique, model, context)
             reports.append(report)

@@ -91,6 +91,14 @@ def last_error(text: str) -> str:
     return (errors or lines)[-1][:300]
 
 
+def cell(model: str, recipe: str, *, core: int | None, at_once: int, timeout_s: float) -> dict[str, Any]:
+    """Measure one recipe on one model in a process of its own, write it down, and return it."""
+    measured = child("measure.py", ["cell", model, recipe], timeout_s=timeout_s, core=core)
+    add(model, "facts", found=facts() | {"at_once": at_once})
+    add(model, "cells", recipe, found=measured)
+    return measured
+
+
 def keep_to_core() -> None:
     """Stay on the core that this process was given, if it was; to be called before anything starts a thread."""
     if CORE in os.environ:

@@ -55,9 +55,7 @@ def cells(clock: results.Clock, options: argparse.Namespace) -> None:
 
     def work(job: tuple[str, str], core: int | None) -> None:
         print(f"{job[0]}: {job[1]} ...", file=sys.stderr, flush=True)
-        measured = results.child("measure.py", ["cell", *job], timeout_s=TIMEOUT_S, core=core)
-        results.add(job[0], "facts", found=results.facts() | {"at_once": options.at_once})
-        results.add(job[0], "cells", job[1], found=measured)
+        results.cell(*job, core=core, at_once=options.at_once, timeout_s=TIMEOUT_S)
 
     results.side_by_side(jobs, work, at_once=options.at_once, clock=clock)
 

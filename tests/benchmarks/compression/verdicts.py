@@ -39,14 +39,14 @@ def main() -> None:
 
 
 def long(clock: results.Clock, *, again: bool, seconds: float, at_once: int) -> None:
-    """The product's trial with its default budget, then the long measurement, close to each other in time."""
+    """The product's trial with its default budget, which is a cell of the tables too, then the long measurement, close to each other in time."""
     known = {} if again else results.load("long")
     jobs = [(model, recipe) for model, texts in recipes.VERDICTS.items() for recipe in texts if f"{model}: {recipe}" not in known]
 
     def work(job: tuple[str, str], core: int | None) -> None:
         key = f"{job[0]}: {job[1]}"
         print(f"long: {key} ...", file=sys.stderr, flush=True)
-        trial = results.child("measure.py", ["cell", *job], timeout_s=TIMEOUT_S, core=core)
+        trial = results.cell(*job, core=core, at_once=at_once, timeout_s=TIMEOUT_S)
         arguments = ["long", *job, "--seconds", str(seconds)]
         runs = [results.child("measure.py", [*arguments, "--seed", str(seed)], timeout_s=TIMEOUT_S, core=core) for seed in range(PROCESSES)]
         points = trial.get("points")

@@ -40,7 +40,7 @@ SPACES: dict[str, dict[str, Sequence[Any]]] = {
             "head_pruning(ratio=0.5) + recover(epochs=4)",
         ),
         "dtype": ("float32", "bfloat16"),
-        "runtime": ("eager", "int8_dynamic", "int8_dynamic + compile", "onnxruntime", "onnxruntime(quantize=static)", "onnxruntime(quantize=dynamic)"),
+        "runtime": ("eager", "int8_dynamic", "onnxruntime", "onnxruntime(quantize=static)", "onnxruntime(quantize=dynamic)"),
         **CALLS,
     },
 }

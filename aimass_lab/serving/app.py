@@ -24,6 +24,7 @@ from .protocol import (
     parse_predict,
     server_metadata,
 )
+from .request_log import request_id
 from .service import Model, Service
 from .tensors import InferRequest, Tensor
 
@@ -58,18 +59,27 @@ class App:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
+        began, error_text = time.monotonic(), None
+        name = scope["aimass.id"] = request_id(headers.get(b"x-request-id", b"").decode("latin-1"))
         try:
             status, answer_headers, body = await self._answer(scope, headers, receive)
         except RequestError as error:
+            error_text = error.text
             status, answer_headers, body = _error_answer(error)
         except Exception:
-            logger.exception("a request failed in the server")
+            logger.exception("request %s failed in the server", name)
             status, answer_headers, body = 500, JSON, error_body("the server failed; its log says how")
-        answer_headers = [*answer_headers, (b"content-length", str(len(body)).encode())]
+        answer_headers = [*answer_headers, (b"content-length", str(len(body)).encode()), (b"x-request-id", name.encode())]
         if self._service.draining or status in (408, 413):
             answer_headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": answer_headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        if self._service.log:
+            self._service.log.write(
+                id=name, protocol="http", client=scope["client"][0] if scope.get("client") else None, caller=scope.get("aimass.caller"),
+                method=scope["method"], path=scope["raw_path"].decode("latin-1"), status=status, seconds=round(time.monotonic() - began, 6),
+                items=scope.get("aimass.items"), bytes=len(body), error=error_text,
+            )  # fmt: skip
 
     async def _answer(self, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
         """Find who answers this method and path.
@@ -79,7 +89,7 @@ class App:
         """
         segments = [unquote(part) for part in scope["raw_path"].decode("ascii", "replace").strip("/").split("/")]
         if segments[:2] != ["v2", "health"]:  # probes carry no token, and learn nothing worth one
-            self._service.authorize(headers.get(b"authorization", b"").decode("latin-1"))
+            scope["aimass.caller"] = self._service.door.admit(headers.get(b"authorization", b"").decode("latin-1"))
         handler, model, allowed = self._route(segments)
         method = scope["method"]
         if method != allowed and not (method == "HEAD" and allowed == "GET"):
@@ -176,7 +186,9 @@ class App:
         """Body in, outputs out; counted whatever happens."""
         code = 500
         try:
+            self._service.door.spend(scope["aimass.caller"])
             request = parse(await self._read_body(headers, receive))
+            scope["aimass.items"] = request.items
             hangup = scope["aimass.hangup"] = Hangup()
             outputs = await self._service.infer(model, request, hangup)
             answer = _encode(protocol, model, request, outputs)

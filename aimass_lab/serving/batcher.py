@@ -31,8 +31,8 @@ class Pending:
     def __init__(self, request: InferRequest, number: int, future: asyncio.Future[list[Tensor]], queued_at: float) -> None:
         self.request = request
         self.number = number
-        self.key = tuple(tensor.shape[1:] for tensor in request.inputs)
-        """Requests of one key can share a batch."""
+        self.key = request.priority, tuple(tensor.shape[1:] for tensor in request.inputs)
+        """Requests of one key wait in one queue; those of equal shapes can share a batch."""
         self.future = future
         self.queued_at = queued_at
         self.deaths = 0
@@ -57,7 +57,8 @@ class Batcher:
         self.metrics = metrics
         self.num_running = 0
         """Batches that workers are computing."""
-        self._queues: dict[Any, dict[int, Pending]] = {}
+        self._queues: dict[tuple[int, Any], dict[int, Pending]] = {}
+        """By priority and shapes, oldest first."""
         self._retries: deque[Pending] = deque()
         self._items = 0
         self._bytes = 0
@@ -119,11 +120,16 @@ class Batcher:
         if pending in self._retries:
             self._retries.remove(pending)
             self._count(pending, -1)
-        elif (queue := self._queues.get(pending.key)) is not None and queue.pop(pending.number, None) is not None:
+        elif pending.number in self._queues.get(pending.key, ()):
+            self._take_out(pending)
             self._count(pending, -1)
-            if not queue:
-                del self._queues[pending.key]
         pending.fail(reason)
+
+    def _take_out(self, pending: Pending) -> None:
+        queue = self._queues[pending.key]
+        del queue[pending.number]
+        if not queue:
+            del self._queues[pending.key]
 
     # --- from the queue to the workers ---------------------------------------------------
 
@@ -145,27 +151,26 @@ class Batcher:
             self._launch(self._idle.pop(), batch)
 
     def _next_batch(self, force: bool) -> list[Pending]:
-        """The oldest request and those that can go with it; nothing when it is better to hold.
+        """The oldest request of the first priority and those that can go with it; nothing when it is better to hold.
 
-        A request whose worker died goes alone, so that it cannot take others down with it again.
+        Where requests of one priority do not fill a batch, those of the next ones that have the same shapes go along. A request whose worker died goes alone, so that it cannot take others down with it again.
         """
         if self._retries:
             return [self._retries.popleft()]
         if not self._queues:
             return []
-        queue = min(self._queues.values(), key=lambda queue: next(iter(queue)))
+        _, shapes = min(self._queues, key=lambda key: (key[0], next(iter(self._queues[key]))))
+        alike = [self._queues[key] for key in sorted(key for key in self._queues if key[1] == shapes)]
         batch, items = [], 0
-        for pending in queue.values():
+        for pending in itertools.chain.from_iterable(queue.values() for queue in alike):
             if items + pending.request.items > self.config.max_batch_size:
                 break
             batch.append(pending)
             items += pending.request.items
-        if not force and len(batch) == len(queue) and self._should_hold(batch[0], items):
+        if not force and len(batch) == sum(map(len, alike)) and self._should_hold(batch[0], items):
             return []
         for pending in batch:
-            del queue[pending.number]
-        if not queue:
-            del self._queues[batch[0].key]
+            self._take_out(pending)
         self._last_requests, self._last_items = len(batch), items
         return batch
 

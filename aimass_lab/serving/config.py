@@ -51,6 +51,8 @@ class ServingConfig:
     """``"adaptive"``: hold only when the last batch had more than one request; ``"always"``: hold until full."""
     workers: int = 1
     threads_per_worker: int = 1
+    priority_levels: int = 3
+    """Requests may ask for a level from 1, which goes first, to this; those that do not ask get the middle one."""
     max_queue_items: int = 1024
     max_queue_bytes: int = 256 * 2**20
     request_timeout_s: float = 30.0
@@ -64,7 +66,7 @@ class ServingConfig:
     """After SIGTERM: how long new requests are still accepted, so that balancers and clients can move on."""
 
 
-POSITIVE = {"max_batch_size", "workers", "threads_per_worker", "max_queue_items", "max_queue_bytes", "request_timeout_s"} | {
+POSITIVE = {"priority_levels", "max_batch_size", "workers", "threads_per_worker", "max_queue_items", "max_queue_bytes", "request_timeout_s"} | {
     "max_body_bytes", "header_timeout_s", "body_timeout_s", "start_timeout_s",
 }  # fmt: skip
 

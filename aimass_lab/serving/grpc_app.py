@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +16,7 @@ from .config import ServingConfig
 from .errors import CLIENT_GONE, RequestError, ServerError, bad
 from .grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, ModelInferResponse, message
 from .protocol import UNSUPPORTED, check_outputs, model_metadata, server_metadata
+from .request_log import request_id
 from .service import Service
 from .tensors import (
     InferRequest,
@@ -33,6 +37,7 @@ CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
     500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -47,6 +52,9 @@ CONTENTS = {
 SERVING, NOT_SERVING = 1, 2
 OPEN = {"ServerLive", "ServerReady", "Check"}
 """Methods that need no token: probes."""
+
+_caller: ContextVar[str] = ContextVar("caller")
+"""Who asks, in the task that answers."""
 
 Method = Callable[[Any, Any], Awaitable[Any]]
 
@@ -77,16 +85,27 @@ class GrpcApp:
         """Check the token, translate errors, make the answer from keyword arguments."""
 
         async def call(request: Any, context: Any) -> Any:
+            began, status, error_text = time.monotonic(), 500, None
+            metadata = dict(context.invocation_metadata() or ())
+            trailing = {"x-request-id": request_id(metadata.get("x-request-id"))}
+            context.set_trailing_metadata(tuple(trailing.items()))
             try:
                 if name not in OPEN:
-                    metadata = dict(context.invocation_metadata() or ())
-                    self._service.authorize(metadata.get("authorization"))
+                    _caller.set(self._service.door.admit(metadata.get("authorization")))
                 answer = await method(request, context)
+                status = 200
                 return answer if isinstance(answer, response) else response(**answer)
             except RequestError as error:
+                status, error_text = error.status, error.text
                 if error.retry_after_s is not None:
-                    context.set_trailing_metadata((("retry-after", f"{error.retry_after_s:.0f}"),))
+                    context.set_trailing_metadata((*trailing.items(), ("retry-after", f"{error.retry_after_s:.0f}")))
                 await context.abort(CODES.get(error.status, grpc.StatusCode.UNKNOWN), error.text)
+            finally:
+                if self._service.log:
+                    self._service.log.write(
+                        id=trailing["x-request-id"], protocol="grpc", client=context.peer(), caller=_caller.get(None), method=name, status=status,
+                        seconds=round(time.monotonic() - began, 6), error=error_text,
+                    )  # fmt: skip
 
         return call
 
@@ -122,6 +141,7 @@ class GrpcApp:
         """Compute outputs; raw in the answer when they were raw in the request."""
         code = 500
         try:
+            self._service.door.spend(_caller.get())
             model = self._service.find(request.model_name, request.model_version)
             checked = parse_request(model.config, request)
             remaining = context.time_remaining()
@@ -200,8 +220,8 @@ def make_response(config: ServingConfig, request: InferRequest, outputs: list[Te
     return response
 
 
-async def start_grpc(service: Service, address: str, max_body_bytes: int) -> tuple[Any, int]:
-    """Start listening.
+async def start_grpc(service: Service, address: str, max_body_bytes: int, tls: tuple[Path, Path] | None = None) -> tuple[Any, int]:
+    """Start listening; with `tls`, a certificate and its key, encrypted.
 
     Returns:
         The server, and its port.
@@ -213,7 +233,11 @@ async def start_grpc(service: Service, address: str, max_body_bytes: int) -> tup
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers(GrpcApp(service).handlers())
     try:
-        port = server.add_insecure_port(address)
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            certificate, key = (file.read_bytes() for file in tls)
+            port = server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
     except RuntimeError:
         port = 0
     if not port:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -106,8 +107,10 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def make_http_server(app: Any, *, header_timeout_s: float, body_timeout_s: float, drain_timeout_s: float) -> HttpServer:
-    """An HTTP/1.1 server for an ASGI application; start it with ``serve(sockets=[...])``."""
+def make_http_server(
+    app: Any, *, header_timeout_s: float, body_timeout_s: float, drain_timeout_s: float, tls: tuple[Path, Path] | None = None
+) -> HttpServer:
+    """An HTTP/1.1 server for an ASGI application; start it with ``serve(sockets=[...])``. `tls` is a certificate and its key."""
     limits = {"header_timeout_s": header_timeout_s, "body_timeout_s": body_timeout_s}
     protocol = type("Protocol", (LimitedProtocol,), limits)
     config = uvicorn.Config(
@@ -121,6 +124,8 @@ def make_http_server(app: Any, *, header_timeout_s: float, body_timeout_s: float
         server_header=False,
         timeout_keep_alive=int(KEEP_ALIVE_S),
         timeout_graceful_shutdown=int(drain_timeout_s) + 1,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
     )
     return HttpServer(config)
 

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import signal
+import ssl
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 
 import uvloop
 
+from .access import Door, read_tokens
 from .app import App
 from .config import ServingConfig, check_manifest, load_config
 from .errors import ServerError
 from .listener import HttpServer, bind, make_http_server
 from .metrics import Metrics
-from .service import Model, Service, read_token
+from .request_log import RequestLog
+from .service import Model, Service
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,12 @@ class ServeOptions:
     workers: int | None = None
     """None: as the bundle says."""
     token_file: Path | None = None
+    rate_limit: float | None = None
+    """Requests per second of each token that has no rate of its own, or of everybody where no token is asked for."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    log_requests: str | None = None
+    """A file; ``-``: standard error."""
     until_stdin_closes: bool = False
     """Stop also when standard input ends, so that a server started by a program never outlives it."""
 
@@ -52,10 +61,32 @@ def serve(folder: Path, options: ServeOptions) -> None:
     config = load_config(folder)
     if options.workers is not None:
         config = replace(config, workers=options.workers)
-    token = read_token(options.token_file, os.environ.get("AIMASS_TOKEN"))
-    if token is None and not is_loopback(options.host):
-        raise ServerError(f"{options.host} can be reached from other machines: give --token-file FILE or set AIMASS_TOKEN")
-    uvloop.run(_serve(folder, config, options, token))
+    tokens = read_tokens(options.token_file, os.environ.get("AIMASS_TOKEN"))
+    tls = check_tls(options.tls_cert, options.tls_key)
+    if not is_loopback(options.host):
+        if not tokens:
+            raise ServerError(f"{options.host} can be reached from other machines: give --token-file FILE or set AIMASS_TOKEN")
+        if tls is None:
+            logger.warning("%s can be reached from other machines, and tokens travel to it in the clear: give --tls-cert and --tls-key", options.host)
+    door, log = Door(tokens, requests_per_s=options.rate_limit), RequestLog(options.log_requests)
+    uvloop.run(_serve(folder, config, options, door, log, tls))
+
+
+def check_tls(cert: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """The certificate and its key, once they are known to be usable; None where neither is given.
+
+    Raises:
+        ServerError: one is missing, cannot be read, or they do not belong together.
+    """
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise ServerError("--tls-cert and --tls-key belong together")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except OSError as error:  # of which ssl.SSLError is one
+        raise ServerError(f"cannot use the certificate {cert} with the key {key}: {error.strerror or error}") from None
+    return cert, key
 
 
 def is_loopback(host: str) -> bool:
@@ -66,7 +97,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, token: str | None) -> None:
+async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, door: Door, log: RequestLog, tls: tuple[Path, Path] | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -81,7 +112,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, tok
         loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
     metrics = Metrics()
     model = Model(folder, config, metrics)
-    service = Service([model], metrics, token)
+    service = Service([model], metrics, door, log)
     try:
         listener = bind(options.host, options.port)
     except OSError as error:
@@ -91,20 +122,21 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, tok
         header_timeout_s=config.header_timeout_s,
         body_timeout_s=config.body_timeout_s,
         drain_timeout_s=config.request_timeout_s,
+        tls=tls,
     )
     host = f"[{options.host}]" if ":" in options.host else options.host
     grpc_server, grpc_port = None, 0
     if options.grpc_port is not None:
         from .grpc_app import start_grpc  # here, because gRPC costs time and memory that not everybody wants to spend
 
-        grpc_server, grpc_port = await start_grpc(service, f"{host}:{options.grpc_port}", config.max_body_bytes)
+        grpc_server, grpc_port = await start_grpc(service, f"{host}:{options.grpc_port}", config.max_body_bytes, tls)
     http_task = loop.create_task(http.serve(sockets=[listener]))
     try:
         await _first(loop.create_task(model.pool.start()), stop)
         if not stop.is_set():
             service.started = True
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
-            print(f"ready http://{host}:{listener.getsockname()[1]}{suffix}", flush=True)
+            print(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}", flush=True)
             await _first(model.pool.failed, stop)
             await _drain(service, config, http, http_task, grpc_server)
     finally:
@@ -113,6 +145,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, tok
             await grpc_server.stop(0)
         await asyncio.gather(http_task, return_exceptions=True)
         await model.pool.stop()
+        log.close()
 
 
 def _on_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

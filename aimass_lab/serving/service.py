@@ -1,17 +1,18 @@
-"""What REST and gRPC share: the models that are served, who may ask, and whether the server is ready."""
+"""What REST and gRPC share: the models that are served, the door, and whether the server is ready."""
 
 from __future__ import annotations
 
-import hmac
 from pathlib import Path
 
 import numpy as np
 
+from .access import Door
 from .batcher import Batcher, Hangup, make_frame
 from .config import ServingConfig, load_vectors
-from .errors import RequestError, ServerError
+from .errors import RequestError
 from .metrics import Metrics
 from .pool import Frame, Worker, WorkerPool
+from .request_log import RequestLog
 from .runners.base import find_format
 from .tensors import InferRequest, Tensor, encode
 
@@ -42,34 +43,24 @@ class Service:
     Args:
         models: What is served.
         metrics: Where answers are counted.
-        token: What callers must show; None lets everybody in.
+        door: Lets callers in.
+        log: Where requests are written down.
     """
 
-    def __init__(self, models: list[Model], metrics: Metrics, token: str | None) -> None:
+    def __init__(self, models: list[Model], metrics: Metrics, door: Door, log: RequestLog) -> None:
         self.models = {(model.config.name, model.config.version): model for model in models}
         self.metrics = metrics
+        self.door = door
+        self.log = log
         self.started = False
         """Set once all workers have been ready; from then on requests wait for a worker that is being replaced."""
         self.draining = False
         """Set by SIGTERM: not ready any more, though requests are still answered."""
-        self._token = token.encode() if token else None
 
     @property
     def ready(self) -> bool:
         """Whether new requests should be sent here."""
         return self.started and not self.draining and all(model.ready for model in self.models.values())
-
-    def authorize(self, header: str | None) -> None:
-        """Compare an `Authorization` header with the token, in constant time.
-
-        Raises:
-            RequestError: 401.
-        """
-        if self._token is None:
-            return
-        given = (header or "").encode("utf-8", "replace")
-        if not hmac.compare_digest(given, b"Bearer " + self._token):
-            raise RequestError(401, "a valid token is needed: Authorization: Bearer TOKEN")
 
     def find(self, name: str, version: str | None) -> Model:
         """The model called `name`, in the version asked for or the only one.
@@ -103,20 +94,3 @@ def warm_up_frames(folder: Path, config: ServingConfig) -> list[Frame]:
         tensors = [Tensor(spec, array.shape, encode(spec.datatype, array)) for spec, array in zip(config.inputs, rows, strict=True)]
         frames.append(make_frame([InferRequest(id="", inputs=tensors, items=size, outputs=[])]))
     return frames
-
-
-def read_token(file: Path | None, environment: str | None) -> str | None:
-    """The token from a file or else from the environment; None where there is neither.
-
-    Raises:
-        ServerError: the file cannot be read, or the token is empty.
-    """
-    if file is None:
-        return environment.strip() or None if environment else None
-    try:
-        token = file.read_text().strip()
-    except OSError as error:
-        raise ServerError(f"cannot read the token file {file}: {error.strerror}") from None
-    if not token:
-        raise ServerError(f"the token file {file} is empty")
-    return token

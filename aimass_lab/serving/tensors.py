@@ -52,6 +52,8 @@ class InferRequest:
     outputs: list[tuple[int, bool]]
     """Which outputs are wanted, in the order wanted: index, and whether in binary."""
     timeout_s: float | None = None
+    priority: int = 1
+    """1 goes first."""
 
     @property
     def num_bytes(self) -> int:
@@ -77,7 +79,9 @@ def make_request(config: ServingConfig, *, id: str, inputs: list[Tensor], output
         raise bad(f"inputs have different batch sizes: {', '.join(f'{tensor.spec.name!r} {tensor.shape[0]}' for tensor in ordered)}")
     if items > config.max_batch_size:
         raise bad(f"a request may hold at most {config.max_batch_size} items, got {items}: split it")
-    return InferRequest(id=id, inputs=ordered, items=items, outputs=outputs, timeout_s=_timeout(parameters))
+    return InferRequest(
+        id=id, inputs=ordered, items=items, outputs=outputs, timeout_s=_timeout(parameters), priority=_priority(config, parameters)
+    )  # fmt: skip
 
 
 def _timeout(parameters: dict[str, Any]) -> float | None:
@@ -88,6 +92,14 @@ def _timeout(parameters: dict[str, Any]) -> float | None:
     if type(timeout) is not int or timeout <= 0:
         raise bad(f"parameter timeout must be a positive number of microseconds, got {timeout!r}")
     return timeout * 1e-6
+
+
+def _priority(config: ServingConfig, parameters: dict[str, Any]) -> int:
+    """The `priority` parameter: 1 goes first, and 0 is as good as none, as Triton and its clients have it."""
+    priority = parameters.get("priority", 0)
+    if type(priority) is not int or not 0 <= priority <= config.priority_levels:
+        raise bad(f"parameter priority must be a whole number from 1, which goes first, to {config.priority_levels}, got {repr(priority)[:80]}")
+    return priority or (config.priority_levels + 1) // 2
 
 
 def find_spec(specs: Sequence[TensorSpec], name: Any, kind: str) -> int:

@@ -22,6 +22,7 @@ from .protocol import (
     model_metadata,
     parse_infer,
     parse_predict,
+    repository_entry,
     server_metadata,
 )
 from .request_log import request_id
@@ -112,6 +113,8 @@ class App:
                 return self._live, None, "GET"
             case ["v2", "health", "ready"]:
                 return self._ready, None, "GET"
+            case ["v2", "repository", "index"]:
+                return self._index, None, "POST"
             case ["v2", "models", name, *rest]:
                 return self._route_model(name, rest)
         raise RequestError(404, "no such address; GET / lists them")
@@ -141,7 +144,7 @@ class App:
             path = f"/v2/models/{config.name}"
             lines += ["", f"GET  {path}", f"GET  {path}/ready", f"POST {path}/infer", f"     (or {path}/versions/{config.version}/...)"]
         lines += ['POST /predict   {"inputs": {name: nested list}} -> {"outputs": {name: nested list}}']
-        lines += ["GET  /v2", "GET  /v2/health/live", "GET  /v2/health/ready", "GET  /metrics", ""]
+        lines += ["GET  /v2", "GET  /v2/health/live", "GET  /v2/health/ready", "POST /v2/repository/index", "GET  /metrics", ""]
         return 200, TEXT, "\n".join(lines).encode()
 
     def _metrics(self, _: None) -> Answer:
@@ -160,6 +163,11 @@ class App:
     def _model_ready(self, model: Model) -> Answer:
         ready = self._service.started and model.ready and not self._service.draining
         return 200 if ready else 503, JSON, orjson.dumps({"name": model.config.name, "ready": ready})
+
+    async def _index(self, _: None, __: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
+        """What is served, and whether it can be used; the body may be empty, as Triton and its clients have it."""
+        await self._read_body(headers, receive)
+        return 200, JSON, orjson.dumps([repository_entry(model.config, ready=model.ready) for model in self._service.models.values()])
 
     # --- inference -----------------------------------------------------------------------
 

@@ -276,6 +276,12 @@ def model_metadata(config: ServingConfig, platform: str) -> dict[str, Any]:
     }
 
 
+def repository_entry(config: ServingConfig, *, ready: bool) -> dict[str, Any]:
+    """One model in the answer of ``POST /v2/repository/index``."""
+    state = {"state": "READY"} if ready else {"state": "UNAVAILABLE", "reason": "no worker is ready"}
+    return {"name": config.name, "version": config.version, **state}
+
+
 def error_body(text: str) -> bytes:
     """``{"error": text}``, whatever characters the text holds."""
     return orjson.dumps({"error": text.encode("utf-8", "replace").decode()})

@@ -59,8 +59,12 @@ def make_parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     load = commands.add_parser("load", help="send the stored inputs to a server at a rate, and print what came back")
     load.add_argument("--url", required=True, help="http://HOST:PORT")
-    load.add_argument("--rate", type=_positive_number, required=True, help="requests per second")
-    load.add_argument("--duration", type=_positive_number, default=10.0, help="seconds")
+    how = load.add_mutually_exclusive_group(required=True)
+    how.add_argument("--rate", type=_positive_number, help="requests per second, on average")
+    how.add_argument("--trace", type=Path, help="file with the times of a recorded load, in seconds, one a line")
+    load.add_argument("--pattern", choices=("poisson", "bursty", "steady"), default="poisson", help="how requests at a rate are spread")
+    load.add_argument("--duration", type=_positive_number, default=10.0, help="seconds, at a rate")
+    load.add_argument("--speed", type=_positive_number, default=1.0, help="of a trace; 2: in half the time")
     load.add_argument("--items", type=_positive, default=1, help="items per request")
     load.add_argument("--seed", type=int, default=0)
     load.set_defaults(run=_load)
@@ -117,12 +121,19 @@ def _serve(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def _load(folder: Path, arguments: argparse.Namespace) -> int:
+    from .arrivals import arrival_times, read_trace
     from .config import load_config
     from .load import make_bodies, run_load
 
     config = load_config(folder)
     bodies = make_bodies(folder, config, items=arguments.items)
-    result = run_load(arguments.url, config, bodies, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
+    if arguments.trace is not None:
+        times = read_trace(arguments.trace, speed=arguments.speed)
+        duration_s = float(times[-1]) or 1.0
+    else:
+        times = arrival_times(arguments.pattern, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
+        duration_s = len(times) / arguments.rate
+    result = run_load(arguments.url, config, bodies, times, duration_s=duration_s)
     print(json.dumps(result.summary(), indent=1))
     return 0 if result.num_failed == 0 else 1
 

@@ -1,4 +1,4 @@
-"""An open-loop load generator: requests leave at random times whatever the server does, and wait counts from when they should have left."""
+"""An open-loop load generator: requests leave when they are due whatever the server does, and wait counts from when they should have left."""
 
 from __future__ import annotations
 
@@ -136,32 +136,26 @@ def run_load(
     url: str,
     config: ServingConfig,
     bodies: list[bytes],
+    times: Array,
     *,
-    rate: float,
     duration_s: float,
-    seed: int = 0,
     meanwhile: Callable[[], None] | None = None,
 ) -> LoadResult:
-    """Send requests at random times, `rate` a second on average, and wait for the answers.
+    """Send requests when they are due, and wait for the answers.
 
-    The times are those of a Poisson process of which the number of arrivals is known
-    (independent and uniform), so that runs of one rate and duration offer the same load.
     It runs in a thread, so it can be called where an event loop already runs.
 
     Args:
         url: ``http://HOST:PORT``.
         config: For its time limit.
         bodies: Whole HTTP requests, sent in turn.
-        rate: Requests/s.
-        duration_s: How long.
-        seed: Of the times.
+        times: Seconds from the start, ascending; see `arrivals`.
+        duration_s: Over which they are spread; makes a rate of their number.
         meanwhile: Called about ten times a second while it runs.
 
     Raises:
         ServerError: the server cannot be reached.
     """
-    count = max(1, round(rate * duration_s))
-    times = np.sort(np.random.default_rng(seed).uniform(0, count / rate, count))
     done: Future[LoadResult] = Future()
     stop = threading.Event()
 
@@ -169,7 +163,7 @@ def run_load(
         # Only select() waits with a precision better than 1 ms.
         loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         try:
-            done.set_result(loop.run_until_complete(_Load(url, bodies, times, rate, config.request_timeout_s + 5, stop).run()))
+            done.set_result(loop.run_until_complete(_Load(url, bodies, times, duration_s, config.request_timeout_s + 5, stop).run()))
         except BaseException as error:
             done.set_exception(error)
         finally:
@@ -232,10 +226,10 @@ class _Connection(asyncio.Protocol):
 class _Load:
     """One run."""
 
-    def __init__(self, url: str, bodies: list[bytes], times: Array, rate: float, patience_s: float, stop: threading.Event) -> None:
+    def __init__(self, url: str, bodies: list[bytes], times: Array, duration_s: float, patience_s: float, stop: threading.Event) -> None:
         address = urlsplit(url)
         self._host, self._port = address.hostname or "127.0.0.1", address.port or 80
-        self._bodies, self._times, self._rate, self._patience_s, self._stop = bodies, times, rate, patience_s, stop
+        self._bodies, self._times, self._duration_s, self._patience_s, self._stop = bodies, times, duration_s, patience_s, stop
         self._idle: list[_Connection] = []
         self._connections: set[_Connection] = set()
         self._opening = 0
@@ -271,8 +265,8 @@ class _Load:
             task.cancel()
         await asyncio.sleep(0)
         return LoadResult(
-            rate=self._rate,
-            duration_s=len(self._times) / self._rate,
+            rate=len(self._times) / self._duration_s,
+            duration_s=self._duration_s,
             sent_s=self._times,
             late_s=self._late,
             latency_s=self._latency,

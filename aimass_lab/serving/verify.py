@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
+from .arrivals import arrival_times
 from .config import ServingConfig, check_manifest, load_config, load_vectors, read_json
 from .errors import BundleError, ServerError
 from .launch import Server, start
@@ -130,10 +131,12 @@ def _measure(
         if (error := _fidelity(folder, config, server, findings)) is not None:
             measured["fidelity"] = error
         settling = max(rate, SETTLE_REQUESTS)
-        run_load(server.url, config, bodies, rate=settling, duration_s=SETTLE_REQUESTS / settling, seed=seed + 1)
+        times = arrival_times("poisson", rate=settling, duration_s=SETTLE_REQUESTS / settling, seed=seed + 1)
+        run_load(server.url, config, bodies, times, duration_s=len(times) / settling)
         say(f"sending {rate:g} requests/s for {duration:g} s")
         watch.begin()
-        result = run_load(server.url, config, bodies, rate=rate, duration_s=duration, seed=seed, meanwhile=watch.sample)
+        times = arrival_times("poisson", rate=rate, duration_s=duration, seed=seed)
+        result = run_load(server.url, config, bodies, times, duration_s=len(times) / rate, meanwhile=watch.sample)
         foreign = watch.end()
         measured |= _load_numbers(result)
         measured["memory"] = _number(watch.peak_bytes, "B", f"peak {watch.kind} of the server and its workers, read 10 times a second")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from aimass_lab.records import Check
+from aimass_lab.serving.arrivals import arrival_times
 from aimass_lab.serving.config import load_config
 from aimass_lab.serving.launch import start
 from aimass_lab.serving.load import make_bodies, quantile, run_load
@@ -137,7 +138,8 @@ def test_load_counts_waiting_from_the_intended_time(linear_folder: Path) -> None
                 time.sleep(0.5)
                 os.kill(server.pid, signal.SIGCONT)
 
-        result = run_load(server.url, config, make_bodies(linear_folder, config), rate=200, duration_s=1.5, seed=3, meanwhile=stand_still_once)
+        times = arrival_times("poisson", rate=200, duration_s=1.5, seed=3)
+        result = run_load(server.url, config, make_bodies(linear_folder, config), times, duration_s=1.5, meanwhile=stand_still_once)
     assert len(result.status) == 300
     assert result.num_failed == 0
     assert (result.latency_s > 0.1).sum() >= 50  # 0.4 s x 200/s; a generator that waits for answers would have had few of them
@@ -149,7 +151,7 @@ def test_load_runs_where_an_event_loop_runs(linear_folder: Path) -> None:
 
     async def inside() -> Any:
         with start(linear_folder, grpc_port=None) as server:
-            return run_load(server.url, config, make_bodies(linear_folder, config), rate=100, duration_s=0.2)
+            return run_load(server.url, config, make_bodies(linear_folder, config), np.arange(20) / 100, duration_s=0.2)
 
     assert asyncio.run(inside()).summary()["ok"] == 20
 
@@ -162,6 +164,18 @@ def test_load_command(linear_folder: Path) -> None:
     assert (done.returncode, summary["ok"], summary["failed"]) == (0, 30, {})
     after = subprocess.run(command, capture_output=True, text=True)
     assert (after.returncode, "cannot reach" in after.stderr) == (4, True)
+
+
+def test_a_recorded_trace_is_replayed(linear_folder: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("seconds,tenant\n1000.0,a\n1000.4,b\n1000.2,a\n\n1001.0,c\n")
+    with start(linear_folder, grpc_port=None) as server:
+        command = [sys.executable, str(linear_folder / "run.py"), "load", "--url", server.url, "--trace", str(trace), "--speed", "2"]
+        summary = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert (summary["ok"], summary["duration_s"], summary["rate_per_s"]) == (4, 0.5, 8.0)
+    trace.write_text("1.0\nnoon\n")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "line 2 of the trace" in done.stderr) == (4, True)
 
 
 def test_quantile_interval_holds_the_true_quantile_as_often_as_it_says() -> None:

@@ -107,9 +107,7 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def make_http_server(
-    app: Any, *, header_timeout_s: float, body_timeout_s: float, drain_timeout_s: float, tls: tuple[Path, Path] | None = None
-) -> HttpServer:
+def make_http_server(app: Any, *, header_timeout_s: float, body_timeout_s: float, drain_timeout_s: float, tls: tuple[Path, Path] | None = None) -> HttpServer:
     """An HTTP/1.1 server for an ASGI application; start it with ``serve(sockets=[...])``. `tls` is a certificate and its key."""
     limits = {"header_timeout_s": header_timeout_s, "body_timeout_s": body_timeout_s}
     protocol = type("Protocol", (LimitedProtocol,), limits)

@@ -50,16 +50,21 @@ def test_a_door_without_tokens_is_open_and_may_still_be_slow() -> None:
         door.spend(ANYBODY)
 
 
+def num_allowed(door: Door, name: str) -> int:
+    for count in range(100):
+        try:
+            door.spend(name)
+        except RequestError:
+            return count
+    return 100
+
+
 def test_every_token_has_its_own_rate() -> None:
     door = Door([Token("a", "alice", 1.0), Token("b", "bob"), Token("c", "carol", 3.0)], requests_per_s=2.0, clock=lambda: 0.0)
     allowed = {}
     for value, name in (("a", "alice"), ("b", "bob"), ("c", "carol")):
         assert door.admit(f"Bearer {value}") == name
-        allowed[name] = 0
-        with pytest.raises(RequestError):
-            while True:
-                door.spend(name)
-                allowed[name] += 1
+        allowed[name] = num_allowed(door, name)
     assert allowed == {"alice": 1, "bob": 2, "carol": 3}
     for header in (None, "", "a", "Bearer ", "Bearer aa", "Basic a", "Bearer ä"):
         with pytest.raises(RequestError) as caught:
@@ -240,7 +245,7 @@ def test_rest_and_grpc_over_tls(linear_folder: Path, certificate: tuple[Path, Pa
             assert len(json.load(answer)["outputs"][0]["data"]) == 3
         with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
             urllib.request.urlopen(server.url, timeout=20)
-        with pytest.raises(OSError):  # noqa: PT011  # a plain connection is dropped in one way or another
+        with pytest.raises(OSError):  # a plain connection is dropped in one way or another
             urllib.request.urlopen(server.url.replace("https", "http"), timeout=20)
         credentials = grpc.ssl_channel_credentials(cert.read_bytes())
         with grpc.secure_channel(str(server.grpc_address), credentials) as channel:

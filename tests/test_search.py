@@ -408,7 +408,8 @@ def test_a_copy_that_takes_too_long_is_given_up_and_the_search_goes_on():
     assert set(allowed) == {20.0}  # a fifth
     (failed,) = [c for c in result.candidates if c.status == "failed"]
     assert failed.failure == "out of time"
-    assert failed.cause == "making the copy took more than 20 s and was given up (rounding): no setting gets more than 20% of a search's time; search for longer"
+    assert failed.cause is not None
+    assert failed.cause.startswith("making the copy took more than 20 s and was given up (rounding): no setting gets more than 20% of a search's time")
 
 
 def test_what_was_being_made_as_the_time_ran_out_is_left_for_the_next_search():

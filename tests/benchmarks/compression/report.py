@@ -21,7 +21,8 @@ def write() -> str:
     found = {entry.name: results.load(entry.name) for entry in zoo.ZOO}
     parts = [
         head(found), goals(found), first(results.load("first")), verdicts(results.load("long")), untouched(results.load("aa")),
-        *(table(entry, found[entry.name].get("cells", {})) for entry in zoo.ZOO), refused(found), checked(found), carried(found), compared(results.load("peers"), found),
+        *(table(entry, found[entry.name].get("cells", {})) for entry in zoo.ZOO), refused(found), checked(found), carried(found),
+        compared(results.load("peers"), found),
     ]  # fmt: skip
     TARGET.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
     return TARGET.read_text()
@@ -64,7 +65,8 @@ def head(found: dict[str, Any]) -> str:
 {" to ".join(dict.fromkeys((dates[0], dates[-1])))}, {there}, Python {facts["python"]}, {versions}. {gpu}
 
 Commands: `python tests/benchmarks/compression/run.py`, `verdicts.py` and `peers.py` beside it; each goes on where it was interrupted. One torch thread,
-except for the first verdicts.{beside} Speed-ups are the product's own, from trials with its default budget; × is the variant over the original; a miss is in bold.
+except for the first verdicts.{beside} Speed-ups are the product's own, from trials with its default budget; × is the variant over the original;
+a miss is in bold.
 Accuracy is judged apart from the product on all held-out items: digits on 597 images that were not trained on, MiniLM by the share of {zoo.NUM_QUERIES}
 queries (first sentences of docstrings of the standard library) whose own passage is among the first ten of an index that the original made.
 BERT-base, ResNet-50 and the decoder have random weights: speed, size and output error only."""

@@ -153,7 +153,8 @@ class Batcher:
     def _next_batch(self, force: bool) -> list[Pending]:
         """The oldest request of the first priority and those that can go with it; nothing when it is better to hold.
 
-        Where requests of one priority do not fill a batch, those of the next ones that have the same shapes go along. A request whose worker died goes alone, so that it cannot take others down with it again.
+        Where requests of one priority do not fill a batch, those of the next ones that have the same shapes go along.
+        A request whose worker died goes alone, so that it cannot take others down with it again.
         """
         if self._retries:
             return [self._retries.popleft()]

@@ -128,6 +128,7 @@ def test_the_manifest_has_the_hash_of_every_file(made: tuple[Any, ...]) -> None:
     assert manifest["files"] == {name: "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
     assert (manifest["schema"], manifest["name"], manifest["version"]) == (1, "digits-cnn", "1")
     expected = {"serving.json", "vectors.npz", "promises.json", "spec.json", "run.py", "requirements.txt", "Dockerfile", ".dockerignore", "README.md"}
+    expected |= {"client.py", "compose.yaml", "sbom.json", "LICENCES.md", "grafana.json"}
     assert expected | {"model/digits-cnn/1/model.onnx"} <= set(found)
     assert not list(folder.rglob("__pycache__"))
     assert check_hashes(folder) == ()
@@ -193,6 +194,48 @@ def test_the_dockerfile_runs_as_nobody_special(made: tuple[Any, ...]) -> None:
     assert "/v2/health/ready" in text
     assert '"--host", "0.0.0.0"' in text
     assert "AIMASS_TOKEN=" not in text.split("FROM", 1)[1]  # a token never lies in an image
+
+
+def test_the_composed_service_can_write_nowhere_and_keeps_its_token_outside(made: tuple[Any, ...]) -> None:
+    import yaml
+
+    compose = yaml.safe_load((Path(made[0].folder) / "compose.yaml").read_text())
+    (service,) = compose["services"].values()
+    assert (service["read_only"], service["cap_drop"], service["image"]) == (True, ["ALL"], "digits-cnn:1")
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert compose["secrets"]["token"]["file"].startswith("../")
+
+
+def test_the_bill_of_materials_names_every_package_and_the_model(made: tuple[Any, ...]) -> None:
+    folder = Path(made[0].folder)
+    bill = json.loads((folder / "sbom.json").read_text())
+    requirements = (folder / "requirements.txt").read_text().split()
+    packages = {f"{c['name']}=={c['version']}": c for c in bill["components"] if c["type"] == "library"}
+    assert list(packages) == requirements
+    assert all(c["purl"] == f"pkg:pypi/{c['name']}@{c['version']}" for c in packages.values())
+    assert all(c.get("licenses") for c in packages.values())  # all that a server needs state one
+    (model,) = [c for c in bill["components"] if c["type"] == "machine-learning-model"]
+    assert model["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256((folder / "model/digits-cnn/1/model.onnx").read_bytes()).hexdigest()}]
+    assert set(bill["dependencies"][0]["dependsOn"]) == {c["bom-ref"] for c in bill["components"]}
+    table = (folder / "LICENCES.md").read_text()
+    assert all(f"| {name} | {version} |" in table for name, _, version in (line.partition("==") for line in requirements))
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are(moved: Path) -> None:
+    import re
+    import urllib.request
+
+    from aimass_lab.serving.launch import start
+
+    text = (moved / "grafana.json").read_text()
+    asked = {re.sub("_(bucket|sum|count|total)$", "", name) for name in re.findall(r"aimass_\w+", text)}
+    with start(moved, grpc_port=None) as server, urllib.request.urlopen(f"{server.url}/metrics", timeout=20) as answer:
+        told = {line.split()[2] for line in answer.read().decode().splitlines() if line.startswith("# TYPE")}
+    assert len(asked) >= 6
+    assert asked <= {re.sub("_total$", "", name) for name in told}
+    panels = {panel["title"]: panel for panel in json.loads(text)["panels"]}
+    promised = next(p for p in json.loads((moved / "promises.json").read_text())["promises"] if p["name"] == "latency_p99")
+    assert panels["Waiting for a worker"]["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == promised["limit"]["value"]
 
 
 def test_nothing_in_it_can_be_unpickled(made: tuple[Any, ...]) -> None:

@@ -17,7 +17,9 @@ from ..workload import Workload, weight_bytes
 from . import calibrate as calibration
 from . import readme
 from .choices import Choices, choose
+from .dashboard import dashboard
 from .folder import SCHEMA, new_folder, read_bundle, write_json, write_manifest
+from .materials import bill_of_materials, licence_list
 from .promises import Asked, make_promises, risk_notes
 from .requirements import pinned_requirements
 from .samples import measure_fidelity, reference_outputs, stored_call
@@ -123,6 +125,7 @@ def write_bundle(
         proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate and not choices.on_accelerator)
         proof = replace(proof, notes=(*choices.notes, *slower, *proof.notes))
         _write_texts(temporary, workload, choices, serving, spec, proof, points, num_samples)
+        _write_operations(temporary, choices, file, proof)
         write_manifest(temporary)
     say(1.0, f"written to {folder}")
     return read_bundle(folder)
@@ -202,6 +205,17 @@ def _write_runtime(folder: Path) -> None:
     (folder / "run.py").write_text(readme.fill("run.py"), encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(pinned_requirements()) + "\n", encoding="utf-8")
     (folder / ".dockerignore").write_text(readme.fill("dockerignore"), encoding="utf-8")
+
+
+def _write_operations(folder: Path, choices: Choices, file: FormatFile, proof: _Proof) -> None:
+    """Write what whoever runs it asks for: what it consists of, under which licences, and how to watch it."""
+    requirements = pinned_requirements()
+    materials = bill_of_materials(choices.name, choices.version, requirements, file.path, file.path.relative_to(folder).as_posix())
+    write_json(folder / "sbom.json", materials)
+    (folder / "LICENCES.md").write_text(licence_list(requirements), encoding="utf-8")
+    limits = {promise.name: float(promise.limit.value) for promise in proof.promises}
+    write_json(folder / "grafana.json", dashboard(choices.name, limits))
+    (folder / "compose.yaml").write_text(readme.fill("compose.yaml", name=choices.name, version=choices.version), encoding="utf-8")
 
 
 def _prove(

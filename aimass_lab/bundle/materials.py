@@ -1,0 +1,76 @@
+"""What a bundle consists of besides its own texts: every package that it needs and its model, with versions, licences and hashes (CycloneDX)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .folder import file_hash
+
+SPECIFICATION = "1.6"
+"""Of CycloneDX, https://cyclonedx.org/docs/1.6/json/"""
+LONGEST_NAME = 80
+"""Some packages put the text of a licence where its name belongs."""
+UNKNOWN = "not stated by the package"
+
+
+def licence_of(name: str) -> str | None:
+    """How the installed package states its licence: an SPDX expression, or the names that it gives; None where it gives none."""
+    found = metadata.metadata(name)
+    if expression := found.get("License-Expression"):
+        return str(expression)
+    classifiers = [text.rpartition(" :: ")[2] for text in found.get_all("Classifier") or () if text.startswith("License ::")]
+    stated = str(found.get("License") or "").strip()
+    return ", ".join(classifiers) or (stated if 0 < len(stated) <= LONGEST_NAME and "\n" not in stated else None)
+
+
+def is_expression(name: str) -> bool:
+    """Whether a package states its licence as an SPDX expression."""
+    return "License-Expression" in metadata.metadata(name)
+
+
+def bill_of_materials(name: str, version: str, requirements: Sequence[str], model: Path, model_file: str) -> dict[str, Any]:
+    """The bill as CycloneDX has it in JSON.
+
+    Args:
+        name: Of the bundle.
+        version: Of the bundle.
+        requirements: ``name==version`` of every package, all of them installed here.
+        model: The model's file.
+        model_file: Where it lies in the bundle.
+    """
+    components = [_package(line) for line in requirements]
+    digest = file_hash(model).removeprefix("sha256:")
+    components.append({
+        "type": "machine-learning-model", "bom-ref": model_file, "name": name, "version": version, "hashes": [{"alg": "SHA-256", "content": digest}],
+    })  # fmt: skip
+    identity = " ".join([name, version, digest, *requirements])
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": SPECIFICATION,
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, identity)}",  # the same for the same parts
+        "version": 1,
+        "metadata": {"component": {"type": "application", "bom-ref": "bundle", "name": name, "version": version}},
+        "components": components,
+        "dependencies": [{"ref": "bundle", "dependsOn": sorted(component["bom-ref"] for component in components)}],
+    }
+
+
+def _package(requirement: str) -> dict[str, Any]:
+    name, _, version = requirement.partition("==")
+    url = f"pkg:pypi/{name}@{version}"
+    component = {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
+    licence = licence_of(name)
+    if licence is not None:
+        component["licenses"] = [{"expression": licence}] if is_expression(name) else [{"license": {"name": licence}}]
+    return component
+
+
+def licence_list(requirements: Sequence[str]) -> str:
+    """The same as a table for people."""
+    rows = [f"| {name} | {version} | {licence_of(name) or UNKNOWN} |" for name, _, version in (line.partition("==") for line in requirements)]
+    head = "# Licences of what this bundle needs\n\nAs each package states it; the model's own licence is its maker's to state.\n\n"
+    return head + "| package | version | licence |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"

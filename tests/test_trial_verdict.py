@@ -104,6 +104,19 @@ def test_the_intervals_of_all_looks_hold_together_in_nineteen_of_twenty() -> Non
     assert missed <= 10
 
 
+@pytest.mark.parametrize("num_rounds", [3, 5, FIRST_LOOK - 1])
+def test_a_trial_that_ends_before_the_first_look_is_looked_at_once(num_rounds: int) -> None:
+    # given few rounds, because one takes long, of equal models and of a slower one, with noise that has heavy tails
+    rng = np.random.default_rng(1)
+    noise = 0.03 * rng.standard_t(3, size=(1000, num_rounds))
+    equal = [Ratio.of(np.exp(logs).tolist(), [1.0] * num_rounds) for logs in noise]
+    slower = [Ratio.of((0.7 * np.exp(logs)).tolist(), [1.0] * num_rounds) for logs in noise]
+    # then its one interval holds as often as it says, equal models are hardly ever called different, and the slower one mostly is
+    assert sum(not r.low <= 1 <= r.high for r in equal) <= 65  # 50 are expected at most, give or take two deviations
+    assert sum(r.verdict != "no gain" for r in equal) <= 20
+    assert sum(r.verdict == "slower" for r in slower) >= 850
+
+
 # --- intervals of paired samples --------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from .causes import across_sizes, find_causes
 from .outputs import Outputs
 from .speed import Burst, Speeds
 from .variant import Variant, counted
-from .verdict import BAND, ERROR, LOOKS, Ratio, judge_metric, judge_outputs
+from .verdict import BAND, ERROR, Ratio, judge_metric, judge_outputs, num_looks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -269,11 +269,17 @@ def _speedup(ratio: Ratio, clock: str, speeds: Speeds, environment: str, quality
         source="measured",
         method=f"{clock} per call of the original over that of the variant, {ratio.num_rounds} rounds in turns{several}",
         interval=(ratio.low, ratio.high),
-        interval_kind=f"{1 - ERROR:.0%} interval of paired rounds (signed ranks), for up to {LOOKS} looks together",
+        interval_kind=_interval_kind(ratio.num_rounds),
         n=ratio.num_rounds,
         environment=environment,
         quality=quality,
     )
+
+
+def _interval_kind(num_rounds: int) -> str:
+    looks = num_looks(num_rounds)
+    ranks = "signed ranks" if num_rounds >= FEWEST_RANKS else "Student's t"
+    return f"{1 - ERROR:.0%} interval of paired rounds ({ranks})" + (f", for up to {looks} looks together" if looks > 1 else "")
 
 
 def _throughput(batch_size: int, speeds: Speeds, which: str, environment: str, quality: Quality) -> Number:

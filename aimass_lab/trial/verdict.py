@@ -1,7 +1,8 @@
 """The rules by which a trial decides: faster or not, equivalent or not, and when enough was measured.
 
 The rules of speed err towards "no gain". Rounds are looked at no more than `LOOKS` times, each time with an interval of level
-``1 - ERROR / LOOKS``; so all intervals of a trial hold together with at least ``1 - ERROR`` (Bonferroni), whenever it stops. A verdict of
+``1 - ERROR / LOOKS``; so all intervals of a trial hold together with at least ``1 - ERROR`` (Bonferroni), whenever it stops. A trial whose time is up
+before the first look is looked at once, at its end, and that interval has the level ``1 - ERROR``. A verdict of
 faster or slower needs the whole interval beyond a band of ±`BAND`: of copies that differ by no more than the band, fewer than `ERROR` are
 called different, and of identical ones far fewer.
 """
@@ -34,6 +35,11 @@ DEFAULT_MAX_DROP = 0.01
 """Of the user's metric: one point where the metric is an accuracy."""
 
 
+def num_looks(num_rounds: int) -> int:
+    """How often the rounds may have been looked at, the last time included: it is the clock that ends a trial before the first look, not what it found."""
+    return 1 if num_rounds < FIRST_LOOK else LOOKS
+
+
 @dataclass(frozen=True)
 class Ratio:
     """Speed of the variant over that of the original by one clock."""
@@ -46,7 +52,7 @@ class Ratio:
     @classmethod
     def of(cls, original: Sequence[float], variant: Sequence[float]) -> Ratio:
         """From seconds per call of both, round by round."""
-        value, low, high = paired_ratio(original, variant, level=1 - ERROR / LOOKS)
+        value, low, high = paired_ratio(original, variant, level=1 - ERROR / num_looks(len(original)))
         return cls(value, min(low, value), max(high, value), len(original))
 
     @property

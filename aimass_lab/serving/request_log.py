@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -69,7 +70,8 @@ class RequestLog:
     def close(self) -> None:
         """Close the file."""
         if self._handler is not None:
-            self._handler.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take before
+                self._handler.close()
 
 
 class _Rotating(RotatingFileHandler):

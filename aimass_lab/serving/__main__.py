@@ -50,6 +50,10 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_port, default=8000, help="for HTTP; 0: a free one")
     serve.add_argument("--grpc-port", type=_optional_port, default=8001, help="0: a free one; none: no gRPC")
     serve.add_argument("--workers", type=_positive, help="model processes; default: as the bundle says")
+    serve.add_argument("--repository", type=Path, metavar="FOLDER", help="serve the bundles in its subfolders, too")
+    serve.add_argument("--versions", type=_positive, default=1, help="how many of the newest versions of each model are served")
+    serve.add_argument("--canary", type=_share, help="share of requests that the newest of several versions gets, where they name none")
+    serve.add_argument("--poll", type=_positive_number, metavar="SECONDS", help="look at the repository so often; else only when asked to")
     serve.add_argument("--token-file", type=Path, help="tokens that callers must show, each on a line: TOKEN [NAME [REQUESTS_PER_S]] (or set AIMASS_TOKEN)")
     serve.add_argument("--rate-limit", type=_positive_number, help="requests per second of each token that has no rate of its own; more get 429")
     serve.add_argument("--tls-cert", type=Path, help="certificate, with those that vouch for it, in PEM; needs --tls-key")
@@ -101,6 +105,16 @@ def _positive_number(text: str) -> float:
     return value
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return value
+
+
 def _serve(folder: Path, arguments: argparse.Namespace) -> int:
     from .server import ServeOptions, serve
 
@@ -109,6 +123,10 @@ def _serve(folder: Path, arguments: argparse.Namespace) -> int:
         port=arguments.port,
         grpc_port=arguments.grpc_port,
         workers=arguments.workers,
+        repository=arguments.repository,
+        num_versions=arguments.versions,
+        canary=arguments.canary,
+        poll_s=arguments.poll,
         token_file=arguments.token_file,
         rate_limit=arguments.rate_limit,
         tls_cert=arguments.tls_cert,

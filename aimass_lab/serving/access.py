@@ -14,6 +14,10 @@ ANYBODY = "-"
 """The name of callers where no token is asked for."""
 
 
+ADMIN = "admin"
+"""The name of the token that may change what is served; without such a token nobody may."""
+
+
 @dataclass(frozen=True)
 class Token:
     """What a caller shows."""
@@ -58,6 +62,15 @@ class Door:
         if found is None:
             raise RequestError(401, "a valid token is needed: Authorization: Bearer TOKEN")
         return found
+
+    def demand_admin(self, name: str) -> None:
+        """Let only a caller go on who may change what is served.
+
+        Raises:
+            RequestError: 403.
+        """
+        if name != ADMIN:
+            raise RequestError(403, f"only the token named {ADMIN!r} in the token file may change what is served")
 
     def spend(self, name: str) -> None:
         """Count an inference request of a caller.

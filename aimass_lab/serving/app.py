@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,9 +23,9 @@ from .protocol import (
     model_metadata,
     parse_infer,
     parse_predict,
-    repository_entry,
     server_metadata,
 )
+from .repository import Repository
 from .request_log import request_id
 from .service import Model, Service
 from .tensors import InferRequest, Tensor
@@ -48,11 +49,13 @@ class App:
 
     Args:
         service: The models and the door.
+        repository: What can be loaded.
         max_body_bytes: Longer bodies get 413.
     """
 
-    def __init__(self, service: Service, max_body_bytes: int) -> None:
+    def __init__(self, service: Service, repository: Repository, max_body_bytes: int) -> None:
         self._service = service
+        self._repository = repository
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -106,7 +109,7 @@ class App:
             case ["metrics"]:
                 return self._metrics, None, "GET"
             case ["predict"]:
-                return self._predict, next(iter(self._service.models.values())), "POST"
+                return self._predict, self._only_model(), "POST"
             case ["v2"]:
                 return lambda _: (200, JSON, orjson.dumps(server_metadata())), None, "GET"
             case ["v2", "health", "live"]:
@@ -115,6 +118,9 @@ class App:
                 return self._ready, None, "GET"
             case ["v2", "repository", "index"]:
                 return self._index, None, "POST"
+            case ["v2", "repository", "models", name, ("load" | "unload") as verb]:
+                change = self._repository.load if verb == "load" else self._repository.unload
+                return partial(self._change, change, name), None, "POST"
             case ["v2", "models", name, *rest]:
                 return self._route_model(name, rest)
         raise RequestError(404, "no such address; GET / lists them")
@@ -144,7 +150,15 @@ class App:
             path = f"/v2/models/{config.name}"
             lines += ["", f"GET  {path}", f"GET  {path}/ready", f"POST {path}/infer", f"     (or {path}/versions/{config.version}/...)"]
         lines += ['POST /predict   {"inputs": {name: nested list}} -> {"outputs": {name: nested list}}']
-        lines += ["GET  /v2", "GET  /v2/health/live", "GET  /v2/health/ready", "POST /v2/repository/index", "GET  /metrics", ""]
+        lines += [
+            "GET  /v2",
+            "GET  /v2/health/live",
+            "GET  /v2/health/ready",
+            "POST /v2/repository/index",
+            "POST /v2/repository/models/NAME/load",
+            "POST /v2/repository/models/NAME/unload",
+        ]
+        lines += ["GET  /metrics", ""]
         return 200, TEXT, "\n".join(lines).encode()
 
     def _metrics(self, _: None) -> Answer:
@@ -167,7 +181,27 @@ class App:
     async def _index(self, _: None, __: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
         """What is served, and whether it can be used; the body may be empty, as Triton and its clients have it."""
         await self._read_body(headers, receive)
-        return 200, JSON, orjson.dumps([repository_entry(model.config, ready=model.ready) for model in self._service.models.values()])
+        return 200, JSON, orjson.dumps(self._repository.index())
+
+    async def _change(
+        self, change: Callable[[str], Awaitable[None]], name: str, _: None, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive
+    ) -> Answer:
+        """Load or unload a model, for those who may."""
+        self._service.door.demand_admin(scope["aimass.caller"])
+        await self._read_body(headers, receive)
+        await change(name)
+        return 200, JSON, b"{}"
+
+    def _only_model(self) -> Model:
+        """The model that `/predict` means.
+
+        Raises:
+            RequestError: 404, none is served; 400, several are.
+        """
+        names = {name for name, _ in self._service.models}
+        if len(names) > 1:
+            raise RequestError(400, f"several models are served: {', '.join(sorted(names))}; use /v2/models/NAME/infer")
+        return self._service.find(next(iter(names), ""), None)
 
     # --- inference -----------------------------------------------------------------------
 
@@ -195,10 +229,11 @@ class App:
         code = 500
         try:
             self._service.door.spend(scope["aimass.caller"])
-            request = parse(await self._read_body(headers, receive))
-            scope["aimass.items"] = request.items
-            hangup = scope["aimass.hangup"] = Hangup()
-            outputs = await self._service.infer(model, request, hangup)
+            with model.in_use():
+                request = parse(await self._read_body(headers, receive))
+                scope["aimass.items"] = request.items
+                hangup = scope["aimass.hangup"] = Hangup()
+                outputs = await self._service.infer(model, request, hangup)
             answer = _encode(protocol, model, request, outputs)
             code = 200
             return answer

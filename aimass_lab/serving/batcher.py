@@ -13,7 +13,7 @@ from typing import Any
 from .config import ServingConfig
 from .errors import CLIENT_GONE, RequestError
 from .frames import padding
-from .metrics import Metrics
+from .metrics import ModelMetrics
 from .pool import Frame, Reply, Worker
 from .tensors import Buffer, InferRequest, Tensor
 
@@ -52,7 +52,7 @@ class Batcher:
     holds only after a batch of several requests, and only until as many items are there again.
     """
 
-    def __init__(self, config: ServingConfig, metrics: Metrics) -> None:
+    def __init__(self, config: ServingConfig, metrics: ModelMetrics) -> None:
         self.config = config
         self.metrics = metrics
         self.num_running = 0

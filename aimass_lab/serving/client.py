@@ -167,7 +167,8 @@ class Client:
 
     def _path(self, deadline: float) -> str:
         if self._model is None:
-            names = sorted({entry["name"] for entry in json.loads(self._ask("POST", "/v2/repository/index", b"{}", {}, deadline).body)})
+            entries = json.loads(self._ask("POST", "/v2/repository/index", b"{}", {}, deadline).body)
+            names = sorted({entry["name"] for entry in entries if entry["state"] == "READY"})
             if len(names) != 1:
                 raise InferenceError(f"the server has {', '.join(names) or 'no model'}: say which, Client(..., model=NAME)")
             self._model = names[0]

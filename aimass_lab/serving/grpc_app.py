@@ -147,7 +147,8 @@ class GrpcApp:
             remaining = context.time_remaining()
             if remaining is not None and remaining < (checked.timeout_s or remaining + 1):
                 checked.timeout_s = max(remaining, 1e-3)
-            outputs = await self._service.infer(model, checked)
+            with model.in_use():
+                outputs = await self._service.infer(model, checked)
             answer = make_response(model.config, checked, outputs, raw=bool(request.raw_input_contents))
             code = 200
             return answer

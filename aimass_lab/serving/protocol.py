@@ -13,7 +13,7 @@ from .tensors import NUMPY, InferRequest, Tensor, check_datatype, check_shape, f
 
 SERVER_NAME = "aimass_serve"
 SERVER_VERSION = "1"
-EXTENSIONS = ["binary_tensor_data"]
+EXTENSIONS = ["binary_tensor_data", "model_repository"]
 HEADER_LENGTH = "inference-header-content-length"
 UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
 """Parameters of other servers' extensions that change what an answer means, so ignoring them would be wrong."""
@@ -274,12 +274,6 @@ def model_metadata(config: ServingConfig, platform: str) -> dict[str, Any]:
         key: [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs]
         for key, specs in (("inputs", config.inputs), ("outputs", config.outputs))
     }
-
-
-def repository_entry(config: ServingConfig, *, ready: bool) -> dict[str, Any]:
-    """One model in the answer of ``POST /v2/repository/index``."""
-    state = {"state": "READY"} if ready else {"state": "UNAVAILABLE", "reason": "no worker is ready"}
-    return {"name": config.name, "version": config.version, **state}
 
 
 def error_body(text: str) -> bytes:

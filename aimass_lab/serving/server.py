@@ -9,7 +9,7 @@ import os
 import signal
 import ssl
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from .config import ServingConfig, check_manifest, load_config
 from .errors import ServerError
 from .listener import HttpServer, bind, make_http_server
 from .metrics import Metrics
+from .repository import Found, Repository
 from .request_log import RequestLog
-from .service import Model, Service
+from .service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,14 @@ class ServeOptions:
     """0: a free one; None: no gRPC."""
     workers: int | None = None
     """None: as the bundle says."""
+    repository: Path | None = None
+    """Folder of further bundles."""
+    num_versions: int = 1
+    """Of each model, the newest ones."""
+    canary: float | None = None
+    """Share of requests for the newest of several versions."""
+    poll_s: float | None = None
+    """Between two looks at the repository; None: only when asked to."""
     token_file: Path | None = None
     rate_limit: float | None = None
     """Requests per second of each token that has no rate of its own, or of everybody where no token is asked for."""
@@ -59,8 +68,10 @@ def serve(folder: Path, options: ServeOptions) -> None:
     """
     check_manifest(folder)
     config = load_config(folder)
-    if options.workers is not None:
-        config = replace(config, workers=options.workers)
+    if options.repository is not None and not options.repository.is_dir():
+        raise ServerError(f"the repository {options.repository} is no folder")
+    if options.canary is not None and options.num_versions < 2:
+        raise ServerError("a canary share needs several versions: give --versions 2")
     tokens = read_tokens(options.token_file, os.environ.get("AIMASS_TOKEN"))
     tls = check_tls(options.tls_cert, options.tls_key)
     if not is_loopback(options.host):
@@ -110,15 +121,14 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         loop.add_signal_handler(number, on_signal)
     if options.until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
-    metrics = Metrics()
-    model = Model(folder, config, metrics)
-    service = Service([model], metrics, door, log)
+    service = Service(Metrics(), door, log, canary=options.canary)
+    repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=options.workers)
     try:
         listener = bind(options.host, options.port)
     except OSError as error:
         raise ServerError(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}") from None
     http = make_http_server(
-        App(service, config.max_body_bytes),
+        App(service, repository, config.max_body_bytes),
         header_timeout_s=config.header_timeout_s,
         body_timeout_s=config.body_timeout_s,
         drain_timeout_s=config.request_timeout_s,
@@ -132,20 +142,33 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         grpc_server, grpc_port = await start_grpc(service, f"{host}:{options.grpc_port}", config.max_body_bytes, tls)
     http_task = loop.create_task(http.serve(sockets=[listener]))
     try:
-        await _first(loop.create_task(model.pool.start()), stop)
+        await _first(loop.create_task(repository.start()), stop)
         if not stop.is_set():
             service.started = True
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
             print(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}", flush=True)
-            await _first(model.pool.failed, stop)
+            looking = loop.create_task(_look(repository, options.poll_s)) if options.poll_s is not None else None
+            await _first(repository.failed, stop)
+            if looking is not None:
+                looking.cancel()
             await _drain(service, config, http, http_task, grpc_server)
     finally:
         http.should_exit = http.force_exit = True
         if grpc_server is not None:
             await grpc_server.stop(0)
         await asyncio.gather(http_task, return_exceptions=True)
-        await model.pool.stop()
+        await repository.stop()
         log.close()
+
+
+async def _look(repository: Repository, poll_s: float) -> None:
+    """Look at the repository now and then."""
+    while True:
+        await asyncio.sleep(poll_s)
+        try:
+            await repository.refresh()
+        except Exception:  # such as a folder that vanished meanwhile: the next look will see
+            logger.exception("the repository could not be read")
 
 
 def _on_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from .access import Door
 from .batcher import Batcher, Hangup, make_frame
 from .config import ServingConfig, load_vectors
 from .errors import RequestError
-from .metrics import Metrics
+from .metrics import Metrics, ModelMetrics
 from .pool import Frame, Worker, WorkerPool
 from .request_log import RequestLog
 from .runners.base import find_format
@@ -23,15 +26,31 @@ class Model:
     def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics) -> None:
         self.config = config
         self.platform = find_format(config.format).PLATFORM
-        self.batcher = Batcher(config, metrics)
-        self._metrics = metrics
-        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, metrics.restarts.inc)
-        metrics.workers_ready.set_function(lambda: len(self.pool.ready))
+        self.num_users = 0
+        """Requests that were sent here and are not answered yet."""
+        self._metrics = ModelMetrics(metrics, config.name, config.version)
+        self.batcher = Batcher(config, self._metrics)
+        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, self._metrics.restarts.inc)
+        self._metrics.workers_ready.set_function(lambda: len(self.pool.ready))
 
     @property
     def ready(self) -> bool:
         """Whether a worker is up."""
         return bool(self.pool.ready)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a request is on its way through this version, it is not ended."""
+        self.num_users += 1
+        try:
+            yield
+        finally:
+            self.num_users -= 1
+
+    async def close(self) -> None:
+        """End the workers."""
+        await self.pool.stop()
+        self._metrics.remove()
 
     def _on_ready(self, worker: Worker) -> None:
         self.batcher.offer(worker)
@@ -41,16 +60,17 @@ class Service:
     """The models by name and version, behind one door.
 
     Args:
-        models: What is served.
         metrics: Where answers are counted.
         door: Lets callers in.
         log: Where requests are written down.
+        canary: Share of the requests that name no version that the newest one gets, while one before it is served, too; None: all.
     """
 
-    def __init__(self, models: list[Model], metrics: Metrics, door: Door, log: RequestLog) -> None:
-        self.models = {(model.config.name, model.config.version): model for model in models}
+    def __init__(self, metrics: Metrics, door: Door, log: RequestLog, *, canary: float | None = None) -> None:
+        self.models: dict[tuple[str, str], Model] = {}
         self.metrics = metrics
         self.door = door
+        self._canary = canary
         self.log = log
         self.started = False
         """Set once all workers have been ready; from then on requests wait for a worker that is being replaced."""
@@ -60,19 +80,30 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether new requests should be sent here."""
-        return self.started and not self.draining and all(model.ready for model in self.models.values())
+        return self.started and not self.draining and bool(self.models) and all(model.ready for model in self.models.values())
 
     def find(self, name: str, version: str | None) -> Model:
-        """The model called `name`, in the version asked for or the only one.
+        """The model called `name`, in the version asked for; where none is, in the newest, or in the one before for the share that canaries leave it.
 
         Raises:
             RequestError: 404.
         """
-        for (known, known_version), model in self.models.items():
-            if known == name and version in (None, "", known_version):
+        if version:
+            if (model := self.models.get((name, version))) is not None:
                 return model
+        elif versions := sorted((v for n, v in self.models if n == name), key=version_order):
+            before = len(versions) > 1 and self._canary is not None and random.random() >= self._canary
+            return self.models[name, versions[-2 if before else -1]]
         shown = repr(name[:80]) + (f" in version {version[:80]!r}" if version else "")
         raise RequestError(404, f"no model {shown}; there are: {', '.join(f'{n!r} version {v!r}' for n, v in self.models)}")
+
+    def add(self, model: Model) -> None:
+        """Send requests to a version from now on."""
+        self.models[model.config.name, model.config.version] = model
+
+    def remove(self, key: tuple[str, str]) -> Model:
+        """Send no more requests to a version; those that it has go on."""
+        return self.models.pop(key)
 
     async def infer(self, model: Model, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
         """Compute all outputs of a checked request.
@@ -94,3 +125,8 @@ def warm_up_frames(folder: Path, config: ServingConfig) -> list[Frame]:
         tensors = [Tensor(spec, array.shape, encode(spec.datatype, array)) for spec, array in zip(config.inputs, rows, strict=True)]
         frames.append(make_frame([InferRequest(id="", inputs=tensors, items=size, outputs=[])]))
     return frames
+
+
+def version_order(version: str) -> tuple[int, str]:
+    """Sorts whole numbers by their value, and anything else before them."""
+    return (int(version), "") if version.isdigit() else (-1, version)

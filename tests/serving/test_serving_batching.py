@@ -37,7 +37,7 @@ def test_requests_gather_while_the_worker_is_busy(run_faulty: RunFaulty) -> None
     assert items == 25
     assert 1 + 24 / 8 <= count <= 6
     text = call(server, "GET", "/metrics").body.decode()
-    assert f'aimass_batch_items_bucket{{le="8.0"}} {count}.0' in text
+    assert f'aimass_batch_items_bucket{{le="8.0",model="net",version="1"}} {count}.0' in text
 
 
 def test_an_idle_worker_gets_a_lone_request_at_once(run_faulty: RunFaulty) -> None:

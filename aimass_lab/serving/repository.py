@@ -1,0 +1,280 @@
+"""Several bundles behind one server: a new version is loaded and proved beside the old one, takes its place, and the old one finishes what it has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import ServingConfig, check_manifest, load_config, load_vectors
+from .errors import BundleError, RequestError, ServerError
+from .service import Model, Service, version_order
+from .tensors import InferRequest, Tensor, encode
+
+logger = logging.getLogger(__name__)
+
+DRAIN_STEP_S = 0.01
+PARITY_TOLERANCE = 0.05
+"""Relative L2 error of a stored output above which a version is not let in; what a bundle promises of its fidelity is finer, and `verify` holds it to that."""
+
+Key = tuple[str, str]
+"""Name and version."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A folder of the repository that is a whole bundle."""
+
+    folder: Path
+    config: ServingConfig
+
+    @property
+    def key(self) -> Key:
+        """Name and version."""
+        return self.config.name, self.config.version
+
+
+class Repository:
+    """Which versions are served.
+
+    Args:
+        service: Where they are served.
+        own: The bundle that this server came with, checked already; it is one of them.
+        folder: Its subfolders are further bundles; None: there are none.
+        num_versions: How many of the newest versions of each model are served.
+        workers: Of each model, in place of what its bundle says.
+    """
+
+    def __init__(self, service: Service, own: Found, folder: Path | None, *, num_versions: int = 1, workers: int | None = None) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Gets a `ServerError` when the workers of a served model cannot be started any more."""
+        self._service, self._own, self._folder = service, own, folder
+        self._num_versions, self._workers = num_versions, workers
+        self._refused: dict[Key, str] = {}
+        """Versions that were not let in, with the reason."""
+        self._broken: dict[str, str] = {}
+        """Folders that are no bundles, with the reason."""
+        self._known: dict[Path, tuple[int, Found]] = {own.folder: (_written(own.folder), own)}
+        """By folder: when its manifest was written, and what it is; hashing takes a while."""
+        self._unloaded: set[str] = set()
+        self._changing = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Serve what is there.
+
+        Raises:
+            ServerError: the server's own bundle, where it is to be served, does not load; others are left out.
+        """
+        await self.refresh(must_load=self._own.key)
+
+    async def refresh(self, name: str | None = None, *, must_load: Key | None = None) -> None:
+        """Look at the folders again: load what is new, let go of what is not wanted any more.
+
+        Args:
+            name: Of the only model to look at; all if not given.
+            must_load: Of a bundle whose failure is one of the server.
+
+        Raises:
+            ServerError: `must_load` is wanted and does not load.
+        """
+        async with self._changing:
+            found = await asyncio.to_thread(self._scan)
+            wanted = {key: f for key, f in self._wanted(found).items() if name in (None, key[0])}
+            for key, bundle in wanted.items():
+                if key in self._service.models or self._refused.get(key, "").startswith(_stamp(bundle.folder)):
+                    continue
+                try:
+                    await self._load(bundle)
+                except (ServerError, BundleError) as error:
+                    if key == must_load:
+                        raise ServerError(str(error)) from None
+                    self._refused[key] = f"{_stamp(bundle.folder)} {error}"
+                    logger.warning("version %s of %s is not served: %s", key[1], key[0], error)
+            for key in [key for key in self._service.models if key not in wanted and name in (None, key[0])]:
+                if not any(other[0] == key[0] for other in wanted if other in self._service.models) and key in found:
+                    continue  # what should have taken its place did not load
+                self._retire(key)
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model until it is loaded again.
+
+        Raises:
+            RequestError: 404, there is none.
+        """
+        self._service.find(name, None)
+        async with self._changing:
+            self._unloaded.add(name)
+            for key in [key for key in self._service.models if key[0] == name]:
+                self._retire(key)
+
+    async def load(self, name: str) -> None:
+        """Serve the newest versions of a model that are there.
+
+        Raises:
+            RequestError: 404, there is none; 400, none could be loaded, with the reason.
+        """
+        self._unloaded.discard(name)
+        self._refused = {key: why for key, why in self._refused.items() if key[0] != name}
+        await self.refresh(name)
+        served = [key for key in self._service.models if key[0] == name]
+        refused = [why.partition(" ")[2] for key, why in self._refused.items() if key[0] == name]
+        if refused:
+            raise RequestError(400, f"{name!r} was not loaded: {refused[0]}")
+        if not served:
+            raise RequestError(404, f"no bundle of a model {name[:80]!r} is in the repository")
+
+    def index(self) -> list[dict[str, Any]]:
+        """Name, version and state of everything there is, with the reason where it is not served."""
+        entries = [{"name": name, "version": version, "state": "READY" if m.ready else "UNAVAILABLE"} for (name, version), m in self._service.models.items()]
+        entries += [
+            {"name": name, "version": version, "state": "UNAVAILABLE", "reason": why.partition(" ")[2]} for (name, version), why in self._refused.items()
+        ]  # fmt: skip
+        entries += [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": why} for name, why in self._broken.items()]
+        return entries
+
+    async def stop(self) -> None:
+        """End all workers."""
+        await asyncio.gather(*(model.close() for model in self._service.models.values()), return_exceptions=True)
+        if self._retiring:
+            _, late = await asyncio.wait(self._retiring, timeout=2.0)
+            for task in late:
+                task.cancel()
+
+    # --- what is there ---
+
+    def _scan(self) -> dict[Key, Found]:
+        """The whole bundles by name and version; the server's own goes before another of the same."""
+        folders = [self._own.folder, *(sorted(path for path in self._folder.iterdir() if path.is_dir()) if self._folder is not None else ())]
+        found: dict[Key, Found] = {}
+        self._broken = {}
+        for folder in folders:
+            bundle = self._read(folder)
+            if isinstance(bundle, str):
+                self._broken[folder.name] = bundle
+            elif bundle.key in found:
+                self._broken[folder.name] = f"{found[bundle.key].folder.name} has the same name and version"
+            else:
+                found[bundle.key] = bundle
+        return found
+
+    def _read(self, folder: Path) -> Found | str:
+        """What a folder is; one that is being copied is no bundle until its manifest and all its files are there."""
+        written, known = _written(folder), self._known.get(folder)
+        if known is not None and known[0] == written:
+            return known[1]
+        try:
+            check_manifest(folder)
+            bundle = Found(folder, load_config(folder))
+        except BundleError as error:
+            return str(error)
+        self._known[folder] = written, bundle
+        return bundle
+
+    def _wanted(self, found: Mapping[Key, Found]) -> dict[Key, Found]:
+        """The newest versions of each model that is not unloaded."""
+        wanted: dict[Key, Found] = {}
+        for name in {name for name, _ in found} - self._unloaded:
+            keys = sorted((key for key in found if key[0] == name), key=lambda key: version_order(key[1]))
+            wanted |= {key: found[key] for key in keys[-self._num_versions :]}
+        return wanted
+
+    # --- coming and going ---
+
+    async def _load(self, bundle: Found) -> None:
+        """Start the workers of a version, prove it on its stored vectors, and let it in.
+
+        Raises:
+            ServerError: it does not start, or computes something else than its vectors say.
+            BundleError: its vectors cannot be read.
+        """
+        config = bundle.config if self._workers is None else _with_workers(bundle.config, self._workers)
+        model = Model(bundle.folder, config, self._service.metrics)
+        try:
+            await model.pool.start()
+            if bundle is not self._own:
+                await _check_parity(model, bundle)
+        except BaseException:
+            await model.close()
+            raise
+        model.pool.failed.add_done_callback(self._on_failed)
+        self._service.add(model)
+
+    def _on_failed(self, failed: asyncio.Future[None]) -> None:
+        if not failed.cancelled() and failed.exception() is not None and not self.failed.done():
+            self.failed.set_exception(failed.exception() or ServerError("workers failed"))
+
+    def _retire(self, key: Key) -> None:
+        """Send no more requests to a version, and end it when it has answered those that it has."""
+        model = self._service.remove(key)
+        task = asyncio.get_running_loop().create_task(_finish(model))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+
+async def _finish(model: Model) -> None:
+    while model.num_users:
+        await asyncio.sleep(DRAIN_STEP_S)
+    await model.close()
+
+
+def _written(folder: Path) -> int:
+    """When the manifest was written; 0 where there is none."""
+    try:
+        return (folder / "manifest.json").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _stamp(folder: Path) -> str:
+    """Tells a manifest from one that was written in its place later."""
+    return f"{folder.name}@{_written(folder)}".replace(" ", "_")
+
+
+def _with_workers(config: ServingConfig, workers: int) -> ServingConfig:
+    from dataclasses import replace
+
+    return replace(config, workers=workers)
+
+
+async def _check_parity(model: Model, bundle: Found) -> None:
+    """Ask for the first stored samples, and compare.
+
+    Raises:
+        ServerError: an output is something else.
+    """
+    config = bundle.config
+    inputs, outputs = load_vectors(bundle.folder, config)
+    count = min(len(inputs[0]), config.max_batch_size) if config.batched else 1
+    part: Any = slice(0, count) if config.batched else ...
+    tensors = [Tensor(spec, array[part].shape, encode(spec.datatype, array[part])) for spec, array in zip(config.inputs, inputs, strict=True)]
+    request = InferRequest(id="parity", inputs=tensors, items=count, outputs=[(i, True) for i in range(len(config.outputs))])
+    try:
+        answers = await model.batcher.infer(request)
+    except RequestError as error:
+        raise ServerError(f"its stored inputs got no answer: {error.text}") from None
+    for spec, answer, array in zip(config.outputs, answers, outputs, strict=True):
+        if not _alike(answer.array(), array[part]):
+            raise ServerError(f"it computes something else than its stored outputs say: {spec.name!r}")
+
+
+def _alike(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> bool:
+    if got.shape != expected.shape:
+        return False
+    if got.dtype.kind not in "fiu":
+        return bool(_as_texts(got) == _as_texts(expected)) if got.dtype.kind in "OSU" else bool((got == expected).all())
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    return bool(np.linalg.norm(a - b) <= PARITY_TOLERANCE * max(float(np.linalg.norm(b)), 1e-30))
+
+
+def _as_texts(array: np.ndarray[Any, Any]) -> list[bytes]:
+    def text(value: Any) -> bytes:
+        return value.encode() if isinstance(value, str) else bytes(value)
+
+    elements: Iterable[Any] = array.ravel().tolist()
+    return [text(value) for value in elements]

@@ -1,0 +1,206 @@
+"""Several versions behind one server: loaded, switched and ended under load without a lost request; what is broken is left out and says why."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from aimass_lab.serving.client import Client, InferenceError
+from aimass_lab.serving.launch import Server, start
+
+from .conftest import WEIGHT, call, linear_onnx, rehash, tensor, wait_for, write_bundle, write_faulty
+
+X = np.random.default_rng(5).normal(size=(2, 4)).astype(np.float32)
+
+
+def write_version(folder: Path, version: int, **settings: Any) -> Path:
+    """A model whose outputs are the version times those of version 1."""
+    weight = WEIGHT * version
+    x = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
+    vectors = {"input.x": x, "output.y": x @ weight}
+    signature = [tensor("x", "FP32", -1, 4)], [tensor("y", "FP32", -1, 3)]
+    return write_bundle(folder, linear_onnx(weight), *signature, vectors, version=str(version), **settings)
+
+
+def version_of(client: Client) -> float:
+    return float(client.infer({"x": X})["y"][0, 0] / (X @ WEIGHT)[0, 0])
+
+
+def admin(server: Server, verb: str, name: str = "net", token: str = "boss") -> Any:
+    return call(server, "POST", f"/v2/repository/models/{name}/{verb}", {}, {"Authorization": f"Bearer {token}"})
+
+
+def index(server: Server) -> dict[tuple[str, str], tuple[str, str]]:
+    entries = call(server, "POST", "/v2/repository/index", {}, {"Authorization": "Bearer boss"}).json
+    return {(e["name"], e["version"]): (e["state"], e.get("reason", "")) for e in entries}
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> str:
+    (tmp_path / "tokens").write_text("boss admin\nuser alice\n")
+    return str(tmp_path / "tokens")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    return folder
+
+
+def run(tmp_path: Path, repository: Path, tokens: str, *arguments: str) -> Server:
+    own = write_version(tmp_path / "own", 1)
+    return start(own, grpc_port=None, arguments=("--token-file", tokens, "--repository", str(repository), *arguments))
+
+
+def test_reloading_under_load_loses_nothing_and_gives_memory_back(tmp_path: Path, repository: Path, tokens: str) -> None:
+    seen: list[float] = []
+    errors: list[Exception] = []
+    stop = threading.Event()
+    with run(tmp_path, repository, tokens) as server:
+
+        def ask() -> None:
+            with Client(server.url, model="net", token="user", attempts=1) as client:  # nothing is tried again: what is lost shows
+                while not stop.is_set():
+                    try:
+                        seen.append(version_of(client))
+                    except InferenceError as error:
+                        errors.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for version in range(2, 7):
+                write_version(tmp_path / f"v{version}", version)
+                shutil.move(tmp_path / f"v{version}", repository / f"net-{version}")
+                count = len(seen)
+                answer = admin(server, "load")
+                assert answer.status == 200, answer.body
+                wait_for(lambda version=version: bool(seen) and round(seen[-1]) == version)
+                wait_for(lambda count=count: len(seen) > count + 20)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert not errors
+        versions = [round(version) for version in seen]
+        assert set(versions) == {1, 2, 3, 4, 5, 6}
+        # the old workers are gone, and one is left
+        wait_for(lambda: len(psutil.Process(server.pid).children()) == 1)
+        assert index(server) == {("net", "6"): ("READY", "")}
+        text = call(server, "GET", "/metrics", None, {"Authorization": "Bearer boss"}).body.decode()
+        assert 'model="net",version="6"' in text
+        assert 'version="5"' not in text
+
+
+def test_a_version_that_is_broken_is_left_out_and_the_old_one_goes_on(tmp_path: Path, repository: Path, tokens: str) -> None:
+    with run(tmp_path, repository, tokens) as server, Client(server.url, model="net", token="user") as client:
+        altered = write_version(repository / "altered", 2)
+        with (altered / "model/net/1/model.onnx").open("ab") as file:
+            file.write(b"x")
+        lying = write_version(repository / "lying", 3)  # its outputs are not what its vectors say
+        (lying / "model/net/1/model.onnx").write_bytes(linear_onnx(WEIGHT * 9))
+        rehash(lying)
+        refused = admin(server, "load")
+        assert refused.status == 400
+        assert "'net' was not loaded: it computes something else than its stored outputs say: 'y'" in refused.json["error"]
+        assert version_of(client) == pytest.approx(1, rel=1e-3)
+        told = index(server)
+        assert told["net", "1"] == ("READY", "")
+        assert told["net", "3"][0] == "UNAVAILABLE"
+        assert "was altered" in told["altered", ""][1]
+        shutil.rmtree(lying)
+        shutil.rmtree(altered)
+        write_version(repository / "good", 4)
+        assert admin(server, "load").status == 200
+        assert version_of(client) == pytest.approx(4, rel=1e-3)
+
+
+def test_a_folder_that_is_still_being_copied_waits_until_it_is_whole(tmp_path: Path, repository: Path, tokens: str) -> None:
+    whole = write_version(tmp_path / "whole", 2)
+    with run(tmp_path, repository, tokens, "--poll", "0.1") as server, Client(server.url, model="net", token="user") as client:
+        (repository / "net-2").mkdir()
+        for path in sorted(whole.rglob("*"), key=lambda path: (path.name == "manifest.json", path)):
+            target = repository / "net-2" / path.relative_to(whole)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+                time.sleep(0.05)  # looked at meanwhile
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+                assert version_of(client) == pytest.approx(1, rel=1e-3) or path.name == "manifest.json"
+        wait_for(lambda: version_of(client) == pytest.approx(2, rel=1e-3))
+
+
+def test_several_versions_are_served_and_the_newest_answers_who_names_none(tmp_path: Path, repository: Path, tokens: str) -> None:
+    for version in (2, 10, 9):  # numbers, not texts
+        write_version(repository / f"v{version}", version)
+    with run(tmp_path, repository, tokens, "--versions", "2") as server:
+        assert {key for key, state in index(server).items() if state[0] == "READY"} == {("net", "9"), ("net", "10")}
+        for name, expected in ((None, 10), ("9", 9), ("10", 10)):
+            with Client(server.url, model="net", version=name, token="user") as client:
+                assert version_of(client) == pytest.approx(expected, rel=1e-3)
+        with Client(server.url, model="net", version="1", token="user") as client, pytest.raises(InferenceError, match="404"):
+            version_of(client)
+
+
+def test_a_canary_gets_its_share(tmp_path: Path, repository: Path, tokens: str) -> None:
+    write_version(repository / "v2", 2)
+    with run(tmp_path, repository, tokens, "--versions", "2", "--canary", "0.2") as server, Client(server.url, model="net", token="user") as client:
+        found = [round(version_of(client)) for _ in range(400)]
+    assert set(found) == {1, 2}
+    assert 40 <= found.count(2) <= 125  # 80 on average, deviation 8
+
+
+def test_other_models_are_served_beside_it(tmp_path: Path, repository: Path, tokens: str) -> None:
+    write_faulty(repository / "faulty", name="other")
+    with run(tmp_path, repository, tokens) as server:
+        assert set(index(server)) == {("net", "1"), ("other", "1")}
+        with Client(server.url, model="other", token="user") as client:
+            np.testing.assert_array_equal(client.infer({"x": [[3, 0]]})["y"], [[6, 0]])
+        with Client(server.url, token="user") as client, pytest.raises(InferenceError, match="the server has net, other: say which"):
+            client.infer({"x": X})
+        plain = call(server, "POST", "/predict", {"inputs": [[1, 2, 3, 4]]}, {"Authorization": "Bearer user"})
+        assert (plain.status, "several models" in plain.json["error"]) == (400, True)
+
+
+def test_unloading_and_who_may(tmp_path: Path, repository: Path, tokens: str) -> None:
+    with run(tmp_path, repository, tokens) as server:
+        for verb in ("load", "unload"):
+            refused = admin(server, verb, token="user")
+            assert (refused.status, "only the token named 'admin'" in refused.json["error"]) == (403, True)
+        assert admin(server, "unload", "nobody").status == 404
+        assert admin(server, "unload").status == 200
+        assert call(server, "GET", "/v2/models/net", None, {"Authorization": "Bearer user"}).status == 404
+        assert call(server, "GET", "/v2/health/ready").status == 503
+        assert admin(server, "load").status == 200
+        with Client(server.url, token="user") as client:
+            assert version_of(client) == pytest.approx(1, rel=1e-3)
+        assert admin(server, "load", "nobody").status == 404
+
+
+def test_nobody_may_where_there_is_no_token_for_it(linear: Server) -> None:
+    assert call(linear, "POST", "/v2/repository/models/net/unload", {}).status == 403
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("--repository", "/nowhere"), 4, "the repository /nowhere is no folder"),
+        (("--canary", "0.1"), 4, "a canary share needs several versions"),
+        (("--canary", "2"), 2, "is not a share from 0 to 1"),
+    ],
+)
+def test_options_that_cannot_be_used(linear_folder: Path, arguments: tuple[str, ...], code: int, text: str) -> None:
+    from .test_serving_faults import run as run_command
+
+    done = run_command(linear_folder, "serve", "--port", "0", "--grpc-port", "none", *arguments)
+    assert (done.returncode, text in done.stderr) == (code, True), done.stderr

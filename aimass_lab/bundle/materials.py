@@ -20,10 +20,10 @@ UNKNOWN = "not stated by the package"
 def licence_of(name: str) -> str | None:
     """How the installed package states its licence: an SPDX expression, or the names that it gives; None where it gives none."""
     found = metadata.metadata(name)
-    if expression := found.get("License-Expression"):
-        return str(expression)
+    if "License-Expression" in found:
+        return str(found["License-Expression"])
     classifiers = [text.rpartition(" :: ")[2] for text in found.get_all("Classifier") or () if text.startswith("License ::")]
-    stated = str(found.get("License") or "").strip()
+    stated = found["License"].strip() if "License" in found else ""
     return ", ".join(classifiers) or (stated if 0 < len(stated) <= LONGEST_NAME and "\n" not in stated else None)
 
 
@@ -62,7 +62,7 @@ def bill_of_materials(name: str, version: str, requirements: Sequence[str], mode
 def _package(requirement: str) -> dict[str, Any]:
     name, _, version = requirement.partition("==")
     url = f"pkg:pypi/{name}@{version}"
-    component = {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
+    component: dict[str, Any] = {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
     licence = licence_of(name)
     if licence is not None:
         component["licenses"] = [{"expression": licence}] if is_expression(name) else [{"license": {"name": licence}}]

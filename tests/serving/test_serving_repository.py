@@ -161,11 +161,14 @@ def test_a_canary_gets_its_share(tmp_path: Path, repository: Path, tokens: str) 
 
 
 def test_other_models_are_served_beside_it(tmp_path: Path, repository: Path, tokens: str) -> None:
-    write_faulty(repository / "faulty", name="other")
+    write_version(repository / "other", 5, name="other")
+    write_faulty(repository / "faulty", name="strange")  # whose runner this server does not have
     with run(tmp_path, repository, tokens) as server:
-        assert set(index(server)) == {("net", "1"), ("other", "1")}
+        told = index(server)
+        assert {key: state for key, (state, _) in told.items()} == {("net", "1"): "READY", ("other", "5"): "READY", ("strange", "1"): "UNAVAILABLE"}
+        assert "no runner for the format 'faulty'" in told["strange", "1"][1]
         with Client(server.url, model="other", token="user") as client:
-            np.testing.assert_array_equal(client.infer({"x": [[3, 0]]})["y"], [[6, 0]])
+            assert version_of(client) == pytest.approx(5, rel=1e-3)
         with Client(server.url, token="user") as client, pytest.raises(InferenceError, match="the server has net, other: say which"):
             client.infer({"x": X})
         plain = call(server, "POST", "/predict", {"inputs": [[1, 2, 3, 4]]}, {"Authorization": "Bearer user"})

@@ -41,8 +41,8 @@ OVERHEAD_BYTES = 96 * 2**20
 """Vectors, server and texts."""
 LIMITS = {"max_queue_items": 1024, "request_timeout_s": 30.0, "max_body_bytes": 64 * 2**20}
 SERVER = Path(__file__).parents[1] / "serving"
-CLIENT = "client.py"
-"""Beside the server, in a file that may go elsewhere."""
+CLIENT = SERVER / "client.py"
+"""Goes beside the server, since it may be copied elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +200,8 @@ def _write_vectors(folder: Path, workload: Workload, file: FormatFile, choices: 
 
 def _write_runtime(folder: Path) -> None:
     """Copy the server, and what is needed to run it."""
-    shutil.copytree(SERVER, folder / "aimass_serve", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", CLIENT))
-    shutil.copy(SERVER / CLIENT, folder / CLIENT)
+    shutil.copytree(SERVER, folder / "aimass_serve", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", CLIENT.name))
+    shutil.copy(CLIENT, folder)
     (folder / "run.py").write_text(readme.fill("run.py"), encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(pinned_requirements()) + "\n", encoding="utf-8")
     (folder / ".dockerignore").write_text(readme.fill("dockerignore"), encoding="utf-8")

@@ -70,6 +70,7 @@ class Repository:
 
         Raises:
             ServerError: the server's own bundle, where it is to be served, does not load; others are left out.
+            BundleError: its vectors cannot be used.
         """
         await self.refresh(must_load=self._own.key)
 
@@ -82,6 +83,7 @@ class Repository:
 
         Raises:
             ServerError: `must_load` is wanted and does not load.
+            BundleError: its vectors cannot be used.
         """
         async with self._changing:
             found = await asyncio.to_thread(self._scan)
@@ -93,7 +95,7 @@ class Repository:
                     await self._load(bundle)
                 except (ServerError, BundleError) as error:
                     if key == must_load:
-                        raise ServerError(str(error)) from None
+                        raise
                     self._refused[key] = f"{_stamp(bundle.folder)} {error}"
                     logger.warning("version %s of %s is not served: %s", key[1], key[0], error)
             for key in [key for key in self._service.models if key not in wanted and name in (None, key[0])]:

@@ -208,6 +208,7 @@ def test_a_log_is_rotated_and_a_full_disk_stops_nothing(tmp_path: Path, monkeypa
     assert [record.message for record in caplog.records if "cannot be written any more" in record.message] == [
         "the request log cannot be written any more: [Errno 28] No space left on device"
     ]
+    full.close()
     with pytest.raises(ServerError, match="cannot write the request log"):
         RequestLog(str(tmp_path / "missing" / "r.log"))
 

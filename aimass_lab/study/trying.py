@@ -116,7 +116,7 @@ class Trying(StudyState):
             sampler: How to choose the next setting: guided, tpe, gp, nsga2, cma_es, random or grid.
             trials: Most settings to try.
             seconds: Time to spend in all; the setting that is being tried then is finished, unless its copy is still being made. No copy gets more
-                than a fifth of the time to be made.
+                than a fifth of the time to be made, or ten seconds where that is more.
             seed: Of samplers that draw lots.
             resume: Go on with the newest search of this model over the same space, whoever began it.
         """

@@ -53,12 +53,17 @@ def http_request_head(path: str, host: str, body_bytes: int, header_length: int 
     return len("\r\n".join([*lines, "", ""]))
 
 
+REQUEST_ID_LENGTH = 16
+"""Of the name that our server gives a request whose client gave it none."""
+
+
 def http_response_head(body_bytes: int, header_length: int | None = None) -> int:
     """Bytes before the body of an answer as our own server writes it; arguments as for the request."""
     kind = "application/json" if header_length is None else "application/octet-stream"
     lines = ["HTTP/1.1 200 OK", f"date: {DATE}", f"content-type: {kind}", f"content-length: {body_bytes}"]
     if header_length is not None:
         lines.append(f"inference-header-content-length: {header_length}")
+    lines.append(f"x-request-id: {'0' * REQUEST_ID_LENGTH}")
     return len("\r\n".join([*lines, "", ""]))
 
 

@@ -130,7 +130,8 @@ class Search:
         while True:
             if max_trials is not None and num_own >= max_trials:
                 return f"{max_trials} settings were tried, as many as were asked for"
-            if self._clock() - start > budget_s:
+            left_s = start + budget_s - self._clock()
+            if left_s < 0:
                 return f"the {budget_s:g} s were spent"
             rows = self.rows
             point = self._chooser.ask([tried for row in rows if (tried := self.problem.tried(row)) is not None])
@@ -144,9 +145,8 @@ class Search:
                 share = max(num_own / min(size, max_trials or size), (self._clock() - start) / budget_s)
                 progress(min(1.0, share), f"{len(rows) + 1} of {size}: {describe(setting)}{best()}")
             num_own += 1
-            end = start + budget_s
-            self.making_s = max(LEAST_MAKING_S, min(MAKING_SHARE * budget_s, end - self._clock()))
-            if self._try(setting, end):
+            self.making_s = max(LEAST_MAKING_S, min(MAKING_SHARE * budget_s, left_s))
+            if self._try(setting, start + budget_s):
                 return "interrupted"
 
     def _claim(self, setting: Setting) -> bool:

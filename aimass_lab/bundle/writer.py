@@ -120,12 +120,12 @@ def write_bundle(
         fidelity, num_samples = _write_vectors(temporary, workload, file, choices)
         say(0.5, "measuring it")
         points, slower = measure_format(file, served, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
-        _write_runtime(temporary)
+        requirements = _write_runtime(temporary)
         say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
         proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate and not choices.on_accelerator)
         proof = replace(proof, notes=(*choices.notes, *slower, *proof.notes))
         _write_texts(temporary, workload, choices, serving, spec, proof, points, num_samples)
-        _write_operations(temporary, choices, file, proof)
+        _write_operations(temporary, choices, file, proof, requirements)
         write_manifest(temporary)
     say(1.0, f"written to {folder}")
     return read_bundle(folder)
@@ -198,18 +198,19 @@ def _write_vectors(folder: Path, workload: Workload, file: FormatFile, choices: 
     return fidelity, call.batch_size if file.batched else 1
 
 
-def _write_runtime(folder: Path) -> None:
-    """Copy the server, and what is needed to run it."""
+def _write_runtime(folder: Path) -> tuple[str, ...]:
+    """Copy the server, and what is needed to run it; returns the packages."""
+    requirements = pinned_requirements()
     shutil.copytree(SERVER, folder / "aimass_serve", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", CLIENT.name))
     shutil.copy(CLIENT, folder)
     (folder / "run.py").write_text(readme.fill("run.py"), encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join(pinned_requirements()) + "\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
     (folder / ".dockerignore").write_text(readme.fill("dockerignore"), encoding="utf-8")
+    return requirements
 
 
-def _write_operations(folder: Path, choices: Choices, file: FormatFile, proof: _Proof) -> None:
+def _write_operations(folder: Path, choices: Choices, file: FormatFile, proof: _Proof, requirements: Sequence[str]) -> None:
     """Write what whoever runs it asks for: what it consists of, under which licences, and how to watch it."""
-    requirements = pinned_requirements()
     materials = bill_of_materials(choices.name, choices.version, requirements, file.path, file.path.relative_to(folder).as_posix())
     write_json(folder / "sbom.json", materials)
     (folder / "LICENCES.md").write_text(licence_list(requirements), encoding="utf-8")

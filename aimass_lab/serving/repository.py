@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .config import ServingConfig, check_manifest, load_config, load_vectors
 from .errors import BundleError, RequestError, ServerError
 from .service import Model, Service, version_order
-from .tensors import InferRequest, Tensor, encode
+from .tensors import InferRequest, Tensor, encode, relative_error
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +37,15 @@ class Found:
         return self.config.name, self.config.version
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """A bundle that was not let in, and why; another try is worth while once its manifest was written anew."""
+
+    folder: Path
+    written: int
+    reason: str
+
+
 class Repository:
     """Which versions are served.
 
@@ -55,8 +62,8 @@ class Repository:
         """Gets a `ServerError` when the workers of a served model cannot be started any more."""
         self._service, self._own, self._folder = service, own, folder
         self._num_versions, self._workers = num_versions, workers
-        self._refused: dict[Key, str] = {}
-        """Versions that were not let in, with the reason."""
+        self._refused: dict[Key, _Refusal] = {}
+        """Versions that were not let in."""
         self._broken: dict[str, str] = {}
         """Folders that are no bundles, with the reason."""
         self._known: dict[Path, tuple[int, Found]] = {own.folder: (_written(own.folder), own)}
@@ -89,14 +96,14 @@ class Repository:
             found = await asyncio.to_thread(self._scan)
             wanted = {key: f for key, f in self._wanted(found).items() if name in (None, key[0])}
             for key, bundle in wanted.items():
-                if key in self._service.models or self._refused.get(key, "").startswith(_stamp(bundle.folder)):
+                if key in self._service.models or self._was_refused(bundle):
                     continue
                 try:
                     await self._load(bundle)
                 except (ServerError, BundleError) as error:
                     if key == must_load:
                         raise
-                    self._refused[key] = f"{_stamp(bundle.folder)} {error}"
+                    self._refused[key] = _Refusal(bundle.folder, _written(bundle.folder), str(error))
                     logger.warning("version %s of %s is not served: %s", key[1], key[0], error)
             for key in [key for key in self._service.models if key not in wanted and name in (None, key[0])]:
                 if not any(other[0] == key[0] for other in wanted if other in self._service.models) and key in found:
@@ -122,10 +129,10 @@ class Repository:
             RequestError: 404, there is none; 400, none could be loaded, with the reason.
         """
         self._unloaded.discard(name)
-        self._refused = {key: why for key, why in self._refused.items() if key[0] != name}
+        self._refused = {key: refusal for key, refusal in self._refused.items() if key[0] != name}
         await self.refresh(name)
         served = [key for key in self._service.models if key[0] == name]
-        refused = [why.partition(" ")[2] for key, why in self._refused.items() if key[0] == name]
+        refused = [refusal.reason for key, refusal in self._refused.items() if key[0] == name]
         if refused:
             raise RequestError(400, f"{name!r} was not loaded: {refused[0]}")
         if not served:
@@ -135,7 +142,7 @@ class Repository:
         """Name, version and state of everything there is, with the reason where it is not served."""
         entries = [{"name": name, "version": version, "state": "READY" if m.ready else "UNAVAILABLE"} for (name, version), m in self._service.models.items()]
         entries += [
-            {"name": name, "version": version, "state": "UNAVAILABLE", "reason": why.partition(" ")[2]} for (name, version), why in self._refused.items()
+            {"name": name, "version": version, "state": "UNAVAILABLE", "reason": refusal.reason} for (name, version), refusal in self._refused.items()
         ]  # fmt: skip
         entries += [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": why} for name, why in self._broken.items()]
         return entries
@@ -178,6 +185,11 @@ class Repository:
         self._known[folder] = written, bundle
         return bundle
 
+    def _was_refused(self, bundle: Found) -> bool:
+        """Whether these very files were."""
+        refusal = self._refused.get(bundle.key)
+        return refusal is not None and (refusal.folder, refusal.written) == (bundle.folder, _written(bundle.folder))
+
     def _wanted(self, found: Mapping[Key, Found]) -> dict[Key, Found]:
         """The newest versions of each model that is not unloaded."""
         wanted: dict[Key, Found] = {}
@@ -195,7 +207,7 @@ class Repository:
             ServerError: it does not start, or computes something else than its vectors say.
             BundleError: its vectors cannot be read.
         """
-        config = bundle.config if self._workers is None else _with_workers(bundle.config, self._workers)
+        config = bundle.config if self._workers is None else replace(bundle.config, workers=self._workers)
         model = Model(bundle.folder, config, self._service.metrics)
         try:
             await model.pool.start()
@@ -233,17 +245,6 @@ def _written(folder: Path) -> int:
         return 0
 
 
-def _stamp(folder: Path) -> str:
-    """Tells a manifest from one that was written in its place later."""
-    return f"{folder.name}@{_written(folder)}".replace(" ", "_")
-
-
-def _with_workers(config: ServingConfig, workers: int) -> ServingConfig:
-    from dataclasses import replace
-
-    return replace(config, workers=workers)
-
-
 async def _check_parity(model: Model, bundle: Found) -> None:
     """Ask for the first stored samples, and compare.
 
@@ -260,23 +261,6 @@ async def _check_parity(model: Model, bundle: Found) -> None:
         answers = await model.batcher.infer(request)
     except RequestError as error:
         raise ServerError(f"its stored inputs got no answer: {error.text}") from None
-    for spec, answer, array in zip(config.outputs, answers, outputs, strict=True):
-        if not _alike(answer.array(), array[part]):
-            raise ServerError(f"it computes something else than its stored outputs say: {spec.name!r}")
-
-
-def _alike(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> bool:
-    if got.shape != expected.shape:
-        return False
-    if got.dtype.kind not in "fiu":
-        return bool(_as_texts(got) == _as_texts(expected)) if got.dtype.kind in "OSU" else bool((got == expected).all())
-    a, b = got.astype(np.float64), expected.astype(np.float64)
-    return bool(np.linalg.norm(a - b) <= PARITY_TOLERANCE * max(float(np.linalg.norm(b)), 1e-30))
-
-
-def _as_texts(array: np.ndarray[Any, Any]) -> list[bytes]:
-    def text(value: Any) -> bytes:
-        return value.encode() if isinstance(value, str) else bytes(value)
-
-    elements: Iterable[Any] = array.ravel().tolist()
-    return [text(value) for value in elements]
+    worst = relative_error(config, [answer.array() for answer in answers], [array[part] for array in outputs])
+    if worst > PARITY_TOLERANCE:
+        raise ServerError(f"it computes something else than its stored outputs say: a relative error of {worst:.3g}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .config import ServingConfig, TensorSpec
-from .errors import bad
+from .errors import ServerError, bad
 
 Array = np.ndarray[Any, Any]
 Buffer = bytes | bytearray | memoryview
@@ -248,3 +248,21 @@ def encode(datatype: str, array: Array) -> Buffer:
         return join_bytes([element if isinstance(element, bytes) else str(element).encode() for element in array.ravel().tolist()])
     flat = np.ascontiguousarray(array, NUMPY[datatype]).reshape(-1)
     return flat.data.cast("B") if flat.size else b""
+
+
+def relative_error(config: ServingConfig, got: list[Array], expected: list[Array]) -> float:
+    """Largest ``||got - expected|| / ||expected||`` over samples and outputs; texts count as 1 where they differ."""
+    worst = 0.0
+    for spec, a, b in zip(config.outputs, got, expected, strict=True):
+        if a.shape != b.shape:
+            raise ServerError(f"output {spec.name!r} has shape {list(a.shape)} instead of {list(b.shape)}")
+        if spec.datatype == "BYTES":
+            worst = max(worst, float(encode("BYTES", a) != encode("BYTES", b)))
+            continue
+        rows = len(b) if config.batched else 1
+        x, y = (array.reshape(rows, -1).astype(np.float64) for array in (a, b))
+        errors = np.linalg.norm(x - y, axis=1) / np.maximum(np.linalg.norm(y, axis=1), np.finfo(np.float64).tiny ** 0.5)
+        if not np.isfinite(errors).all():
+            raise ServerError(f"output {spec.name!r} is not finite where it is compared")
+        worst = max(worst, float(errors.max()))
+    return worst

@@ -20,7 +20,7 @@ from .errors import BundleError, ServerError
 from .launch import Server, start
 from .load import LoadResult, infer_body, infer_path, make_bodies, quantile, run_load
 from .protocol import HEADER_LENGTH, parse_object
-from .tensors import Array, decode, encode
+from .tensors import Array, decode, encode, relative_error
 
 Number = dict[str, Any]
 Progress = Callable[[str], None]
@@ -285,24 +285,6 @@ def _parts(config: ServingConfig, samples: int) -> list[Any]:
         return [...]
     size = config.max_batch_size
     return [slice(i, i + size) for i in range(0, samples, size)] + [slice(i, i + 1) for i in range(min(samples, 4))]
-
-
-def relative_error(config: ServingConfig, got: list[Array], expected: list[Array]) -> float:
-    """Largest ``||got - expected|| / ||expected||`` over samples and outputs; texts count as 1 where they differ."""
-    worst = 0.0
-    for spec, a, b in zip(config.outputs, got, expected, strict=True):
-        if a.shape != b.shape:
-            raise ServerError(f"output {spec.name!r} has shape {list(a.shape)} instead of {list(b.shape)}")
-        if spec.datatype == "BYTES":
-            worst = max(worst, float(encode("BYTES", a) != encode("BYTES", b)))
-            continue
-        rows = len(b) if config.batched else 1
-        x, y = (array.reshape(rows, -1).astype(np.float64) for array in (a, b))
-        errors = np.linalg.norm(x - y, axis=1) / np.maximum(np.linalg.norm(y, axis=1), np.finfo(np.float64).tiny ** 0.5)
-        if not np.isfinite(errors).all():
-            raise ServerError(f"output {spec.name!r} is not finite where it is compared")
-        worst = max(worst, float(errors.max()))
-    return worst
 
 
 Infer = Callable[[list[Array]], list[Array]]

@@ -182,6 +182,15 @@ def test_several_threads_beside_other_work_get_no_verdict_that_one_thread_does_n
     assert is_enough(found) == (SLOWER.high - SLOWER.low <= 0.2 * SLOWER.value)  # more rounds would not help
 
 
+def test_a_slower_copy_is_not_measured_for_its_figure() -> None:
+    # given intervals of the same relative width
+    slower, faster = Ratio(0.2, 0.17, 0.24, 10), Ratio(2.0, 1.7, 2.4, 10)
+    # then the slower one, which is refused, needs no more rounds, and the faster one does; nor do ten rounds that scatter end a trial
+    assert is_enough(wall_decision(slower))
+    assert not is_enough(wall_decision(faster))
+    assert not is_enough(wall_decision(Ratio(0.6, 0.4, 0.9, 10)))
+
+
 def test_where_one_thread_agrees_other_work_does_not_matter() -> None:
     found = decide_speed(FASTER, UNCLEAR, noisy=True, threads=2, one_thread=Ratio(1.5, 1.4, 1.6, 30))
     assert (found.verdict, found.resolved, found.ratio) == ("faster", True, FASTER)

@@ -28,6 +28,8 @@ LOOK_FACTOR = 1.6
 """From one look to the next; nine looks reach 500 rounds."""
 PRECISE = 0.2
 """Width of the interval, relative to the ratio, below which the figure itself is good enough."""
+ROUGH = 0.5
+"""The same where the variant is slower: it is refused, by how much matters less, and who asked waits for the next try."""
 DEFAULT_TOLERANCE = 0.01
 """Of fidelity. Rounding to 8 and 16 bits stays well inside it (relative errors up to 0.05); what
 needs retraining, such as half of the weights or channels removed, falls outside (0.2 and more)."""
@@ -137,7 +139,8 @@ def decide_speed(wall: Ratio, processor: Ratio | None, *, noisy: bool, threads: 
 def is_enough(decision: Decision) -> bool:
     """Whether the rounds are clear, whatever may be doubted about them, and the figure itself is good enough."""
     ratio = decision.ratio
-    return (decision.resolved or decision.doubt is not None) and ratio.high - ratio.low <= PRECISE * ratio.value
+    width = ROUGH if decision.verdict == "slower" else PRECISE
+    return (decision.resolved or decision.doubt is not None) and ratio.high - ratio.low <= width * ratio.value
 
 
 class Looks:

@@ -6,11 +6,12 @@ in a notebook. Its signature gives the arguments and its docstring the help, so 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -71,6 +72,8 @@ VERBS: dict[str, Verb] = {}
 def verb(function: Function) -> Function:
     """Make `function` a verb of every front-end; its parameters before ``*`` are positional, those after are options.
 
+    Called from Python, an option that may be repeated takes a single value as well: ``batch=8`` is ``batch=(8,)``.
+
     Raises:
         ValueError: a verb of this name is there, or a parameter has no help in the docstring.
     """
@@ -93,7 +96,21 @@ def verb(function: Function) -> Function:
         description=rest.strip(),
         parameters=parameters,
     )
-    return function
+    return _taking_single_values(function, {p.name for p in parameters if p.multiple == "list"})
+
+
+def _taking_single_values(function: Function, lists: Set[str]) -> Function:
+    """The same function, for which one value of `lists` need not be put into a tuple."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        for name in lists & options.keys():
+            value = options[name]
+            if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
+                options[name] = (value,)
+        return function(*args, **options)
+
+    return typing.cast("Function", call) if lists else function
 
 
 def _parse_docstring(doc: str) -> tuple[str, dict[str, str]]:

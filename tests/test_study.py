@@ -195,6 +195,15 @@ def test_a_trial_takes_batch_sizes_threads_and_callers(study):
     assert study.trial("none", batch=3, seconds=0.1).batch_size == 3
 
 
+def test_what_may_be_repeated_may_be_given_once(study):
+    trial, search = study.trial("none", batch=2, seconds=0.2), study.search(recipe="none", runtime="eager", batch=1, trials=1, seconds=5)
+    assert [point.batch_size for point in trial.points] == [2]
+    assert [candidate.setting.recipe.name for candidate in search.candidates] == ["none"]
+    assert study.plan(rate=10, p99="1s", device="l4").device == "l4"
+    with pytest.raises(InputError, match="batch size 'many' is not"):
+        study.trial("none", batch="many")
+
+
 def test_a_trial_that_fails_leaves_the_variants_as_they_were(study):
     study.trial("bf16", seconds=0.1)
     with pytest.raises(UnsupportedError):

@@ -45,7 +45,7 @@ class SixteenBits(Technique):
             return f"all weights of the model are {self.dtype_name} already"
         for name, parameter in model.named_parameters():
             if type(parameter) is not nn.Parameter:
-                return f"the parameter {name!r} is a {type(parameter).__name__}, which cannot be cast: the model is quantized already"
+                return f"the parameter {name!r} is a {type(parameter).__name__}, which cannot be cast: the model is quantized or scripted already"
         return super().check(model, context)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:

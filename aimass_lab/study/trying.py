@@ -48,11 +48,10 @@ class Trying(StudyState):
         from ..trial import run_trial
 
         recipe = _with_options(read_recipe(technique), option)
-        sizes = (batch,) if isinstance(batch, int) else batch
         variant = self._variant_of(recipe)
         try:
             result = run_trial(
-                self.workload, recipe, variant=variant, batch_sizes=sizes, threads=threads, instances=instances, budget_s=parse_seconds(seconds),
+                self.workload, recipe, variant=variant, batch_sizes=batch, threads=threads, instances=instances, budget_s=parse_seconds(seconds),
                 progress=self.progress,
             )  # fmt: skip
         except BaseException:

@@ -43,6 +43,11 @@ class Door:
         rates = {token.name: token.requests_per_s or requests_per_s for token in tokens} or {ANYBODY: requests_per_s}
         self._buckets = {name: _Bucket(rate, clock) for name, rate in rates.items() if rate is not None}
 
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether callers must show one."""
+        return bool(self._values)
+
     def admit(self, header: str | None) -> str:
         """Compare an `Authorization` header with every token, in constant time.
 

@@ -15,6 +15,7 @@ import orjson
 
 from .batcher import Hangup
 from .errors import RequestError
+from .openapi import describe
 from .protocol import (
     HEADER_LENGTH,
     encode_infer,
@@ -108,6 +109,8 @@ class App:
                 return self._home, None, "GET"
             case ["metrics"]:
                 return self._metrics, None, "GET"
+            case ["openapi.json"]:
+                return self._describe, None, "GET"
             case ["predict"]:
                 return self._predict, self._only_model(), "POST"
             case ["v2"]:
@@ -147,19 +150,13 @@ class App:
             config = model.config
             lines.append(f"model {config.name} version {config.version}, {'ready' if model.ready else 'not ready'}")
             lines += [f"  {kind} {s.name}: {s.datatype} {list(s.shape)}" for kind, ss in _tensors(config) for s in ss]
-            path = f"/v2/models/{config.name}"
-            lines += ["", f"GET  {path}", f"GET  {path}/ready", f"POST {path}/infer", f"     (or {path}/versions/{config.version}/...)"]
-        lines += ['POST /predict   {"inputs": {name: nested list}} -> {"outputs": {name: nested list}}']
-        lines += [
-            "GET  /v2",
-            "GET  /v2/health/live",
-            "GET  /v2/health/ready",
-            "POST /v2/repository/index",
-            "POST /v2/repository/models/NAME/load",
-            "POST /v2/repository/models/NAME/unload",
-        ]
-        lines += ["GET  /metrics", ""]
-        return 200, TEXT, "\n".join(lines).encode()
+        lines.append("")
+        for path, item in describe(self._service)["paths"].items():
+            lines += [f"{method.upper():4} {path}   {operation['summary']}" for method, operation in item.items()]
+        return 200, TEXT, "\n".join([*lines, ""]).encode()
+
+    def _describe(self, _: None) -> Answer:
+        return 200, JSON, orjson.dumps(describe(self._service))
 
     def _metrics(self, _: None) -> Answer:
         return 200, METRICS, self._service.metrics.text()

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 
 from .config import ServingConfig, TensorSpec
-from .errors import RequestError, bad
+from .errors import bad
 from .tensors import NUMPY, InferRequest, Tensor, check_datatype, check_shape, find_spec, from_raw, from_values, make_request
 
 SERVER_NAME = "aimass_serve"
@@ -178,16 +178,16 @@ def values_of(tensor: Tensor) -> Any:
     """The elements, shaped, in a form that `orjson` writes.
 
     Raises:
-        RequestError: 500, an element that JSON cannot hold.
+        RequestError: 400, an element that JSON cannot hold, and that binary data can.
     """
     array = tensor.array()
     if tensor.spec.datatype == "BYTES":
         try:
             return [element.decode() for element in array.ravel().tolist()]
         except UnicodeDecodeError:
-            raise RequestError(500, f"output {tensor.spec.name!r} is not text; ask for it with binary_data") from None
+            raise bad(f"output {tensor.spec.name!r} is not text; ask for it with binary_data") from None
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise RequestError(500, f"output {tensor.spec.name!r} is not finite, which JSON cannot hold; ask for it with binary_data")
+        raise bad(f"output {tensor.spec.name!r} is not finite, which JSON cannot hold; ask for it with binary_data")
     return np.require(array, requirements=["C", "A"])
 
 
@@ -195,7 +195,7 @@ def encode_infer(config: ServingConfig, request: InferRequest, outputs: list[Ten
     """Headers and body of the answer, with the outputs in the order the request asked for.
 
     Raises:
-        RequestError: 500, an output that JSON cannot hold was asked for in JSON.
+        RequestError: 400, an output that JSON cannot hold was asked for in JSON.
     """
     entries, tail = [], []
     for index, binary in request.outputs:

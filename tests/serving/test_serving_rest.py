@@ -300,7 +300,7 @@ def test_binary_nan_is_the_clients_wish(linear: Server) -> None:
     assert answer.status == 200
     assert np.isnan(np.frombuffer(answer.body[-12:], np.float32)).all()
     in_json = call(linear, "POST", INFER, *binary(document, data))
-    assert (in_json.status, "binary_data" in in_json.json["error"]) == (500, True)
+    assert (in_json.status, "binary_data" in in_json.json["error"]) == (400, True)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
-from ..scheduling import Policy, Queue, Request
+from ..scheduling import Policy, Queue, Request, make_policy
 from .queueing import Arrivals, ServiceTimes
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def simulate_queue(
     free = [0.0] * num_workers
     finish = np.zeros(len(requests))
     batches: list[tuple[float, float, int]] = []
-    queue = Queue(policy)
+    queue = policy.queue()
     arrived, last_items = 0, 1
     while arrived < len(requests) or len(queue):
         enough = max_batch_size if wait_policy == "always" else last_items
@@ -167,6 +167,8 @@ def simulate_queue(
         took = rows[items][draws[len(batches)]]
         heapq.heapreplace(free, start + took)
         finish[[request.index for request in batch]] = start + took
+        for request in batch:
+            queue.account(request, took * request.num_items / items)
         batches.append((start, took, items))
         last_items = items if len(batch) > 1 else 1
     starts, services, sizes = (np.array(column) for column in zip(*batches, strict=True))
@@ -233,6 +235,9 @@ class RequestClass:
     priority: int = 0
     relative_deadline_s: float = math.inf
     """Deadline, counted from the arrival."""
+    tenant: str = ""
+    weight: float = 1.0
+    """Of the tenant."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +310,7 @@ def replicate(
         if policy is None and not mix:
             run = simulate_fcfs(times, moved, **limits, seed=[seed, k, 1])  # type: ignore[arg-type]
         else:
-            run = simulate_queue(_requests(times, mix, rng), moved, policy or _fcfs(), **limits, seed=[seed, k, 1])  # type: ignore[arg-type]
+            run = simulate_queue(_requests(times, mix, rng), moved, policy or make_policy("fcfs"), **limits, seed=[seed, k, 1])  # type: ignore[arg-type]
         grows = arrivals.rate * items >= moved.stable_rate(max_batch_size, num_workers) or _backlog_grows(run, max_batch_size * num_workers)
         rows.append((*_summary(run, num_workers, grows),))
     p50, p99, mean, busy, rate, size = (list(column) for column in zip(*rows, strict=True))
@@ -323,12 +328,6 @@ def replicate(
     )
 
 
-def _fcfs() -> Policy:
-    from ..scheduling import make_policy
-
-    return make_policy("fcfs")
-
-
 def _level(k: int, num_replications: int) -> float:
     """Replication k's place within the intervals: evenly spaced, a single one in the middle."""
     return 0.5 if num_replications == 1 else k / (num_replications - 1)
@@ -337,10 +336,11 @@ def _level(k: int, num_replications: int) -> float:
 def _requests(times: Array, mix: Sequence[RequestClass], rng: np.random.Generator) -> list[Request]:
     kinds = mix or (RequestClass(share=1.0),)
     chosen = rng.choice(len(kinds), len(times), p=[kind.share for kind in kinds]).tolist()
-    return [
-        Request(k, time, kinds[c].num_items, kinds[c].priority, time + kinds[c].relative_deadline_s)
-        for k, (time, c) in enumerate(zip(times.tolist(), chosen, strict=True))
-    ]
+    return [_request(k, time, kinds[c]) for k, (time, c) in enumerate(zip(times.tolist(), chosen, strict=True))]
+
+
+def _request(index: int, time: float, kind: RequestClass) -> Request:
+    return Request(index, time, kind.num_items, kind.priority, time + kind.relative_deadline_s, None, kind.tenant, kind.weight)
 
 
 def _backlog_grows(run: Trajectory, one_round: int) -> bool:

@@ -11,10 +11,10 @@ from .base import POLICIES, Policy, Request
 @POLICIES.register("fcfs")
 @dataclass(frozen=True, kw_only=True)
 class Fcfs(Policy):
-    """Serve in the order of arrival."""
+    """Serve in the order of arrival, each to its end."""
 
     name: ClassVar[str] = "fcfs"
 
-    def key(self, request: Request, now_s: float) -> float:
+    def key(self, request: Request, now_s: float, used_s: float = 0.0) -> float:
         """The time of arrival."""
         return request.arrival_s

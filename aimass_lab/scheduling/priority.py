@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..errors import InputError
-from .base import POLICIES, Policy, Request
+from .base import POLICIES, Policy, Request, require_positive
 
 
 @POLICIES.register("priority")
@@ -21,12 +19,15 @@ class Priority(Policy):
     """
 
     name: ClassVar[str] = "priority"
+
     ageing_s: float = 1.0
+    """Seconds of waiting that make up for one class."""
+    preemptive: bool = True
+    """Whether a running job makes room at the end of a segment."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.ageing_s) and self.ageing_s > 0):
-            raise InputError(f"ageing_s must be a positive time, got {self.ageing_s}", help="give seconds, for example ageing_s=1.0")
+        require_positive("ageing_s", self.ageing_s)
 
-    def key(self, request: Request, now_s: float) -> float:
+    def key(self, request: Request, now_s: float, used_s: float = 0.0) -> float:
         """The arrival, put off by the class."""
         return request.arrival_s + request.priority * self.ageing_s

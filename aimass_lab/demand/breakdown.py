@@ -23,15 +23,20 @@ LIGHT = "no model FLOPs by definition: element-wise, reduction or data movement"
 class Roof:
     """What one device reaches: enough to say what limits a piece of work (Williams, Waterman, Patterson 2009)."""
 
-    flops_per_s: dict[str, float]
-    """By torch's dtype."""
-    bytes_per_s: float
+    flops_per_s: dict[str, Number]
+    """By torch's dtype, that of the model first."""
+    bytes_per_s: Number
     launch_s: float
+
+    @property
+    def peak(self) -> Number:
+        """FLOP/s in the model's dtype."""
+        return next(iter(self.flops_per_s.values()))
 
     def seconds(self, row: Row) -> tuple[float, float]:
         """Of arithmetic and of memory traffic."""
-        peak = self.flops_per_s.get(row.dtype) or next(iter(self.flops_per_s.values()))
-        return row.flops / peak, (row.bytes_read + row.bytes_written) / self.bytes_per_s
+        peak = self.flops_per_s.get(row.dtype, self.peak)
+        return row.flops / peak.value, (row.bytes_read + row.bytes_written) / self.bytes_per_s.value
 
 
 def roof_of(target: TargetDevice, dtype: str) -> Roof | None:
@@ -39,19 +44,24 @@ def roof_of(target: TargetDevice, dtype: str) -> Roof | None:
     if target.attached is not None:
         return _attached_roof(target.attached, dtype, torch.get_num_threads())
     dtype = "float32" if dtype == "none" else dtype
-    peaks = {name: DATASHEET.compute[0] * number.value for name, number in (target.entry.flops_per_s if target.entry else {}).items()}
+    peaks = {name: _reached(number, DATASHEET.compute[0]) for name, number in (target.entry.flops_per_s if target.entry else {}).items()}
     bandwidth = target.entry.memory_bytes_per_s if target.entry else None
     if dtype not in peaks or bandwidth is None:
         return None
     ordered = {dtype: peaks[dtype], **{str(name): peak for name, peak in peaks.items()}}
-    return Roof(ordered, DATASHEET.memory[0] * bandwidth.value, LAUNCH_S[0])
+    return Roof(ordered, _reached(bandwidth, DATASHEET.memory[0]), LAUNCH_S[0])
+
+
+def _reached(peak: Number, share: float) -> Number:
+    assumed = Number(value=share, unit="ratio", source="assumed", method="share of a datasheet's rate that operators reach")
+    return derived(share * peak.value, peak.unit, f"{share:.0%} of {peak.method}", [("datasheet", peak), ("share", assumed)])
 
 
 @functools.cache
 def _attached_roof(device: torch.device, dtype: str, num_threads: int) -> Roof:
     # Kept even if the machine was busy: what limits an operator follows from the ratio of the rates, which fall together.
     rates = measure_rates(device, getattr(torch, dtype, torch.float32))
-    return Roof({dtype: rates.flops_per_s.value}, rates.memory_bytes_per_s.value, rates.overhead.value)
+    return Roof({dtype: rates.flops_per_s}, rates.memory_bytes_per_s, rates.overhead.value)
 
 
 @dataclass

@@ -161,7 +161,8 @@ class _Assembly:
         largest = self._largest_batch(limit)
         parts = self._ledger()
         driver = total_of(parts)
-        tables = Breakdown(trace, roof_of(self.target, self.model.dtype), operator_seconds(trace, self.target, self.model.dtype), self._how)
+        roof = roof_of(self.target, self.model.dtype)
+        tables = Breakdown(trace, roof, operator_seconds(trace, self.target, self.model.dtype), self._how)
         reserved = memory.peaks_at(size) if memory.on_gpu else None
         replayed = "the caching allocator's rules replayed over every allocation; not measured here"
         return Demand(
@@ -195,6 +196,8 @@ class _Assembly:
             modules=tables.modules(),
             lines=tables.lines(),
             training=training,
+            roof_flops_per_s=None if roof is None else roof.peak,
+            roof_bytes_per_s=None if roof is None else roof.bytes_per_s,
             coverage=self._coverage(),
             notes=(*self._notes(driver, limit, largest), *latency_notes),
         )

@@ -77,6 +77,8 @@ def _call(verb: Verb, model: str | None, values: dict[str, Any], progress: _Prog
 
     if model is None:
         raise InputError("no model was named")
+    if verb.name == "workbench":
+        raise InputError("a workbench is a panel in a notebook", help="there: %load_ext aimass_lab, then %aimass workbench MODEL INPUTS")
     study = Study(locate_workload(model))
     study.progress = progress
     return verb.function(study, **values)

@@ -1,4 +1,4 @@
-"""Lets IPython show our records as pages, without loading anything before the first is shown."""
+"""Lets IPython show our records as pages and a workbench as a panel, without loading anything before the first is shown."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def register(shell: Any) -> None:
     # By the base class's name, which loads no record: IPython looks through the base classes of what it shows.
     formatters["text/html"].for_type_by_name("aimass_lab.records.number", "Record", _html)
     formatters["text/plain"].for_type_by_name("aimass_lab.records.number", "Record", _text)
+    shell.display_formatter.ipython_display_formatter.for_type_by_name("aimass_lab.study.showing", "Workbench", _open)
 
 
 def _html(record: Any) -> str:
@@ -23,3 +24,9 @@ def _text(record: Any, printer: Any, cycle: bool) -> None:
     from .render import render_text
 
     printer.text(render_text(record))
+
+
+def _open(workbench: Any) -> None:
+    from .widgets import open_panel
+
+    open_panel(workbench)

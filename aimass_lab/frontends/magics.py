@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,7 +76,12 @@ class AimassMagics(Magics):
     def _present(self, result: Any, as_json: bool) -> Any:
         from ..operations import service_record
         from ..serving.launch import Server
+        from ..study import Workbench
 
+        if isinstance(result, Workbench):
+            if as_json:
+                raise InputError("a workbench is a panel, not a record", help="%aimass history lists what it shows, %aimass show N --json prints one")
+            return result
         if isinstance(result, Server):
             self._servers.append(result)
             result = service_record(result)
@@ -233,6 +239,10 @@ def load(shell: InteractiveShell) -> None:
 def unload(shell: InteractiveShell) -> None:
     """Take them away again, and stop the servers that they started."""
     unmute()
+    if "aimass_lab.frontends.widgets" in sys.modules:
+        from .widgets.notebook import leave
+
+        leave(shell)
     magics = shell.magics_manager.registry.pop("AimassMagics", None)
     if magics is not None:
         magics.stop_servers()

@@ -151,6 +151,9 @@ class Demand(Record, frozen=True, kw_only=True, tag="demand"):
     modules: tuple[ModuleDemand, ...]
     lines: tuple[LineDemand, ...] = ()
     training: TrainingDemand | None = None
+    roof_flops_per_s: Number | None = None
+    """The rates that say what limits a module on `device`: of arithmetic in the model's dtype, and of memory traffic."""
+    roof_bytes_per_s: Number | None = None
     coverage: Number
     """Share of the bytes moved by operators whose FLOPs are known."""
     notes: tuple[Note, ...] = ()

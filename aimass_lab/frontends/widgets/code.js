@@ -1,0 +1,24 @@
+// Every action as one line of code: Python where the study has a variable, else the magic.
+
+const literal = (value) => (typeof value === "string" ? JSON.stringify(value) : value === true ? "True" : value === false ? "False" : Array.isArray(value) ? `(${value.map(literal).join(", ")}${value.length === 1 ? "," : ""})` : String(value));
+
+const word = (value) => (/^[\w.:/=-]+$/.test(String(value)) ? String(value) : `'${String(value)}'`);
+
+/** The line that calls a verb of the study; options that are null are left out. */
+export function lineOf(subject, verb, options = {}) {
+  const given = Object.entries(options).filter(([, value]) => value !== null && value !== undefined);
+  if (subject.style === "python") return `${subject.name}.${verb}(${given.map(([name, value]) => `${name}=${literal(value)}`).join(", ")})`;
+  const flags = given.flatMap(([name, value]) => (Array.isArray(value) ? value : [value]).map((one) => (one === true ? `--${name}` : `--${name} ${word(one)}`)));
+  return ["%aimass", verb, ...(subject.name ? [subject.name] : []), ...flags].join(" ");
+}
+
+/** Put a code cell after the one that shows `element`; false where the front-end gives no access to its notebook. */
+export function insertCell(model, element, source) {
+  const notebook = model.widget_manager?.context?.model?.sharedModel;
+  const cell = element.closest(".jp-Cell");
+  if (!notebook?.insertCell || !cell) return false;
+  const listed = cell.closest("[data-windowed-list-index]")?.dataset.windowedListIndex;
+  const index = listed === undefined ? [...cell.parentElement.querySelectorAll(":scope > .jp-Cell")].indexOf(cell) : Number(listed);
+  notebook.insertCell(index + 1, { cell_type: "code", source, metadata: {} });
+  return true;
+}

@@ -1,0 +1,33 @@
+// Elements in one call, and the few parts that every view is made of.
+
+import { figure, interval, provenance, sourceWord } from "./format.js";
+
+const SVG_TAGS = new Set("svg g path rect line circle text title polyline clipPath defs".split(" "));
+
+/** An element: attributes, `on...` listeners, children; null children are left out. */
+export function h(tag, attributes = {}, ...children) {
+  const node = SVG_TAGS.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : String(value));
+  }
+  for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+  return node;
+}
+
+/** A number with its band and its source; where it comes from is told on hover and to screen readers. */
+export const number = (value) =>
+  value
+    ? h("span", { class: "aw-number", title: provenance(value) }, h("b", {}, figure(value)), value.interval ? h("span", { class: "aw-band" }, interval(value)) : null, h("span", { class: "aw-src" }, sourceWord(value)))
+    : h("span", { class: "aw-number" }, "unknown");
+
+/** A part of a view: its heading, the controls beside it, what it shows. */
+export const section = (title, controls, ...body) => h("section", { class: "aw-section" }, h("div", { class: "aw-section-head" }, h("h3", {}, title), h("div", { class: "aw-controls" }, controls)), ...body);
+
+/** What stands where nothing is known yet: says what to do, and the button that does it. */
+export const empty = (text, label, act) => h("div", { class: "aw-empty" }, h("p", {}, text), h("button", { type: "button", class: "aw-button aw-primary", onclick: act }, label));
+
+/** Buttons of which one is pressed. */
+export const choice = (label, options, chosen, choose) =>
+  h("div", { class: "aw-choice", role: "group", "aria-label": label }, options.map(([value, text]) => h("button", { type: "button", class: "aw-button", "aria-pressed": String(value === chosen), onclick: () => choose(value) }, text)));

@@ -1,0 +1,201 @@
+// The frame: tabs, the line of code of what was done last, the work that runs beside the notebook; and what links the views.
+
+import { h } from "./dom.js";
+import { insertCell, lineOf } from "./code.js";
+import { profileView } from "./profile.js";
+import { whatIfView } from "./whatif.js";
+import { pictureOf, savePictures } from "./saving.js";
+
+const VIEWS = [["profile", "Profile", profileView], ["what-if", "What-if", whatIfView]];
+const PICTURE_AFTER_MS = 1200;
+
+class Frame {
+  constructor(model) {
+    this.model = model;
+    this.uis = Object.fromEntries(VIEWS.map(([name]) => [name, {}]));
+    this.lines = [];
+    this.id = `aw${Math.random().toString(36).slice(2, 9)}`;
+    this.root = h("div", { class: "aw", "data-panel": model.get("identity") });
+    this.build();
+    const heard = { "change:records": () => this.draw(), "change:view": () => this.draw(), "change:selection": () => this.mark(), "change:jobs": () => this.drawJobs(), "change:subject": () => this.drawTitle() };
+    for (const [event, react] of Object.entries(heard)) model.on(event, react);
+    this.forget = () => { for (const [event, react] of Object.entries(heard)) model.off(event, react); };
+    this.keep = savePictures(model, () => this.picture());
+    this.draw();
+    this.drawJobs();
+  }
+
+  /** What a view may know and do. */
+  context(name, quiet = false) {
+    const { model } = this;
+    const line = (verb, options) => lineOf(model.get("subject"), verb, options);
+    return {
+      ui: this.uis[name],
+      line,
+      record: (kind) => model.get("records")[kind] ?? null,
+      history: () => model.get("history"),
+      subject: () => model.get("subject"),
+      devices: () => model.get("devices"),
+      selection: () => model.get("selection"),
+      select: (module) => { model.set("selection", module); model.save_changes(); this.showCode([this.moduleLine()]); },
+      run: (lines, options = {}) => { this.showCode(lines); model.send({ kind: "run", lines, ...options }); },
+      showCode: quiet ? () => {} : (lines) => this.showCode(lines),
+      codeButton: (get) => h("button", { type: "button", class: "aw-button aw-code-button", "data-live": true, title: "show this as a line of code", "aria-label": "show this as a line of code", onclick: () => this.showCode([get()].flat()) }, "‹›"),
+      chartLine: (kind) => this.chartLine(kind),
+      moduleLine: () => this.moduleLine(),
+    };
+  }
+
+  /** A record that is there already, by its place among the study's results. */
+  recordLine(kind) {
+    const { style, name } = this.model.get("subject");
+    const record = this.model.get("records")[kind];
+    return style === "python" && record ? `${name}.results[${record.index}]` : null;
+  }
+
+  chartLine(kind) {
+    const record = this.recordLine(kind);
+    return record ? `aimass_lab.chart(${record})` : lineOf(this.model.get("subject"), kind === "prediction" ? "predict" : kind);
+  }
+
+  moduleLine() {
+    const record = this.recordLine("profile");
+    const chosen = this.model.get("selection");
+    return record && chosen !== null ? `[m for m in ${record}.modules if m.name == ${JSON.stringify(chosen)}]` : lineOf(this.model.get("subject"), "profile");
+  }
+
+  build() {
+    this.title = h("div", { class: "aw-title" });
+    this.tabs = VIEWS.map(([name, text]) => h("button", { type: "button", role: "tab", class: "aw-tab", id: `${this.id}-${name}`, "aria-controls": `${this.id}-body`, onclick: () => this.open(name) }, text));
+    const list = h("div", { role: "tablist", "aria-label": "views", class: "aw-tabs", "data-live": true, onkeydown: (event) => this.tabKey(event) }, this.tabs);
+    this.body = h("div", { class: "aw-body", role: "tabpanel", id: `${this.id}-body` });
+    this.jobs = h("div", { class: "aw-jobs", "data-live": true });
+    this.status = h("div", { class: "aw-unseen", role: "status", "data-live": true });
+    this.code = h("code", { class: "aw-line" });
+    this.said = h("span", { class: "aw-said", role: "status" });
+    const bar = h("div", { class: "aw-codebar", "data-live": true }, this.code, this.said, h("button", { type: "button", class: "aw-button", onclick: () => this.copy() }, "Copy"), h("button", { type: "button", class: "aw-button", onclick: () => this.insert() }, "Insert cell"));
+    this.root.append(h("header", { class: "aw-head" }, this.title, list), this.body, this.jobs, this.status, bar);
+    // Keys that are meant for the panel must not reach the notebook, where a letter is a command.
+    this.root.addEventListener("keydown", (event) => { if (event.key !== "Escape") event.stopPropagation(); });
+  }
+
+  open(name) {
+    this.model.set("view", name);
+    this.model.save_changes();
+  }
+
+  tabKey(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const names = VIEWS.map(([name]) => name);
+    const next = (names.indexOf(this.model.get("view")) + step + names.length) % names.length;
+    this.open(names[next]);
+    this.tabs[next].focus();
+  }
+
+  drawTitle() {
+    const { model, device, batch } = this.model.get("subject");
+    this.title.replaceChildren(h("h2", {}, model), h("span", { class: "aw-where" }, `on ${device}, example inputs of batch ${batch}`));
+  }
+
+  draw() {
+    const name = this.model.get("view");
+    const [, , make] = VIEWS.find(([known]) => known === name) ?? VIEWS[0];
+    const focus = this.root.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") || document.activeElement.textContent : null;
+    const scrolled = new Map([...this.body.querySelectorAll(".aw-scroll")].map((node) => [node.getAttribute("aria-label"), node.scrollTop]));
+    this.drawTitle();
+    this.tabs.forEach((tab, i) => {
+      const on = VIEWS[i][0] === name;
+      tab.setAttribute("aria-selected", String(on));
+      tab.tabIndex = on ? 0 : -1;
+    });
+    this.body.setAttribute("aria-labelledby", `${this.id}-${name}`);
+    this.view = make(this.context(name));
+    this.body.replaceChildren(this.view.node);
+    for (const node of this.body.querySelectorAll(".aw-scroll")) node.scrollTop = scrolled.get(node.getAttribute("aria-label")) ?? 0;
+    if (focus) [...this.body.querySelectorAll("button, input, select")].find((node) => (node.getAttribute("aria-label") || node.textContent) === focus)?.focus({ preventScroll: true });
+    if (name === "profile") this.showCode([this.model.get("selection") === null ? lineOf(this.model.get("subject"), "profile") : this.moduleLine()]);
+    else if (!this.model.get("records").prediction) this.showCode([lineOf(this.model.get("subject"), "predict")]);
+    this.pictureLater();
+  }
+
+  mark() {
+    this.view.mark?.();
+    this.pictureLater();
+  }
+
+  drawJobs() {
+    const jobs = this.model.get("jobs");
+    const active = jobs.filter((job) => job.state === "running" || job.state === "waiting");
+    const last = jobs.findLast((job) => job.state === "failed" || job.state === "stopped" || job.state === "done");
+    const stop = (job) => h("button", { type: "button", class: "aw-button", "aria-label": `stop ${job.line}`, onclick: () => this.model.send({ kind: "stop", number: job.number }) }, "Stop");
+    const rows = active.map((job) => h("div", { class: "aw-job" },
+      h("progress", { max: 1, value: job.state === "running" ? job.share : 0, "aria-label": job.line }), h("code", {}, job.line), h("span", { class: "aw-hint" }, job.state === "running" ? job.text || "begins" : "waits"), stop(job)));
+    if (!active.length && last?.state === "failed") rows.push(h("div", { class: "aw-job aw-failed" }, h("code", {}, last.line), h("span", {}, last.text)));
+    if (!active.length && last?.state === "stopped") rows.push(h("div", { class: "aw-job" }, h("code", {}, last.line), h("span", { class: "aw-hint" }, "was stopped; what was measured until then is kept")));
+    const held = this.root.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+    this.jobs.replaceChildren(...rows);
+    if (held?.startsWith("stop ")) [...this.jobs.querySelectorAll("button")].find((node) => node.getAttribute("aria-label") === held)?.focus();
+    const words = active.length ? `${active[0].line} runs` : last ? `${last.line}: ${last.state} ${last.text}` : "";
+    if (this.status.textContent !== words) this.status.textContent = words; // not every step of the progress is read out
+  }
+
+  showCode(lines) {
+    this.lines = lines;
+    this.code.replaceChildren(...lines.flatMap((line, i) => (i ? [document.createTextNode("\n"), line] : [line])));
+  }
+
+  async copy() {
+    try {
+      await navigator.clipboard.writeText(this.lines.join("\n"));
+      this.say("copied");
+    } catch {
+      getSelection().selectAllChildren(this.code);
+      this.say("selected: copy with Ctrl+C");
+    }
+  }
+
+  insert() {
+    const source = this.lines.map((line) => (line.startsWith("aimass_lab.") ? `import aimass_lab\n${line}` : line)).join("\n");
+    if (insertCell(this.model, this.root, source)) this.say("inserted below");
+    else this.copy();
+  }
+
+  say(text) {
+    this.said.textContent = text;
+    clearTimeout(this.saying);
+    this.saying = setTimeout(() => { this.said.textContent = ""; }, 2500);
+  }
+
+  /** Every view that has something to show, one below the other, as it would look now. */
+  picture() {
+    const page = h("div", { class: "aw" }, h("header", { class: "aw-head" }, this.title.cloneNode(true)));
+    for (const [name, text, make] of VIEWS) {
+      if (!this.model.get("records")[name === "profile" ? "profile" : "prediction"]) continue;
+      page.append(h("div", { class: "aw-body" }, h("h2", { class: "aw-picture-head" }, text), make(this.context(name, true)).node));
+    }
+    return pictureOf(page, this.model.get("_css"));
+  }
+
+  pictureLater() {
+    clearTimeout(this.drawing);
+    this.drawing = setTimeout(() => {
+      if (this.root.isConnected && Object.keys(this.model.get("records")).length) this.model.send({ kind: "picture", html: this.picture() });
+    }, PICTURE_AFTER_MS);
+  }
+
+  end() {
+    clearTimeout(this.drawing);
+    clearTimeout(this.saying);
+    this.forget();
+    this.keep();
+  }
+}
+
+export default {
+  render({ model, el }) {
+    const frame = new Frame(model);
+    el.append(frame.root);
+    return () => frame.end();
+  },
+};

@@ -1,0 +1,245 @@
+"""The kernel's side of the panel: sends records, takes lines of code, lets them run beside the notebook."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import anywidget
+import traitlets
+
+from ...errors import AimassError
+from ...records import ORIGINAL, Record, to_json
+from ...study import StudyState, Workbench, no_progress
+from ..background import END_STATES, Job, Worker
+from ..lines import read_line
+from .source import script, style
+from .twin import SHOWN, twin_html, twin_text
+
+PROGRESS_EVERY_S = 0.2
+ENDED_SHOWN = 4
+"""Jobs that are listed after they ended."""
+
+_panels: dict[str, Panel] = {}
+"""The one panel of each model, by the model's name: a cell that is run again moves its panel, and none is left over."""
+
+
+class Panel(anywidget.AnyWidget):
+    """One study as a linked panel. `view` and `selection` may be set from a cell, and follow what is clicked."""
+
+    _esm = script()
+    _css = style()
+
+    identity = traitlets.Unicode().tag(sync=True)
+    """What saved outputs call this panel."""
+    view = traitlets.Unicode("profile").tag(sync=True)
+    selection = traitlets.Unicode(None, allow_none=True).tag(sync=True)
+    """Dotted name of the module that every view marks; ``""`` is the model itself."""
+    subject = traitlets.Dict().tag(sync=True)
+    """How lines of code name the study, and where it runs."""
+    records = traitlets.Dict().tag(sync=True)
+    """The newest record of each kind that is drawn, as its JSON."""
+    history = traitlets.List().tag(sync=True)
+    """What was measured and what was predicted before, by batch size: the dots beside the curves."""
+    jobs = traitlets.List().tag(sync=True)
+    devices = traitlets.List().tag(sync=True)
+    """Names of the catalogue."""
+
+    def __init__(self, bench: Workbench, worker: Worker, names: Mapping[str, Any]) -> None:
+        from ...devices import load_devices
+
+        super().__init__(view=bench.view, devices=sorted(load_devices()))
+        self.identity = self.model_id
+        self.bench, self.worker = bench, worker
+        self._names = names
+        self._ended: list[dict[str, Any]] = []
+        self._chains: list[tuple[Job, ...]] = []
+        """Lines that were asked for together."""
+        self._told_at = 0.0
+        self._handle: Any = None
+        self._picture = ""
+        self._known: dict[str, int] = {}
+        self.on_msg(self._received)
+        self.refresh()
+
+    # --- what is shown
+
+    def refresh(self) -> None:
+        """Show what the study has found since, wherever it was asked for."""
+        if self.comm is None:
+            return
+        self.subject = subject_of(self.bench.study, self._names)
+        newest = self._drawn()
+        if {kind: i for kind, (i, _) in newest.items()} == self._known:
+            return
+        self._known = {kind: i for kind, (i, _) in newest.items()}
+        self.history = points_of(self.bench.study.results)
+        self.records = {kind: {**json.loads(to_json(record, indent=None)), "index": i} for kind, (i, record) in newest.items()}
+
+    def _drawn(self) -> dict[str, tuple[int, Record]]:
+        """Kind -> index and record of what the views show: of the original, and of predictions those that make a curve."""
+        from ...records import Prediction
+
+        found = {}
+        for i, record in enumerate(self.bench.study.results):
+            kind = str(type(record).__struct_config__.tag)
+            if kind in SHOWN and not (isinstance(record, Prediction) and (len(record.points) < 2 or record.technique != ORIGINAL)):
+                found[kind] = (i, record)
+        return found
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        data, *metadata = super()._repr_mimebundle_(**kwargs) or ({},)
+        return ({**data, "text/plain": twin_text(self.bench), "text/html": self._picture or twin_html(self.bench)}, *metadata)
+
+    def show(self) -> None:
+        """Put the panel under the running cell."""
+        from IPython.display import display
+
+        self._handle = display(self, display_id=True)
+
+    def close(self) -> None:
+        """End the panel: its work stops, and its picture stays where it was."""
+        if self.comm is None:
+            return
+        own = [job.number for job in self.worker.jobs if job.changed == self._job_changed]
+        if own:
+            self.worker.stop(*own)
+        name = self.bench.study.workload.name
+        if _panels.get(name) is self:
+            del _panels[name]
+        if self._handle is not None:
+            self._handle.update({"text/html": self._picture or twin_html(self.bench), "text/plain": twin_text(self.bench)}, raw=True)
+        super().close()
+
+    # --- what is asked for
+
+    def run(self, *lines: str) -> tuple[Job, ...]:
+        """Let lines of code run beside the notebook, as a click does.
+
+        Args:
+            lines: Each one call of a verb of the study; those after one that fails or is stopped are not run.
+
+        Raises:
+            InputError: not such a line.
+        """
+        calls = [(line, *read_line(line)) for line in lines]
+        jobs = tuple(self.worker.submit(line, partial(self._call, verb, values), self._job_changed) for line, verb, values in calls)
+        self._chains = [*(c for c in self._chains if any(job.state not in END_STATES for job in c)), jobs]
+        return jobs
+
+    def _call(self, verb: Any, values: Mapping[str, Any], progress: Any) -> Any:
+        study = self.bench.study
+        before, study.progress = study.progress, progress
+        try:
+            return verb.function(study, **values)
+        finally:
+            study.progress = no_progress if before is progress else before
+
+    def _received(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
+        """A message of the browser: nothing is done here but queued, because it may arrive while a cell runs."""
+        kind = content.get("kind")
+        if kind == "run":
+            try:
+                if content.get("replace"):
+                    self._drop_waiting()
+                self.run(*content["lines"])
+            except AimassError as error:
+                self._ended = [{"number": 0, "line": content["lines"][-1], "state": "failed", "share": 0, "text": str(error)}]
+                self._tell_jobs()
+        elif kind == "stop":
+            self.worker.stop(int(content["number"]))
+        elif kind == "picture":
+            self._picture = str(content["html"])
+
+    # --- what happens
+
+    def _job_changed(self, job: Job) -> None:
+        now = time.monotonic()
+        if job.state in END_STATES:
+            self._ended = [*self._ended, _as_json(job)][-ENDED_SHOWN:]
+            self.refresh()
+            if job.state != "done":
+                after = [other.number for chain in self._chains if job in chain for other in chain[chain.index(job) + 1 :] if other.state == "waiting"]
+                if after:
+                    self.worker.stop(*after)
+        elif job.state == "running" and job.share and now - self._told_at < PROGRESS_EVERY_S:
+            return
+        self._told_at = now
+        self._tell_jobs()
+
+    def _drop_waiting(self) -> None:
+        own = [job.number for job in self.worker.jobs if job.changed == self._job_changed and job.state == "waiting"]
+        if own:
+            self.worker.stop(*own)
+
+    def _tell_jobs(self) -> None:
+        if self.comm is not None:
+            self.jobs = [*self._ended, *map(_as_json, self.worker.jobs)]
+
+
+def open_panel(bench: Workbench) -> None:
+    """Show `bench` under the running cell; an earlier panel of the same model leaves its picture behind."""
+    from IPython import get_ipython
+
+    from .notebook import join_worker
+
+    shell = get_ipython()
+    if getattr(shell, "kernel", None) is None:
+        print(twin_text(bench))
+        return
+    name = bench.study.workload.name
+    if name in _panels:
+        _panels[name].close()
+    panel = _panels[name] = Panel(bench, join_worker(shell), shell.user_ns)
+    panel.show()
+
+
+def open_panels() -> tuple[Panel, ...]:
+    """Those that are alive."""
+    return tuple(_panels.values())
+
+
+def subject_of(study: StudyState, names: Mapping[str, Any]) -> dict[str, Any]:
+    """How lines of code name `study`: by its variable, or by that of its model in a magic."""
+    workload = study.workload
+    variables = [(name, value) for name, value in names.items() if not name.startswith("_")]
+    own = next((name for name, value in variables if value is study), None)
+    model = next((name for name, value in variables if value is workload.model), None)
+    return {
+        "style": "python" if own else "magic",
+        "name": own or model or "",
+        "model": workload.name,
+        "device": str(workload.torch_device),
+        "batch": workload.call.batch_size,
+    }
+
+
+def points_of(results: list[Record]) -> list[dict[str, Any]]:
+    """Every batch size that was asked for itself: what was predicted of it and what was measured, in the order it happened."""
+    from ...records import Prediction, Profile
+
+    points: list[dict[str, Any]] = []
+    for record in results:
+        if isinstance(record, Prediction) and record.technique == "none" and len(record.points) == 1:
+            point = record.points[0]
+            if point.basis != "measured":
+                points.append({"kind": "predicted", "device": record.device, "batch": point.batch_size, **json.loads(_numbers(point))})
+        elif isinstance(record, Profile):
+            own = next((p for p in record.ladder if p.batch_size == record.batch_size), None)
+            if own is not None:
+                points.append({"kind": "measured", "device": record.environment.device, "batch": own.batch_size, **json.loads(_numbers(own))})
+    return points
+
+
+def _numbers(point: Any) -> bytes:
+    import msgspec
+
+    latency = getattr(point, "latency", None) or point.latency_p50
+    return msgspec.json.encode({"latency": latency, "throughput": point.throughput, "memory": point.peak_memory_bytes})
+
+
+def _as_json(job: Job) -> dict[str, Any]:
+    return {"number": job.number, "line": job.line, "state": job.state, "share": job.share, "text": job.text}

@@ -1,0 +1,199 @@
+// What if the batch were another: curves from the fitted model, followed by hand; a measured dot where it is let go.
+
+import { figure, interval, quantity, sourceWord } from "./format.js";
+import { empty, h, number, section } from "./dom.js";
+import { axes, bandLine, linear, logarithmic, powers, ticks } from "./plot.js";
+
+const PLOT = { width: 380, height: 230, margin: { left: 66, right: 14, top: 26, bottom: 38 } };
+const QUANTITIES = [["latency", "latency of a call", "s"], ["throughput", "throughput", "item/s"], ["memory", "peak memory of a call", "B"]];
+const MEASURE_S = 2;
+
+/** The predicted points by quantity, as {x, y, low, high}. */
+function curvesOf(prediction) {
+  const points = [...prediction.points].sort((a, b) => a.batch_size - b.batch_size);
+  const take = (get) => points.flatMap((p) => {
+    const n = get(p);
+    return n ? [{ x: p.batch_size, y: n.value, low: n.interval?.[0] ?? n.value, high: n.interval?.[1] ?? n.value }] : [];
+  });
+  return { latency: take((p) => p.latency), throughput: take((p) => p.throughput), memory: take((p) => p.peak_memory_bytes) };
+}
+
+/** The curve at any batch size: straight between its points on logarithmic axes, as the curve is drawn. */
+export function at(points, batch) {
+  if (!points.length || batch < points[0].x || batch > points.at(-1).x) return null;
+  const next = points.findIndex((p) => p.x >= batch);
+  const [a, b] = [points[Math.max(0, next - 1)], points[next]];
+  if (a.x === b.x || b.x === batch) return b;
+  const share = Math.log(batch / a.x) / Math.log(b.x / a.x);
+  const mix = (name) => Math.exp(Math.log(Math.max(1e-30, a[name])) * (1 - share) + Math.log(Math.max(1e-30, b[name])) * share);
+  return { x: batch, y: mix("y"), low: mix("low"), high: mix("high") };
+}
+
+export function whatIfView(ctx) {
+  const prediction = ctx.record("prediction");
+  if (!prediction) {
+    const text = "No curve is fitted yet. A prediction rests on the newest profile, or makes one; what is measured later is set beside it.";
+    return { node: h("div", { class: "aw-view" }, empty(text, "Fit the curves", () => ctx.run([ctx.line("predict")]))) };
+  }
+  return new WhatIf(ctx, prediction).view();
+}
+
+class WhatIf {
+  constructor(ctx, prediction) {
+    this.ctx = ctx;
+    this.prediction = prediction;
+    this.curves = curvesOf(prediction);
+    this.sizes = [this.curves.latency[0].x, this.curves.latency.at(-1).x];
+    this.here = prediction.device === ctx.subject().device;
+    this.history = ctx.history().filter((p) => p.device === prediction.device);
+    this.limit = prediction.memory_limit_bytes?.value;
+    this.largest = prediction.max_batch_size?.value;
+    this.batch = Math.min(this.sizes[1], Math.max(this.sizes[0], ctx.ui.batch ?? ctx.subject().batch));
+    this.rate = ctx.ui.rate ?? 100;
+  }
+
+  view() {
+    this.cards = h("div", { class: "aw-facts", "aria-live": "polite" });
+    this.verdict = h("p", { class: "aw-lead" });
+    this.plots = QUANTITIES.map(([name, title, unit]) => this.plot(name, title, unit));
+    const node = h("div", { class: "aw-view" }, this.controls(), this.verdict, this.cards, h("div", { class: "aw-three" }, this.plots.map((p) => p.node)), this.past());
+    this.move(this.batch);
+    return { node };
+  }
+
+  controls() {
+    const { ctx } = this;
+    const [low, high] = this.sizes.map(Math.log2);
+    const fromSlider = (event) => this.move(Math.max(1, Math.round(2 ** Number(event.target.value))));
+    this.slider = h("input", { type: "range", min: low, max: high, step: 0.01, "aria-label": "batch size", oninput: fromSlider, onchange: () => this.letGo(), onkeydown: (event) => this.key(event) });
+    this.box = h("input", { type: "number", class: "aw-input aw-short", min: this.sizes[0], max: this.sizes[1], "aria-label": "batch size, typed", onchange: (event) => { this.move(Number(event.target.value) || this.batch); this.letGo(); } });
+    const rate = h("input", { type: "number", class: "aw-input aw-short", min: 0.1, step: "any", value: this.rate, "aria-label": "requests per second", oninput: (event) => { this.rate = ctx.ui.rate = Number(event.target.value) || this.rate; this.move(this.batch); } });
+    const names = [ctx.subject().device, ...ctx.devices()];
+    const device = h("select", { class: "aw-input", "aria-label": "device", onchange: (event) => ctx.run([ctx.line("predict", event.target.value === ctx.subject().device ? {} : { device: event.target.value })]) }, names.map((name, i) => h("option", { value: name, selected: name === this.prediction.device }, i ? name : `${name} (attached)`)));
+    return h("div", { class: "aw-bench", "data-live": true },
+      h("label", { class: "aw-field aw-wide" }, h("span", {}, "batch size"), h("span", { class: "aw-row" }, this.slider, this.box)),
+      h("label", { class: "aw-field" }, h("span", {}, "requests per second"), rate),
+      h("label", { class: "aw-field" }, h("span", {}, "device"), device));
+  }
+
+  /** Whole steps with the arrow keys: a hundredth of a doubling would often be no step at all. */
+  key(event) {
+    const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: this.batch, PageDown: -Math.floor(this.batch / 2) }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    this.move(this.batch + step);
+    clearTimeout(this.waiting);
+    this.waiting = setTimeout(() => this.letGo(), 700); // the keys have come to rest
+  }
+
+  plot(name, title, unit) {
+    const points = this.curves[name];
+    const holder = section(title, this.ctx.codeButton(() => this.ctx.chartLine("prediction")));
+    if (points.length < 2) {
+      holder.append(h("p", { class: "aw-hint" }, "Not predicted: see the notes of the prediction."));
+      return { node: holder, move() {} };
+    }
+    const { width, height, margin } = PLOT;
+    const dots = this.history.filter((p) => p[name] && p.batch >= this.sizes[0] && p.batch <= this.sizes[1]);
+    const rested = name === "memory" ? [] : this.prediction.measured.map((p) => [p.batch_size, (name === "latency" ? p.latency_p50 : p.throughput).value]);
+    const limit = name === "memory" && this.limit && this.limit < 4 * Math.max(...points.map((p) => p.high)) ? this.limit : null;
+    const values = [...points.flatMap((p) => [p.low, p.high]), ...dots.map((p) => p[name].value), ...(limit ? [limit] : [])].filter((v) => v > 0);
+    const spread = Math.max(...values) / Math.min(...values);
+    const logY = spread > 20 && name !== "throughput";
+    const top = Math.max(...values) * (logY ? 1.4 : 1.1);
+    const bottom = logY ? Math.min(...values) / 1.4 : 0;
+    const x = logarithmic(this.sizes[0], this.sizes[1], margin.left, width - margin.right);
+    const y = (logY ? logarithmic : linear)(bottom, top, height - margin.bottom, margin.top);
+    const yTicks = (logY ? powers(bottom, top, unit === "B" ? 2 : 10, 5) : ticks(top, 4, unit === "B" ? 2 : 10)).map((v) => [v, v ? quantity(v, unit).replace(/\.0+ /, " ").replace(/ items/, "") : "0"]);
+    const floor = height - margin.bottom;
+    const edge = this.largest && this.largest < this.sizes[1] ? x(Math.max(this.sizes[0], this.largest)) : null;
+    const cursor = h("line", { class: "aw-cursor", y1: margin.top, y2: floor });
+    const handle = h("circle", { class: "aw-handle", r: 5 });
+    const svg = h("svg", { class: "aw-plot aw-drag", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} by batch size, predicted with its band` },
+      axes({ width, height, margin, x, y, xTicks: powers(this.sizes[0], this.sizes[1], 2, 7).map((v) => [v, v.toLocaleString("en-US")]), yTicks, xLabel: "batch size", yLabel: unit === "item/s" ? "items/s" : null }),
+      edge === null ? null : [h("rect", { class: "aw-beyond", x: edge, y: margin.top, width: width - margin.right - edge, height: floor - margin.top }), h("line", { class: "aw-limit", x1: edge, x2: edge, y1: margin.top, y2: floor })],
+      limit ? [h("line", { class: "aw-limit", x1: margin.left, x2: width - margin.right, y1: y(limit), y2: y(limit) }), h("text", { class: "aw-limit-name", x: margin.left + 5, y: y(limit) - 5 }, `limit ${quantity(limit, "B")}`)] : null,
+      bandLine(points, x, y), rested.map(([b, v]) => h("circle", { class: "aw-rested", cx: x(b), cy: y(v), r: 2.6 })),
+      dots.map((p) => (p.kind === "measured" ? h("circle", { class: "aw-measured", cx: x(p.batch), cy: y(p[name].value), r: 5 }) : null)), cursor, handle);
+    const toBatch = (event) => {
+      const box = svg.getBoundingClientRect();
+      const share = (((event.clientX - box.left) / box.width) * width - margin.left) / (width - margin.left - margin.right);
+      return Math.round(this.sizes[0] * (this.sizes[1] / this.sizes[0]) ** Math.min(1, Math.max(0, share)));
+    };
+    svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); this.dragging = true; this.move(toBatch(event)); });
+    svg.addEventListener("pointermove", (event) => { if (this.dragging) this.move(toBatch(event)); });
+    svg.addEventListener("pointerup", () => { if (this.dragging) { this.dragging = false; this.letGo(); } });
+    holder.append(svg);
+    return { node: holder, move: (batch) => {
+      const now = at(points, batch);
+      for (const end of ["x1", "x2"]) cursor.setAttribute(end, x(batch));
+      handle.setAttribute("cx", x(batch));
+      if (now) handle.setAttribute("cy", y(Math.max(now.y, bottom || 0)));
+    } };
+  }
+
+  /** Follow the hand: everything that is shown comes from the curves that are here already. */
+  move(batch) {
+    this.batch = this.ctx.ui.batch = Math.min(this.sizes[1], Math.max(this.sizes[0], batch));
+    if (document.activeElement !== this.box) this.box.value = this.batch;
+    this.box.value = this.batch;
+    if (document.activeElement !== this.slider || !this.slider.matches(":active")) this.slider.value = Math.log2(this.batch);
+    this.slider.setAttribute("aria-valuetext", `${this.batch} items`);
+    for (const plot of this.plots) plot.move(this.batch);
+    const found = Object.fromEntries(QUANTITIES.map(([name]) => [name, at(this.curves[name], this.batch)]));
+    const seen = this.history.findLast((p) => p.kind === "measured" && p.batch === this.batch);
+    const card = (text, value, measured) => h("div", { class: "aw-fact" }, h("span", { class: "aw-fact-name" }, text), value, measured);
+    const predicted = (p, unit) => (p ? h("span", { class: "aw-number" }, h("b", {}, quantity(p.y, unit)), h("span", { class: "aw-band" }, interval({ value: p.y, unit, interval: [p.low, p.high] })), h("span", { class: "aw-src" }, "predicted")) : h("span", { class: "aw-number" }, "not predicted"));
+    this.cards.replaceChildren(...QUANTITIES.map(([name, title, unit]) => card(`${title}, batch ${this.batch}`, predicted(found[name], unit), seen?.[name] ? number(seen[name]) : null)),
+      card(`one copy at ${this.rate} requests/s`, h("span", { class: "aw-number" }, h("b", {}, found.throughput ? this.load(found.throughput.y) : "–"), h("span", { class: "aw-src" }, "predicted"))));
+    this.verdict.textContent = this.words(found);
+    this.verdict.className = `aw-lead${this.tooLarge() ? " aw-bad" : ""}`;
+    this.ctx.showCode(this.lines());
+  }
+
+  load(throughput) {
+    const busy = this.rate / throughput;
+    const fill = (this.batch - 1) / this.rate;
+    const share = busy <= 1 ? `${Math.round(100 * busy)} % busy` : `overloaded: needs ${Math.ceil(busy)} copies`;
+    return this.batch > 1 ? `${share}, ${quantity(fill, "s")} to fill a batch` : share;
+  }
+
+  tooLarge() { return this.largest !== undefined && this.largest !== null && this.batch > this.largest; }
+
+  words(found) {
+    if (this.tooLarge()) return `Batch ${this.batch.toLocaleString("en-US")} is not predicted to fit: the largest that does is ${this.largest.toLocaleString("en-US")}${this.limit ? `, of ${quantity(this.limit, "B")}` : ""}. Nothing will be run.`;
+    const seen = this.history.findLast((p) => p.kind === "measured" && p.batch === this.batch);
+    const before = this.history.findLast((p) => p.kind === "predicted" && p.batch === this.batch);
+    if (seen && before) {
+      const [low, high] = before.latency.interval ?? [before.latency.value, before.latency.value];
+      const hit = seen.latency.value >= low && seen.latency.value <= high;
+      return `Batch ${this.batch}: predicted ${figure(before.latency)} ${interval(before.latency)}, measured ${figure(seen.latency)} (${sourceWord(seen.latency)}): ${hit ? "inside" : "outside"} the band.`;
+    }
+    if (seen) return `Batch ${this.batch}: measured ${figure(seen.latency)} (${sourceWord(seen.latency)}).`;
+    if (!this.here) return `Predicted for ${this.prediction.device}, which is not attached: nothing can be measured there.`;
+    return found.latency ? "Let go, and this point is measured beside the notebook; the dot lands beside the curve." : "";
+  }
+
+  lines() {
+    const { ctx } = this;
+    if (!this.here) return [ctx.line("predict", { device: this.prediction.device, batch: [this.batch] })];
+    return [ctx.line("predict", { batch: [this.batch] }), ctx.line("profile", { batch: this.batch, seconds: MEASURE_S }), ctx.line("predict")];
+  }
+
+  letGo() {
+    clearTimeout(this.waiting);
+    if (this.here && !this.tooLarge()) this.ctx.run(this.lines(), { replace: true });
+  }
+
+  past() {
+    const pairs = this.history.filter((p) => p.kind === "measured").map((seen) => [this.history.findLast((p) => p.kind === "predicted" && p.batch === seen.batch), seen]).filter(([before]) => before);
+    const notes = this.prediction.notes.map((note) => h("li", {}, note.text));
+    return h("div", {},
+      pairs.length ? section("Predicted, then measured", this.ctx.codeButton(() => "%aimass ledger"), h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, ["batch", "predicted latency", "band", "measured", ""].map((text) => h("th", { scope: "col" }, text)))),
+        h("tbody", {}, pairs.map(([before, seen]) => {
+          const [low, high] = before.latency.interval ?? [before.latency.value, before.latency.value];
+          return h("tr", {}, h("th", { scope: "row" }, before.batch), h("td", { class: "aw-num" }, figure(before.latency)), h("td", { class: "aw-num" }, interval(before.latency)), h("td", { class: "aw-num" }, figure(seen.latency)), h("td", {}, seen.latency.value >= low && seen.latency.value <= high ? "inside" : "outside"));
+        })))) : null,
+      notes.length ? h("details", { class: "aw-notes" }, h("summary", {}, `What this prediction rests on (${notes.length})`), h("ul", {}, notes)) : null);
+  }
+}

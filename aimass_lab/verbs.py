@@ -88,6 +88,7 @@ def verb(function: Function) -> Function:
     hints = typing.get_type_hints(annotations, globalns=function.__globals__, include_extras=True)
     parameters = tuple(_parameter(p, hints[p.name], helps, name) for p in signature.parameters.values() if p.name not in ("self", "progress"))
     summary, _, rest = head.partition("\n")
+    function = _taking_single_values(function, {p.name for p in parameters if p.multiple == "list"})
     VERBS[name] = Verb(
         name=name,
         function=function,
@@ -96,7 +97,7 @@ def verb(function: Function) -> Function:
         description=rest.strip(),
         parameters=parameters,
     )
-    return _taking_single_values(function, {p.name for p in parameters if p.multiple == "list"})
+    return function
 
 
 def _taking_single_values(function: Function, lists: Set[str]) -> Function:

@@ -58,6 +58,12 @@ class Format(ABC):
     """What runs it, as people call it."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Import names of the packages that exporting and running need."""
+    runs_on: ClassVar[tuple[str, ...]]
+    """Distributions that a server of this format needs, besides what every server needs."""
+    safety: ClassVar[str]
+    """What loading such a file can do, and what is done about it; users read it."""
+    on_request: ClassVar[str | None] = None
+    """Why it is not tried unless it is asked for; None: it is."""
 
     def export(self, model: nn.Module, call: Call, path: Path, *, max_batch_size: int = 1, names: Sequence[str] | None = None, threads: int = 1) -> FormatFile:
         """Write `model` to `path`, and check in the format's own runtime that it computes the same.

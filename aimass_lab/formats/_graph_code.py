@@ -74,5 +74,5 @@ def _output_names(program: Any) -> list[str]:
     from torch.utils import _pytree
 
     structure = program.call_spec.out_spec
-    paths = _pytree.tree_leaves_with_path(_pytree.tree_unflatten(range(structure.num_leaves), structure))
-    return [str(path[0].key) for path, _ in sorted(paths, key=lambda pair: pair[1])]
+    names: dict[str, int] = _pytree.tree_unflatten(range(structure.num_leaves), structure)
+    return sorted(names, key=lambda name: names[name])

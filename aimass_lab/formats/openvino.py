@@ -22,6 +22,8 @@ class OpenVino(Onnx):
     runtime: ClassVar[str] = "OpenVINO"
     requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime", "openvino")
     runs_on: ClassVar[tuple[str, ...]] = ("openvino",)
+    preference: ClassVar[int] = 1
+    same_file_as: ClassVar[str | None] = "onnx"
     safety: ClassVar[str] = "loading it runs no code of the file's; it is looked through for references to other files first. OpenVINO's telemetry is kept out"
 
     def open(self, path: Path, *, threads: int = 1) -> Runner:

@@ -28,6 +28,7 @@ class Safetensors(Format):
     runtime: ClassVar[str] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("safetensors",)
     runs_on: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
+    preference: ClassVar[int] = 2
     safety: ClassVar[str] = "weights hold no code; the code beside them is refused unless each line of it calls one of torch's operators and nothing else"
 
     def _write(self, model: nn.Module, call: Call, signature: Signature, path: Path) -> None:

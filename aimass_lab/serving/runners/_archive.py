@@ -87,9 +87,9 @@ def check_pickle(data: bytes, allowed: Sequence[str], where: str) -> None:
             elif opcode.name == "STACK_GLOBAL":
                 _check_global(".".join(texts[-2:]), allowed, where)
             elif opcode.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
-                memo[len(memo) if argument is None else int(argument)] = texts[-1] if texts else ""
+                memo[len(memo) if argument is None else int(str(argument))] = texts[-1] if texts else ""
             elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
-                texts.append(memo.get(int(argument), ""))
+                texts.append(memo.get(int(str(argument)), ""))
             elif isinstance(argument, str):
                 texts.append(argument)
     except BundleError:

@@ -67,5 +67,3 @@ def is_operator(name: str) -> bool:
         return found[2].lower() not in WITH_FILES and (not found[2].startswith("__") or found[2].endswith("__"))
     module, _, function = name.rpartition(".")
     return module in ("operator", "_operator", "math", "torch") and function in ARITHMETIC
-
-

@@ -20,8 +20,8 @@ GLOBALS = (
     r"collections\.OrderedDict", r"torch\.jit\._pickle\.(build_(int|tensor|double|bool)list|restore_type_tag)", r"torch\.device",
 )  # fmt: skip
 FUNCTIONS = frozenset({
-    "annotate", "getattr", "int", "float", "bool", "str", "len", "list", "tuple", "dict", "range", "uninitialized", "unchecked_cast", "isinstance", "max", "min",
-    "abs", "round", "sum", "List", "Dict", "Optional", "Tuple",
+    "annotate", "getattr", "int", "float", "bool", "str", "len", "list", "tuple", "dict", "range", "uninitialized", "unchecked_cast", "isinstance", "max",
+    "min",    "abs", "round", "sum", "List", "Dict", "Optional", "Tuple",
 })  # fmt: skip
 """What the code may call by a bare name."""
 BEYOND = WITH_FILES | {"rpc_async", "rpc_sync", "rpc_remote", "PythonOp", "Print", "fork", "awaitable"}

@@ -437,7 +437,7 @@ def test_without_a_compiler_it_is_said_before_anything_is_copied(monkeypatch: py
 
 
 def test_a_package_is_refused_by_a_bundle_and_says_what_runs_it(tmp_path: Path) -> None:
-    from aimass_lab.compression._aot_inductor import PackageModule
+    from aimass_lab.formats._aot_module import PackageModule
 
     _, exported = exported_mlp()
     package = PackageModule(torch.zeros(1, dtype=torch.uint8), exported.interface, torch.device("cpu"))
@@ -513,7 +513,7 @@ def test_a_static_graph_is_frozen_by_itself() -> None:
 
 @pytest.mark.slow
 def test_ahead_of_time_computes_what_the_model_computes_at_any_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    from aimass_lab.compression._aot_inductor import PackageModule
+    from aimass_lab.formats._aot_module import PackageModule
     from aimass_lab.formats._interface import Flat, flat_call
     from aimass_lab.formats._runtime import verify
     from aimass_lab.formats.signature import read_signature

@@ -16,13 +16,14 @@ from typing import Any
 import msgspec
 
 from ..errors import BundleError
-from ..records import Bundle, Finding, Note, Number, Promise, ServingSpec, from_json
+from ..records import Bundle, Finding, Note, Number, Promise, RuntimeTrial, ServingSpec, from_json
 from ..units import format_bytes
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+RUNTIMES = "runtimes.json"
 PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".pt2", ".joblib", ".dill", ".ckpt", ".bin"})
-"""Suffixes of files that may run code when they are loaded; a bundle holds none."""
+"""Suffixes of files that may run code when they are loaded; a bundle holds none but the model itself, which its runner looks through before."""
 CACHE = "__pycache__"
 
 
@@ -175,6 +176,7 @@ def read_bundle(folder: str | Path) -> Bundle:
         promises = msgspec.convert(promised["promises"], tuple[Promise, ...])
         notes = msgspec.convert(promised.get("notes", []), tuple[Note, ...])
         model_format = msgspec.convert(serving["format"], str)
+        runtimes = msgspec.convert(_read_json(folder / RUNTIMES)["runtimes"], tuple[RuntimeTrial, ...])
     except (msgspec.ValidationError, msgspec.DecodeError, KeyError) as error:
         raise BundleError(f"{folder} cannot be read as a bundle: {error}") from error
     except OSError as error:
@@ -188,6 +190,7 @@ def read_bundle(folder: str | Path) -> Bundle:
         format=model_format,
         size_bytes=Number(value=sum(p.stat().st_size for p in files), unit="B", source="measured", method=f"sum of {len(files)} files", n=len(files)),
         num_files=len(files),
+        runtimes=runtimes,
         promises=promises,
         digest=file_hash(folder / MANIFEST),
         notes=notes,
@@ -205,7 +208,8 @@ def check_hashes(folder: str | Path) -> tuple[Finding, ...]:
     """
     folder = Path(folder).expanduser().resolve()
     files = read_manifest(folder)["files"]
-    findings = [finding for name, expected in files.items() for finding in _check_file(folder, name, expected)]
+    model_file = _model_file(folder)
+    findings = [finding for name, expected in files.items() for finding in _check_file(folder, name, expected, is_model=name == model_file)]
     for path in bundle_files(folder):
         name = path.relative_to(folder).as_posix()
         if name not in files:
@@ -221,11 +225,18 @@ def is_error(finding: Finding) -> bool:
     return finding.code.startswith("E-")
 
 
-def _check_file(folder: Path, name: str, expected: str) -> list[Finding]:
+def _model_file(folder: Path) -> str | None:
+    try:
+        return str(_read_json(folder / "serving.json").get("model_file"))
+    except BundleError:
+        return None  # which is a finding of its own: the manifest names the file
+
+
+def _check_file(folder: Path, name: str, expected: str, *, is_model: bool) -> list[Finding]:
     path = folder / name
     if Path(name).is_absolute() or not path.resolve().is_relative_to(folder):
         return [Finding(code="E-OUTSIDE", path=name, text="the manifest names a file outside the bundle")]
-    if path.suffix.lower() in PICKLES:
+    if path.suffix.lower() in PICKLES and not is_model:
         return [Finding(code="E-PICKLE", path=name, text="files of this kind can run code when they are loaded")]
     if not path.is_file():
         return [Finding(code="E-MISSING", path=name, text="the file is missing")]

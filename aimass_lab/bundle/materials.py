@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,22 @@ def is_expression(name: str) -> bool:
     return "License-Expression" in metadata.metadata(name)
 
 
-def bill_of_materials(name: str, version: str, requirements: Sequence[str], model: Path, model_file: str) -> dict[str, Any]:
+def bill_of_materials(name: str, version: str, requirements: Sequence[str], model: Mapping[str, Path]) -> dict[str, Any]:
     """The bill as CycloneDX has it in JSON.
 
     Args:
         name: Of the bundle.
         version: Of the bundle.
         requirements: ``name==version`` of every package, all of them installed here.
-        model: The model's file.
-        model_file: Where it lies in the bundle.
+        model: The model's files, by where they lie in the bundle.
     """
     components = [_package(line) for line in requirements]
-    digest = file_hash(model).removeprefix("sha256:")
-    components.append({
-        "type": "machine-learning-model", "bom-ref": model_file, "name": name, "version": version, "hashes": [{"alg": "SHA-256", "content": digest}],
-    })  # fmt: skip
-    identity = " ".join([name, version, digest, *requirements])
+    digests = {place: file_hash(path).removeprefix("sha256:") for place, path in model.items()}
+    components += [
+        {"type": "machine-learning-model", "bom-ref": place, "name": name, "version": version, "hashes": [{"alg": "SHA-256", "content": digest}]}
+        for place, digest in digests.items()
+    ]
+    identity = " ".join([name, version, *digests.values(), *requirements])
     return {
         "bomFormat": "CycloneDX",
         "specVersion": SPECIFICATION,

@@ -9,12 +9,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ..records import BatchPoint, Note, Number, Promise, ServingSpec
+from ..export import triton
+from ..formats import FORMATS
+from ..records import BatchPoint, Note, Number, Promise, RuntimeTrial, ServingSpec
 from ..units import format_quantity
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_CURL_ELEMENTS = 4096
-FORMAT_TEXTS = {"onnx": "ONNX, one file, run by ONNX Runtime; loading it runs no code"}
+UNPACKED = {"aot_inductor"}
+"""Formats whose library is unpacked into /tmp and run from there, which containers forbid unless told otherwise."""
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -28,6 +31,11 @@ def dockerfile(*, name: str, version: str, startup: Number) -> str:
     return fill("Dockerfile", name=name, version=version, python=PYTHON, start_period=max(5, round(startup.value)))
 
 
+def compose(*, name: str, version: str, format: str) -> str:
+    """A composed service; what is unpacked into /tmp may run only where the format needs it."""
+    return fill("compose.yaml", name=name, version=version, tmpfs="/tmp:exec" if format in UNPACKED else "/tmp")
+
+
 def readme(
     *,
     serving: dict[str, Any],
@@ -37,8 +45,10 @@ def readme(
     points: Sequence[BatchPoint],
     notes: Sequence[Note],
     num_samples: int,
+    trials: Sequence[RuntimeTrial],
 ) -> str:
     """README.md of the bundle."""
+    member = FORMATS[serving["format"]]
     return fill(
         "README.md",
         name=serving["name"],
@@ -52,10 +62,11 @@ def readme(
         signature="\n".join(_signature_row("input", t) for t in serving["inputs"]) + "\n" + "\n".join(_signature_row("output", t) for t in serving["outputs"]),
         scenario=f"{scenario['requests_per_s']:.4g} requests/s for {scenario['duration_s']:g} s, {scenario['items_per_request']} item each, at random times",
         promises="\n".join(_promise_row(promise) for promise in promises),
-        measured=_measured(points, serving),
+        measured=_measured(points, serving) + _runtimes(trials),
         notes=_notes(notes),
         model_file=serving["model_file"],
-        format_text=FORMAT_TEXTS.get(serving["format"], serving["format"]),
+        format_text=f"{serving['format']}, run by {member.runtime}; {member.safety}",
+        triton=_triton(serving),
         num_samples=num_samples,
     )
 
@@ -103,6 +114,22 @@ def _measured(points: Sequence[BatchPoint], serving: dict[str, Any]) -> str:
     threads = serving["threads_per_worker"]
     head = f"## Measured without the server\n\nThe model alone in one process, {threads} thread(s), environment {how.environment}, quality {how.quality}:\n\n"
     return head + "| batch | p50 | p99 | throughput |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
+
+
+def _runtimes(trials: Sequence[RuntimeTrial]) -> str:
+    """How the format was chosen."""
+    rows = []
+    for trial in trials:
+        ratios = ", ".join(f"{speedup.ratio.value:.2f} at {speedup.batch_size}" for speedup in trial.speedups)
+        rows.append(f"| {'**' if trial.chosen else ''}{trial.format}{'**' if trial.chosen else ''} | {trial.runtime} | {ratios} | {trial.left_out or ''} |")
+    head = "## Why this format\n\nSpeed over eager torch with as many threads, side by side on the machine that wrote this, at each batch size:\n\n"
+    return head + "| format | runtime | times as fast as torch | left out, because |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
+
+
+def _triton(serving: dict[str, Any]) -> str:
+    if triton.backend_of(serving["format"]) is None:
+        return f"Triton has no backend that reads a model in the format {serving['format']} as it is: write the bundle with `--format onnx` for it."
+    return "`model/` is a model repository of Triton, with the batching of this bundle: `tritonserver --model-repository=model`."
 
 
 def _notes(notes: Sequence[Note]) -> str:

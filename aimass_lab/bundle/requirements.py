@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import metadata
 
 from ..errors import MissingPackageError
 
-RUNTIME = ("numpy", "onnxruntime", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "orjson", "prometheus_client", "psutil")
-"""Distributions that the server imports."""
+RUNTIME = ("numpy", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "orjson", "prometheus_client", "psutil")
+"""Distributions that the server imports, whatever the format of its model."""
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+"""Where torch's builds for the processor alone lie, which PyPI does not have."""
 
 
-def pinned_requirements(roots: tuple[str, ...] = RUNTIME) -> tuple[str, ...]:
-    """``name==version`` of `roots` and of all they require on this platform, sorted.
+def pinned_requirements(runs_on: tuple[str, ...] = ("onnxruntime",)) -> tuple[str, ...]:
+    """``name==version`` of what the server and the runtime of its model need, and of all they require on this platform, sorted.
+
+    Args:
+        runs_on: Distributions of the runtime.
 
     Raises:
         MissingPackageError: one of them is not installed here, so that no version is known to work.
@@ -20,7 +26,7 @@ def pinned_requirements(roots: tuple[str, ...] = RUNTIME) -> tuple[str, ...]:
     from packaging.utils import canonicalize_name
 
     versions: dict[str, str] = {}
-    waiting = list(roots)
+    waiting = [*RUNTIME, *runs_on]
     while waiting:
         name = waiting.pop()
         key = canonicalize_name(name)
@@ -36,3 +42,9 @@ def pinned_requirements(roots: tuple[str, ...] = RUNTIME) -> tuple[str, ...]:
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 waiting.append(requirement.name)
     return tuple(f"{name}=={version}" for name, version in sorted(versions.items()))
+
+
+def requirements_text(requirements: Sequence[str]) -> str:
+    """The content of ``requirements.txt``."""
+    index = [f"--extra-index-url {CPU_WHEELS}"] if any(line.endswith("+cpu") for line in requirements) else []
+    return "\n".join([*index, *requirements]) + "\n"

@@ -5,23 +5,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UnsupportedError
+from ..export import triton
 from ..formats import FORMATS, FormatFile
 from ..formats.base import input_arrays
 from ..formats.measure import measure_format
-from ..records import BatchPoint, Bundle, Note, Number, Plan, Promise, ServingSpec, TensorSpec, derived, to_json
+from ..records import BatchPoint, Bundle, Note, Number, Plan, Promise, RuntimeTrial, ServingSpec, TensorSpec, derived, to_json
 from ..workload import Workload, weight_bytes
 from . import calibrate as calibration
 from . import readme
 from .choices import Choices, choose
 from .dashboard import dashboard
-from .folder import SCHEMA, new_folder, read_bundle, write_json, write_manifest
+from .folder import RUNTIMES, SCHEMA, new_folder, read_bundle, write_json, write_manifest
 from .materials import bill_of_materials, licence_list
 from .promises import Asked, make_promises, risk_notes
-from .requirements import pinned_requirements
+from .requirements import pinned_requirements, requirements_text
+from .runtimes import Shipped, export_fastest
 from .samples import measure_fidelity, reference_outputs, stored_call
 from .unplanned import unplanned_spec
 
@@ -68,7 +71,7 @@ def write_bundle(
     threads: int | None = None,
     name: str | None = None,
     version: str = "1",
-    format: str = "onnx",
+    format: str | None = None,
     variant: nn.Module | None = None,
     calibrate: bool = True,
     force: bool = False,
@@ -91,7 +94,7 @@ def write_bundle(
         threads: Threads of the worker.
         name: DNS label; made from the model's name if not given.
         version: A positive whole number.
-        format: A name of `FORMATS`.
+        format: A name of `FORMATS`; the fastest of those whose runtimes are installed if not given.
         variant: What to serve in the model's place, the result of the spec's recipe; its
             fidelity is judged against the model.
         calibrate: Start the bundle once, for a few seconds, so that its promises are founded.
@@ -112,19 +115,19 @@ def write_bundle(
         threads=threads, name=name, version=version,
     )  # fmt: skip
     served = _served(workload, variant, choices)
-    with new_folder(folder, needed_bytes=2 * weight_bytes(served) + OVERHEAD_BYTES, force=force) as temporary:
-        say(0.05, f"exporting to {format}")
-        file, choices = _export(temporary, workload, served, format, choices)
+    with new_folder(folder, needed_bytes=4 * weight_bytes(served) + OVERHEAD_BYTES, force=force) as temporary:
+        shipped, choices = _export(temporary, workload, served, format, choices, partial(say, 0.05))
+        file = shipped.file
         serving = _write_serving(temporary, file, choices)
-        say(0.4, "comparing it with the original")
+        say(0.5, "comparing it with the original")
         fidelity, num_samples = _write_vectors(temporary, workload, file, choices)
-        say(0.5, "measuring it")
-        points, slower = measure_format(file, served, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
-        requirements = _write_runtime(temporary)
+        say(0.6, "measuring it")
+        points, missing = measure_format(file, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
+        requirements = _write_runtime(temporary, file)
         say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
         proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate and not choices.on_accelerator)
-        proof = replace(proof, notes=(*choices.notes, *slower, *proof.notes))
-        _write_texts(temporary, workload, choices, serving, spec, proof, points, num_samples)
+        proof = replace(proof, notes=tuple(dict.fromkeys((*choices.notes, *missing, *proof.notes))))
+        _write_texts(temporary, workload, choices, serving, spec, proof, points, num_samples, shipped.trials)
         _write_operations(temporary, choices, file, proof, requirements)
         write_manifest(temporary)
     say(1.0, f"written to {folder}")
@@ -140,15 +143,14 @@ def _served(workload: Workload, variant: nn.Module | None, choices: Choices) -> 
     return workload.model if variant is None else variant
 
 
-def _export(folder: Path, workload: Workload, served: nn.Module, format: str, choices: Choices) -> tuple[FormatFile, Choices]:
-    member = FORMATS[format]()
-    path = folder / "model" / choices.name / choices.version / member.file_name
-    path.parent.mkdir(parents=True)
-    names = [name for name, _ in workload.call.named_tensors(workload.model)]
-    file = member.export(served, workload.call, path, max_batch_size=choices.max_batch_size, names=names, threads=choices.threads)
-    if not file.batched:
+def _export(folder: Path, workload: Workload, served: nn.Module, format: str | None, choices: Choices, say: Callable[[str], None]) -> tuple[Shipped, Choices]:
+    place = folder / "model" / choices.name / choices.version
+    place.mkdir(parents=True)
+    shipped = export_fastest(place, workload, served, format=format, max_batch_size=choices.max_batch_size, threads=choices.threads, say=say)
+    write_json(folder / RUNTIMES, {"schema": SCHEMA, "runtimes": shipped.trials})
+    if not shipped.file.batched:
         choices = replace(choices, max_batch_size=1, max_wait_s=0.0)
-    return file, replace(choices, notes=choices.notes + file.notes)
+    return shipped, replace(choices, notes=choices.notes + shipped.file.notes + shipped.notes)
 
 
 def _write_serving(folder: Path, file: FormatFile, choices: Choices) -> dict[str, Any]:
@@ -169,6 +171,8 @@ def _write_serving(folder: Path, file: FormatFile, choices: Choices) -> dict[str
         **LIMITS,
     }
     write_json(folder / "serving.json", serving)
+    for path, text in triton.model_config(serving).items():
+        (folder / "model" / path).write_text(text, encoding="utf-8")
     return serving
 
 
@@ -198,25 +202,25 @@ def _write_vectors(folder: Path, workload: Workload, file: FormatFile, choices: 
     return fidelity, call.batch_size if file.batched else 1
 
 
-def _write_runtime(folder: Path) -> tuple[str, ...]:
+def _write_runtime(folder: Path, file: FormatFile) -> tuple[str, ...]:
     """Copy the server, and what is needed to run it; returns the packages."""
-    requirements = pinned_requirements()
+    requirements = pinned_requirements(FORMATS[file.format].runs_on)
     shutil.copytree(SERVER, folder / "aimass_serve", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", CLIENT.name))
     shutil.copy(CLIENT, folder)
     (folder / "run.py").write_text(readme.fill("run.py"), encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text(requirements_text(requirements), encoding="utf-8")
     (folder / ".dockerignore").write_text(readme.fill("dockerignore"), encoding="utf-8")
     return requirements
 
 
 def _write_operations(folder: Path, choices: Choices, file: FormatFile, proof: _Proof, requirements: Sequence[str]) -> None:
     """Write what whoever runs it asks for: what it consists of, under which licences, and how to watch it."""
-    materials = bill_of_materials(choices.name, choices.version, requirements, file.path, file.path.relative_to(folder).as_posix())
+    materials = bill_of_materials(choices.name, choices.version, requirements, {path.relative_to(folder).as_posix(): path for path in file.paths})
     write_json(folder / "sbom.json", materials)
     (folder / "LICENCES.md").write_text(licence_list(requirements), encoding="utf-8")
     limits = {promise.name: float(promise.limit.value) for promise in proof.promises}
     write_json(folder / "grafana.json", dashboard(choices.name, limits))
-    (folder / "compose.yaml").write_text(readme.fill("compose.yaml", name=choices.name, version=choices.version), encoding="utf-8")
+    (folder / "compose.yaml").write_text(readme.compose(name=choices.name, version=choices.version, format=file.format), encoding="utf-8")
 
 
 def _prove(
@@ -235,7 +239,7 @@ def _prove(
         memory_bytes=spec.memory_bytes if spec else None,
         startup_time=spec.startup_time if spec else None,
     )
-    promises = make_promises(asked, fidelity, model_bytes=file.path.stat().st_size, workers=choices.workers, calibration=run)
+    promises = make_promises(asked, fidelity, model_bytes=sum(path.stat().st_size for path in file.paths), workers=choices.workers, calibration=run)
     return _Proof(rate=rate, promises=promises, run=run, notes=risk_notes(asked, promises, run))
 
 
@@ -260,13 +264,16 @@ def _write_texts(
     proof: _Proof,
     points: Sequence[BatchPoint],
     num_samples: int,
+    trials: Sequence[RuntimeTrial],
 ) -> None:
     """Write promises, spec, README and Dockerfile."""
     load = calibration.scenario(proof.rate.value)
     write_json(folder / "promises.json", {"schema": SCHEMA, "scenario": load, "promises": proof.promises, "notes": proof.notes})
     spec = spec or unplanned_spec(choices, workload.info(), rate=proof.rate, capacity=_capacity(points), promises=proof.promises, run=proof.run)
     (folder / "spec.json").write_text(to_json(spec) + "\n", encoding="utf-8")
-    text = readme.readme(serving=serving, spec=spec, promises=proof.promises, scenario=load, points=points, notes=proof.notes, num_samples=num_samples)
+    text = readme.readme(
+        serving=serving, spec=spec, promises=proof.promises, scenario=load, points=points, notes=proof.notes, num_samples=num_samples, trials=trials
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
     startup = next(promise.limit for promise in proof.promises if promise.name == "startup")
     (folder / "Dockerfile").write_text(readme.dockerfile(name=choices.name, version=choices.version, startup=startup), encoding="utf-8")

@@ -172,11 +172,8 @@ def why_not_compile(device: torch.device) -> str | None:
         from torch.utils._triton import has_triton
 
         return None if has_triton() else "torch.compile needs Triton on a GPU, and it is not installed or does not support this one"
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
+    from ..formats._aot_module import has_compiler
 
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
+    if not has_compiler():
         return "torch.compile needs a C++ compiler on a CPU, and there is none: install g++, or name one in the variable CXX"
     return None

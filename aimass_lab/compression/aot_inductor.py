@@ -46,7 +46,7 @@ class AotInductor(Technique):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Export and compile the copy, compare the result with it, and return what runs it."""
-        from ._aot_inductor import compile_package
+        from ..formats._aot_module import compile_package
         from ._exported import note_limits
 
         context.progress(0.1, "compiling ahead of time")

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UnsupportedError, first_line
+from ..errors import UnsupportedError
 from ..quiet import quiet_export
 from ..units import format_bytes
 from ..workload import Call, weight_bytes
+from ._export import cause_of
 from ._onnx_module import SERVABLE
 from .signature import Signature
 
@@ -63,17 +64,10 @@ def export_graph(model: nn.Module, call: Call, signature: Signature) -> Any:
             )
     except Exception as error:  # the exporter lets through whatever the model or a converter raises
         name = type(getattr(model, "model", model)).__name__
-        raise UnsupportedError(f"{name} cannot be exported to ONNX: {_cause(error)}", help=SERVABLE) from error
+        raise UnsupportedError(f"{name} cannot be exported to ONNX: {cause_of(error)}", help=SERVABLE) from error
     _name_nodes(program.model)
     _strip(program.model)
     return program.model
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of what lies at the bottom: it names the operator or the line of the model."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)
 
 
 def _name_nodes(model: Any) -> None:

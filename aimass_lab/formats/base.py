@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,13 +42,32 @@ class FormatFile:
 
     path: Path
     format: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    batched: bool
-    """Whether axis 0 of every input and output counts the items; if not, shapes are fixed."""
+    signature: Signature
     error: Number
     """Largest relative L2 error of an output against the torch model that was exported."""
+    write_s: float
+    """Seconds that writing it took, without the checks."""
     notes: tuple[Note, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Of the model."""
+        return self.signature.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Of the model."""
+        return self.signature.outputs
+
+    @property
+    def batched(self) -> bool:
+        """Whether axis 0 of every input and output counts the items; if not, shapes are fixed."""
+        return self.signature.batched
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file of the model: the one that is loaded, and what lies beside it."""
+        return tuple(sorted(path for path in self.path.parent.iterdir() if path.stem == self.path.stem))
 
 
 class Format(ABC):
@@ -58,8 +79,21 @@ class Format(ABC):
     """What runs it, as people call it."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Import names of the packages that exporting and running need."""
+    runs_on: ClassVar[tuple[str, ...]]
+    """Distributions that a server of this format needs, besides what every server needs."""
+    safety: ClassVar[str]
+    """What loading such a file can do, and what is done about it; users read it."""
+    preference: ClassVar[int] = 100
+    """Lower ones are tried first, and win where none is clearly faster: safer to load, lighter to install."""
+    same_file_as: ClassVar[str | None] = None
+    """Another format whose file this one's runtime reads, too."""
+    on_request: ClassVar[str | None] = None
+    """Why it is not tried unless it is asked for; None: it is."""
 
-    def export(self, model: nn.Module, call: Call, path: Path, *, max_batch_size: int = 1, names: Sequence[str] | None = None, threads: int = 1) -> FormatFile:
+    def export(
+        self, model: nn.Module, call: Call, path: Path, *, max_batch_size: int = 1, names: Sequence[str] | None = None, threads: int = 1,
+        like: FormatFile | None = None,
+    ) -> FormatFile:  # fmt: skip
         """Write `model` to `path`, and check in the format's own runtime that it computes the same.
 
         The model is left as it was, bit by bit.
@@ -71,6 +105,7 @@ class Format(ABC):
             max_batch_size: Largest batch that will be served, the largest that is checked.
             names: Of the input tensors, in order; read off ``forward`` if not given.
             threads: That the runtime may use for the check.
+            like: The same model in another format, whose signature it has, and whose file it takes where the formats share it.
 
         Raises:
             UnsupportedError: the format or its runtime cannot express this model.
@@ -91,15 +126,20 @@ class Format(ABC):
         if isinstance(model, RuntimeModule):
             names = [spec.name for spec in model.interface.inputs]  # as the file has them
         with preserved(model), torch.no_grad():
-            signature = read_signature(model, call, names=names)
+            signature = read_signature(model, call, names=names) if like is None else like.signature
             check_dtypes(signature)
             example = call.with_batch(max(2, call.batch_size)) if signature.batched else call
-            self._write(model, example, signature, path)
+            began = time.perf_counter()
+            if like is not None and like.format == self.same_file_as:
+                shutil.copyfile(like.path, path)
+            else:
+                self._write(model, example, signature, path)
+            write_s = time.perf_counter() - began
             runner = self.open(path, threads=threads)
             answers = partial(_answers, runner, signature.inputs)
             error = compare(answers, model, call, signature, max_batch_size=max_batch_size, runtime=self.runtime)
         notes = () if signature.batched else (Note(code="W-NOT-BATCHED", text=f"requests run one at a time: {signature.unbatched_because}"),)
-        return FormatFile(path=path, format=self.name, inputs=signature.inputs, outputs=signature.outputs, batched=signature.batched, error=error, notes=notes)
+        return FormatFile(path=path, format=self.name, signature=signature, error=error, write_s=write_s, notes=notes)
 
     def check_packages(self) -> None:
         """Raise MissingPackageError where a package of `requires` is not installed."""

@@ -1,11 +1,11 @@
-"""Measures a written model in its own runtime, batch size by batch size, side by side with torch."""
+"""Measures written models in their own runtimes, batch size by batch size: alone, and side by side with torch."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..environment import LoadMeter, read_environment
@@ -13,56 +13,99 @@ from ..preserve import preserved
 from ..records import BatchPoint, Note, Number, Quality
 from ..timing import interleave, latency_number, ratio_interval, sample_latency
 from ..workload import Call, call_model
-from .base import FORMATS, FormatFile, input_arrays
+from .base import FORMATS, FormatFile, Runner, input_arrays
 
 if TYPE_CHECKING:
     from torch import nn
 
 MIN_ROUNDS = 3
-SLOWER_LIMIT = 0.98
-"""The format is called slower where the whole interval of its speed-up lies below this."""
+MIN_COMPARED_ROUNDS = 5
+"""With fewer, the interval of a ratio is that of its extremes, and one pause of the machine decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a written model is at one batch size, against torch with as many threads."""
+
+    format: str
+    batch_size: int
+    ratio: Number
+    """Time of torch over time of the format's runtime: above 1, the runtime is faster."""
 
 
 def measure_format(
-    file: FormatFile, model: nn.Module, call: Call, *, max_batch_size: int, threads: int, budget_s: float = 4.0
+    file: FormatFile, call: Call, *, max_batch_size: int, threads: int, budget_s: float = 2.0
 ) -> tuple[tuple[BatchPoint, ...], tuple[Note, ...]]:
-    """Time the file in its runtime at batch sizes 1, 2, 4 ... up to `max_batch_size`, and compare it with the model in torch.
+    """Time the file in its runtime at batch sizes 1, 2, 4 ... up to `max_batch_size`.
 
     The points are timed alone, as the server will run the file: torch's threads go on spinning
-    after a call and would slow down the runtime's next one. The comparison is interleaved.
+    after a call and would slow down the runtime's next one.
 
     Args:
         file: What `Format.export` wrote.
-        model: The torch model to compare with; left as it was.
         call: Example inputs.
         max_batch_size: Largest batch; ignored where the file has no batch axis.
-        threads: For the runtime and for torch alike.
+        threads: For the runtime.
         budget_s: Seconds to spend; larger batches that do not fit in are left out, and a note says so.
 
     Returns:
-        A point for each batch size, and notes on where the format is slower than torch and on what is missing.
+        A point for each batch size, and a note on what is missing.
     """
     import torch
 
-    runner = FORMATS[file.format]().open(file.path, threads=threads)
     sizes = batch_ladder(max_batch_size) if file.batched else [call.batch_size]
     points: list[BatchPoint] = []
-    slower: list[str] = []
     deadline = time.perf_counter() + budget_s
-    with preserved(model), torch.no_grad(), _torch_threads(threads), LoadMeter() as load:
+    with _torch_threads(threads), LoadMeter() as load:
+        runner = FORMATS[file.format]().open(file.path, threads=threads)
         environment = read_environment(torch.device("cpu")).id
         for position, size in enumerate(sizes):
             left = deadline - time.perf_counter()
-            if points and left < _expected_s(points[-1], size):
+            if points and left < _expected_s(points[-1].latency_p50.value, points[-1].batch_size, size):
                 break
-            batch = call.with_batch(size) if file.batched else call
-            share = left / (len(sizes) - position)
-            ours = _bound(runner, input_arrays(file.inputs, batch))
-            samples = sample_latency(ours, torch.device("cpu"), budget_s=share / 2, min_samples=MIN_ROUNDS)
+            ours = _bound(runner, input_arrays(file.inputs, call.with_batch(size) if file.batched else call))
+            samples = sample_latency(ours, torch.device("cpu"), budget_s=left / (len(sizes) - position), min_samples=MIN_ROUNDS)
             points.append(_point(samples, size, FORMATS[file.format].runtime, threads, environment))
-            slower += _slower(ours, _bound(partial(call_model, model), batch), size, share / 2)
     quality: Quality = "noisy" if load.noisy else "ok"
-    return tuple(_with_quality(point, quality) for point in points), (*_notes(points, sizes, slower, file.format, threads), *load.notes())
+    return tuple(_with_quality(point, quality) for point in points), (*_missing(sizes, len(points), "measured"), *load.notes())
+
+
+def compare_speeds(
+    files: Sequence[FormatFile], model: nn.Module, call: Call, *, max_batch_size: int, threads: int, budget_s: float = 4.0
+) -> tuple[tuple[Speed, ...], tuple[Note, ...]]:
+    """Time written models and the torch model that they were written from side by side, in a new random order each round.
+
+    Args:
+        files: What `Format.export` wrote, all of one model.
+        model: The torch model; left as it was.
+        call: Example inputs.
+        max_batch_size: Largest batch; ignored where the files have no batch axis.
+        threads: For every runtime and for torch alike.
+        budget_s: Seconds to spend; larger batches that do not fit in are left out, and a note says so.
+
+    Returns:
+        A speed for each file and batch size, and a note on what is missing.
+    """
+    import torch
+
+    batched = all(file.batched for file in files)
+    sizes = batch_ladder(max_batch_size) if batched else [call.batch_size]
+    speeds: list[Speed] = []
+    deadline = time.perf_counter() + budget_s
+    round_s, done = 0.0, 0
+    with preserved(model), torch.no_grad(), _torch_threads(threads), LoadMeter() as load:
+        runners = [FORMATS[file.format]().open(file.path, threads=threads) for file in files]
+        for position, size in enumerate(sizes):
+            left = deadline - time.perf_counter()
+            if done and left < MIN_COMPARED_ROUNDS * round_s * size / sizes[position - 1]:
+                break
+            batch = call.with_batch(size) if batched else call
+            arrays = input_arrays(files[0].inputs, batch)
+            functions = [_bound(runner, arrays) for runner in (_eager(model, batch), *runners)]
+            *_, samples = interleave(functions, torch.device("cpu"), budget_s=left / (len(sizes) - position), min_rounds=MIN_COMPARED_ROUNDS)
+            round_s, done = sum(sum(one) / len(one) for one in samples), done + 1
+            speeds += [_speed(file.format, size, samples[0], ours, threads) for file, ours in zip(files, samples[1:], strict=True)]
+    return tuple(speeds), (*_missing(sizes, done, "compared with torch"), *load.notes())
 
 
 def batch_ladder(max_batch_size: int) -> list[int]:
@@ -74,9 +117,25 @@ def _bound(function: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
     return lambda: function(argument)
 
 
-def _expected_s(last: BatchPoint, size: int) -> float:
-    """Seconds that the next size will take at least: linear in the batch; alone, then interleaved with torch, each with a warm-up."""
-    return 3 * (MIN_ROUNDS + 1) * last.latency_p50.value * size / last.batch_size
+def _eager(model: nn.Module, call: Call) -> Runner:
+    """The torch model as a server would call it: from arrays to arrays, as the runtimes are."""
+    from ._interface import named_leaves
+    from ._torch_runner import torch_runner
+    from .signature import with_tensors
+
+    return torch_runner(lambda *tensors: dict(named_leaves(call_model(model, with_tensors(call, tensors)))))
+
+
+def _expected_s(last_s: float, last_size: int, size: int) -> float:
+    """Seconds that the next size will take at least: linear in the batch, with a warm-up."""
+    return (MIN_ROUNDS + 1) * last_s * size / last_size
+
+
+def _speed(format: str, size: int, theirs: Sequence[float], ours: Sequence[float], threads: int) -> Speed:
+    ratio, low, high = ratio_interval(theirs, ours)
+    method = f"torch over {FORMATS[format].runtime}, medians of {len(ours)} rounds side by side, {threads} thread{'s' if threads > 1 else ''} each"
+    number = Number(value=ratio, unit="ratio", source="measured", method=method, interval=(low, high), interval_kind="95 % bootstrap interval", n=len(ours))
+    return Speed(format=format, batch_size=size, ratio=number)
 
 
 def _point(samples: Sequence[float], size: int, runtime: str, threads: int, environment: str) -> BatchPoint:
@@ -110,24 +169,11 @@ def _changed(struct: Any, **fields: Any) -> Any:
     return msgspec.structs.replace(struct, **fields)
 
 
-def _slower(ours: Callable[[], Any], theirs: Callable[[], Any], size: int, budget_s: float) -> list[str]:
-    """One phrase where torch is surely faster."""
-    import torch
-
-    *_, samples = interleave([ours, theirs], torch.device("cpu"), budget_s=budget_s, min_rounds=MIN_ROUNDS)
-    ratio, _low, high = ratio_interval(samples[1], samples[0])
-    return [f"{1 / ratio:.2g} times the time at batch size {size}"] if high < SLOWER_LIMIT else []
-
-
-def _notes(points: Sequence[BatchPoint], sizes: Sequence[int], slower: Sequence[str], name: str, threads: int) -> tuple[Note, ...]:
-    notes = []
-    if slower:
-        runtime = FORMATS[name].runtime
-        notes.append(Note(code="W-FORMAT-SLOWER", text=f"{runtime} is slower here than torch with as many threads ({threads}): {', '.join(slower)}"))
-    if len(points) < len(sizes):
-        skipped = ", ".join(str(size) for size in sizes[len(points) :])
-        notes.append(Note(code="missing:batch-sizes", text=f"batch sizes {skipped} were not measured: they did not fit into the time given"))
-    return tuple(notes)
+def _missing(sizes: Sequence[int], done: int, what: str) -> tuple[Note, ...]:
+    if done == len(sizes):
+        return ()
+    skipped = ", ".join(str(size) for size in sizes[done:])
+    return (Note(code="missing:batch-sizes", text=f"batch sizes {skipped} were not {what}: they did not fit into the time given"),)
 
 
 @contextlib.contextmanager

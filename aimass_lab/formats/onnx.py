@@ -26,6 +26,9 @@ class Onnx(Format):
     file_name: ClassVar[str] = "model.onnx"
     runtime: ClassVar[str] = "ONNX Runtime"
     requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    runs_on: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    preference: ClassVar[int] = 0
+    safety: ClassVar[str] = "loading it runs no code of the file's; it is looked through for references to other files first"
 
     def carries(self, model: Runtime) -> bool:
         """Whether ONNX Runtime runs it."""

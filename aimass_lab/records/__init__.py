@@ -5,7 +5,7 @@ from, how sure it is and which environment it holds for. Everything else here is
 around numbers. Nothing in this room computes, measures or renders.
 """
 
-from .bundle import Bundle, Check, Promise
+from .bundle import Bundle, Check, Promise, RuntimeTrial, Speedup
 from .codec import RECORDS, AnyRecord, any_from_json, from_json, json_schema, to_json
 from .demand import Bound, Demand, LengthPoint, LineDemand, MemoryPoint, ModuleDemand, OperatorDemand, PeakPlace, TrainingDemand
 from .history import Comparison, Difference, History, Run, Service
@@ -111,6 +111,7 @@ __all__ = [
     "ResourceDemand",
     "Run",
     "RunnerUp",
+    "RuntimeTrial",
     "SearchResult",
     "SequenceDemand",
     "Service",
@@ -118,6 +119,7 @@ __all__ = [
     "Setting",
     "Source",
     "Speed",
+    "Speedup",
     "Status",
     "Step",
     "StepReport",

@@ -21,10 +21,32 @@ class Bundle(Record, frozen=True, kw_only=True, tag="bundle"):
     format: str
     size_bytes: Number
     num_files: int
+    runtimes: tuple[RuntimeTrial, ...] = ()
+    """How its format was chosen: what was measured beside torch, and what was left out."""
     promises: tuple[Promise, ...]
     digest: str
     """Of the manifest, which holds the hash of every other file."""
     notes: tuple[Note, ...] = ()
+
+
+class RuntimeTrial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One format that a bundle could have shipped."""
+
+    format: str
+    runtime: str
+    """What runs it, as people call it."""
+    chosen: bool
+    speedups: tuple[Speedup, ...] = ()
+    left_out: str | None = None
+    """Why it was not tried, or not taken; None where it was measured."""
+
+
+class Speedup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A runtime beside torch, at one batch size."""
+
+    batch_size: int
+    ratio: Number
+    """Time of torch over that of the runtime, side by side with as many threads: above 1, the runtime is faster."""
 
 
 class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

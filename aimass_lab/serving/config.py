@@ -168,8 +168,6 @@ def check_manifest(folder: Path) -> None:
         path = folder / name
         if not path.resolve().is_relative_to(root) or Path(name).is_absolute():
             raise BundleError(f"manifest.json names {name!r}, which is outside the bundle")
-        if path.suffix.lower() in PICKLES:
-            raise BundleError(f"the bundle holds {name!r}: files that can run code when loaded are not served")
         if not path.is_file():
             raise BundleError(f"{name!r} is missing from the bundle")
         if file_hash(path) != expected:
@@ -177,7 +175,11 @@ def check_manifest(folder: Path) -> None:
     for path in (folder / "model").rglob("*"):
         if not path.is_dir() and path.relative_to(folder).as_posix() not in files:
             raise BundleError(f"{path.relative_to(folder).as_posix()!r} lies among the model's files, but manifest.json does not name it")
-    for required in ("serving.json", "vectors.npz", "promises.json", "run.py", load_config(folder).model_file):
+    model_file = load_config(folder).model_file
+    for name in files:
+        if Path(name).suffix.lower() in PICKLES and name != model_file:  # the model itself is for its runner to look through, before it loads it
+            raise BundleError(f"the bundle holds {name!r}: files that can run code when loaded are not served")
+    for required in ("serving.json", "vectors.npz", "promises.json", "run.py", model_file):
         if required not in files:
             raise BundleError(f"manifest.json does not name {required!r}")
 

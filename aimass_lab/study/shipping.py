@@ -114,6 +114,7 @@ class Shipping(StudyState):
         technique: str = ORIGINAL,
         name: str | None = None,
         version: str = "1",
+        format: str | None = None,
         force: bool = False,
     ) -> Bundle:
         """Write a folder that serves the model without this package, and proves its own promises.
@@ -125,6 +126,7 @@ class Shipping(StudyState):
             technique: What to serve instead of the original: a technique, or a recipe such as 'low_rank(ratio=0.5) + int8_dynamic'.
             name: Name of the service; made from the model's if not given.
             version: Version of the model that is served.
+            format: How the model is written, such as onnx, openvino, safetensors or aot_inductor; the fastest of those that are installed if not given.
             force: Replace a bundle that is already there.
         """
         from ..bundle import write_bundle
@@ -144,6 +146,7 @@ class Shipping(StudyState):
             latency_p99_s=None if p99 is None else parse_seconds(p99),
             name=name,
             version=version,
+            format=format,
             variant=None if self._recipe(technique).name == ORIGINAL else self._served(technique).model,
             force=force,
             progress=self.progress,

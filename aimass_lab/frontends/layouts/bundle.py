@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...headlines import format_number, headline
-from ...records import Bundle, Check, Promise, Service
+from ...records import Bundle, Check, Promise, RuntimeTrial, Service
 from ..page import Page, Table
 from .base import lay_out, notes_of
 
@@ -15,13 +15,22 @@ def promise_table(promises: tuple[Promise, ...]) -> Table:
     return Table(title="Promises", columns=("", "promise", "measured", "limit", "limit comes from"), rows=rows)
 
 
+def runtime_table(trials: tuple[RuntimeTrial, ...]) -> Table:
+    """How the format was chosen: each one beside torch, or why it was left out."""
+    rows = []
+    for trial in trials:
+        ratios = ", ".join(f"{speedup.ratio.value:.2f}x at {speedup.batch_size}" for speedup in trial.speedups)
+        rows.append(("shipped" if trial.chosen else "", trial.format, trial.runtime, ratios or "left out", trial.left_out or ""))
+    return Table(title="Formats", columns=("", "format", "runtime", "speed over torch, by batch size", ""), rows=tuple(rows))
+
+
 @lay_out.register
 def _(record: Bundle) -> Page:
     return Page(
         title=f"Bundle of {record.name}",
         headline=headline(record),
         facts=(("folder", record.folder), ("format", record.format), ("size", record.size_bytes), ("files", record.num_files), ("digest", record.digest)),
-        tables=(promise_table(record.promises),),
+        tables=(promise_table(record.promises), runtime_table(record.runtimes)),
         notes=notes_of(record.notes),
         remarks=(f"Serve it with: python {record.folder}/run.py serve", f"Prove it with: python {record.folder}/run.py verify"),
     )

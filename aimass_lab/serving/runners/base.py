@@ -40,7 +40,7 @@ class Format(Protocol):
 def known_formats() -> list[str]:
     """Names of the formats there are."""
     package = importlib.import_module(__package__)
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base" and not module.name.startswith("_"))
 
 
 def find_format(name: str) -> Format:

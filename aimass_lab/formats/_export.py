@@ -1,0 +1,74 @@
+"""From a torch module to an exported program that takes flat tensors, and archives without what only its makers need."""
+
+from __future__ import annotations
+
+import copy
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnsupportedError, first_line
+from ..quiet import import_quietly, quiet_export
+from ..workload import Call
+from .signature import Signature
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
+    """Export what `model` does with `call` as a `torch.export.ExportedProgram`, without traces of this machine.
+
+    Its inputs are the tensors of `call` in their order, its output a dict of tensors by name.
+
+    Args:
+        model: What to export.
+        call: Example inputs, of two items or more where there is a batch axis.
+        signature: Whether the batch size is left open.
+
+    Raises:
+        UnsupportedError: `torch.export` does not take the model, or the program would change its own weights.
+    """
+    import torch
+
+    from ._interface import Flat
+
+    shapes = {"tensors": tuple({0: torch.export.Dim("batch", min=1)} for _ in signature.inputs)} if signature.batched else None
+    try:
+        with quiet_export():
+            program = torch.export.export(Flat(model, call), tuple(call.tensors()), dynamic_shapes=shapes)
+    except Exception as error:  # the exporter lets through whatever the model or a converter raises
+        raise UnsupportedError(f"torch.export does not take {type(model).__name__}: {cause_of(error)}") from error
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):  # paths and source lines of the user's machine
+                node.meta.pop(key, None)
+    program._example_inputs = None
+    return program
+
+
+def without_subclasses(model: nn.Module) -> nn.Module:
+    """The same model with torchao's tensors taken apart, as the exporter wants them; a copy where there are some."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if not any(is_traceable_wrapper_subclass(parameter) for parameter in model.parameters()):
+        return model
+    import_quietly("torchao")
+    return import_quietly("torchao.utils").unwrap_tensor_subclass(copy.deepcopy(model))
+
+
+def cause_of(error: BaseException) -> str:
+    """The first line of what lies at the bottom: it names the operator or the line of the model."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+def repack(source: Path, target: Path, keep: Callable[[str], bool]) -> None:
+    """Copy an archive with those of its members whose names `keep` lets pass; torch stores them uncompressed, and so does this."""
+    with zipfile.ZipFile(source) as before, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as after:
+        for name in filter(keep, before.namelist()):
+            with before.open(name) as member, after.open(zipfile.ZipInfo(name), "w", force_zip64=True) as copied:
+                while chunk := member.read(2**20):
+                    copied.write(chunk)

@@ -19,6 +19,7 @@ from .config import ServingConfig, check_manifest, load_config, load_vectors, re
 from .errors import BundleError, ServerError
 from .launch import Server, start
 from .load import LoadResult, infer_body, infer_path, make_bodies, quantile, run_load
+from .memory import KIND, process_tree, tree_bytes
 from .protocol import HEADER_LENGTH, parse_object
 from .tensors import Array, decode, encode, relative_error
 
@@ -139,7 +140,7 @@ def _measure(
         result = run_load(server.url, config, bodies, times, duration_s=len(times) / rate, meanwhile=watch.sample)
         foreign = watch.end()
         measured |= _load_numbers(result)
-        measured["memory"] = _number(watch.peak_bytes, "B", f"peak {watch.kind} of the server and its workers, read 10 times a second")
+        measured["memory"] = _number(watch.peak_bytes, "B", f"peak {KIND} of the server and its workers, read 10 times a second")
         say("stopping the server")
         if (code := server.stop()) != 0:
             findings.append(_finding("E-SHUTDOWN", "", f"the server ended with code {code} instead of 0"))
@@ -207,10 +208,8 @@ class Watch:
     """Memory of a process tree, and how busy the machine is with anything else."""
 
     def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
+        self._pid = pid
         self.peak_bytes = 0
-        self.kind = "PSS" if Path(f"/proc/{pid}/smaps_rollup").exists() else "RSS"
-        """PSS counts shared pages once; where the system does not tell it, RSS."""
         self._began = (0.0, 0.0, 0.0)
 
     def begin(self) -> None:
@@ -226,26 +225,11 @@ class Watch:
 
     def sample(self) -> None:
         """Read the memory now."""
-        self.peak_bytes = max(self.peak_bytes, sum(self._memory(process) for process in self._tree()))
-
-    def _tree(self) -> list[psutil.Process]:
-        try:
-            return [self._process, *self._process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
-
-    def _memory(self, process: psutil.Process) -> int:
-        try:
-            if self.kind == "RSS":
-                return int(process.memory_info().rss)
-            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-            return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-        except (OSError, psutil.Error):
-            return 0  # it ended while we looked
+        self.peak_bytes = max(self.peak_bytes, tree_bytes(self._pid))
 
     def _own_s(self) -> float:
         total = time.process_time()
-        for process in self._tree():
+        for process in process_tree(self._pid):
             try:
                 times = process.cpu_times()
             except psutil.Error:

@@ -55,6 +55,12 @@ class ServeOptions:
     tls_key: Path | None = None
     log_requests: str | None = None
     """A file; ``-``: standard error."""
+    amqp: str | None = None
+    """Address of a RabbitMQ broker; None: requests come over HTTP and gRPC only."""
+    queue: str | None = None
+    """None: the model's name."""
+    prefetch: int | None = None
+    """None: two batches for every worker."""
     until_stdin_closes: bool = False
     """Stop also when standard input ends, so that a server started by a program never outlives it."""
 
@@ -141,17 +147,24 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
 
         grpc_server, grpc_port = await start_grpc(service, f"{host}:{options.grpc_port}", config.max_body_bytes, tls)
     http_task = loop.create_task(http.serve(sockets=[listener]))
+    consumer = None
     try:
         await _first(loop.create_task(repository.start()), stop)
         if not stop.is_set():
             service.started = True
+            if options.amqp is not None:
+                from .amqp import QueueConsumer, queue_options  # here, because not everybody has a queue
+
+                consumer = QueueConsumer(service, config, queue_options(options.amqp, options.queue, options.prefetch, config, workers=options.workers))
+                await consumer.start()
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
             print(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}", flush=True)
             looking = loop.create_task(_look(repository, options.poll_s)) if options.poll_s is not None else None
             await _first(repository.failed, stop)
             if looking is not None:
                 looking.cancel()
-            await _drain(service, config, http, http_task, grpc_server)
+            queue = [consumer.stop(config.request_timeout_s)] if consumer else []
+            await asyncio.gather(_drain(service, config, http, http_task, grpc_server), *queue)
     finally:
         http.should_exit = http.force_exit = True
         if grpc_server is not None:

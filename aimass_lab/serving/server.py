@@ -19,7 +19,7 @@ from .access import Door, read_tokens
 from .app import App
 from .config import ServingConfig, check_manifest, load_config
 from .errors import ServerError
-from .listener import HttpServer, bind, make_http_server
+from .listener import HttpServer, bind, make_http_server, take_handles
 from .metrics import Metrics
 from .repository import Found, Repository
 from .request_log import RequestLog
@@ -127,6 +127,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         loop.add_signal_handler(number, on_signal)
     if options.until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
+    take_handles()
     service = Service(Metrics(), door, log, canary=options.canary)
     repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=options.workers)
     try:
@@ -158,7 +159,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
                 consumer = QueueConsumer(service, config, queue_options(options.amqp, options.queue, options.prefetch, config, workers=options.workers))
                 await consumer.start()
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
-            print(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}", flush=True)
+            _say(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}")
             looking = loop.create_task(_look(repository, options.poll_s)) if options.poll_s is not None else None
             await _first(repository.failed, stop)
             if looking is not None:
@@ -172,6 +173,19 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         await asyncio.gather(http_task, return_exceptions=True)
         await repository.stop()
         log.close()
+
+
+def _say(line: str) -> None:
+    """Tell whoever started the server.
+
+    Raises:
+        ServerError: standard output takes nothing.
+    """
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries again as it ends, and says so at length
+        raise ServerError(f"cannot write to standard output: {error.strerror or error}") from None
 
 
 async def _look(repository: Repository, poll_s: float) -> None:

@@ -60,7 +60,7 @@ class Broker:
                 raise RuntimeError(f"the broker did not start: {self._log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.1)
 
-    def stop(self, number: int = signal.SIGKILL) -> None:
+    def stop(self, number: int = signal.SIGTERM) -> None:
         """End it, and what it started; its data stay."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, number)

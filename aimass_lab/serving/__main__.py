@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--tls-cert", type=Path, help="certificate, with those that vouch for it, in PEM; needs --tls-key")
     serve.add_argument("--tls-key", type=Path, help="its key")
     serve.add_argument("--log-requests", metavar="FILE", help="write one JSON line a request there, rotated at 16 MiB; - is standard error")
+    serve.add_argument("--amqp", metavar="URL", help="take requests from a RabbitMQ broker, too (or set AIMASS_AMQP, which keeps the password off the list of processes)")
+    serve.add_argument("--queue", metavar="NAME", help="the queue there; default: the model's name")
+    serve.add_argument("--prefetch", type=_positive, help="messages taken and not answered yet; default: two batches for every worker")
     serve.add_argument("--until-stdin-closes", action="store_true", help="stop also when standard input ends")
     serve.set_defaults(run=_serve)
     load = commands.add_parser("load", help="send the stored inputs to a server at a rate, and print what came back")
@@ -132,6 +136,9 @@ def _serve(folder: Path, arguments: argparse.Namespace) -> int:
         tls_cert=arguments.tls_cert,
         tls_key=arguments.tls_key,
         log_requests=arguments.log_requests,
+        amqp=arguments.amqp or os.environ.get("AIMASS_AMQP") or None,
+        queue=arguments.queue,
+        prefetch=arguments.prefetch,
         until_stdin_closes=arguments.until_stdin_closes,
     )
     serve(folder, options)

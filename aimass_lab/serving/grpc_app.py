@@ -11,10 +11,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from .config import ServingConfig
 from .errors import CLIENT_GONE, RequestError, ServerError, bad
 from .grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, ModelInferResponse, message
+from .listener import grpc_connections
 from .protocol import UNSUPPORTED, check_outputs, model_metadata, server_metadata
 from .request_log import request_id
 from .service import Service
@@ -76,15 +78,15 @@ class GrpcApp:
 
     def _handlers(self, service: str, methods: Mapping[str, tuple[Method, Any, Any]]) -> Any:
         made = {
-            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method, response), request.FromString, lambda answer: answer.SerializeToString())
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method, request, response), None, lambda answer: answer.SerializeToString())
             for name, (method, request, response) in methods.items()
         }
         return grpc.method_handlers_generic_handler(service, made)
 
-    def _guarded(self, name: str, method: Method, response: Any) -> Method:
-        """Check the token, translate errors, make the answer from keyword arguments."""
+    def _guarded(self, name: str, method: Method, request: Any, response: Any) -> Method:
+        """Check the token, read the message, translate errors, make the answer from keyword arguments."""
 
-        async def call(request: Any, context: Any) -> Any:
+        async def call(data: bytes, context: Any) -> Any:
             began, status, error_text = time.monotonic(), 500, None
             metadata = dict(context.invocation_metadata() or ())
             trailing = {"x-request-id": request_id(metadata.get("x-request-id"))}
@@ -92,7 +94,7 @@ class GrpcApp:
             try:
                 if name not in OPEN:
                     _caller.set(self._service.door.admit(metadata.get("authorization")))
-                answer = await method(request, context)
+                answer = await method(_read(request, data), context)
                 status = 200
                 return answer if isinstance(answer, response) else response(**answer)
             except RequestError as error:
@@ -160,6 +162,18 @@ class GrpcApp:
             raise
         finally:
             self._service.metrics.answered("grpc", code, time.monotonic() - began)
+
+
+def _read(kind: Any, data: bytes) -> Any:
+    """The message in some bytes; read here, because gRPC itself calls bytes that hold none the server's fault.
+
+    Raises:
+        RequestError: 400.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise bad(f"{len(data)} bytes are no {kind.DESCRIPTOR.name}") from None
 
 
 def parse_request(config: ServingConfig, request: Any) -> InferRequest:
@@ -231,6 +245,7 @@ async def start_grpc(service: Service, address: str, max_body_bytes: int, tls: t
         ServerError: the address is taken or not ours.
     """
     options = [("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    options += [("grpc.max_allowed_incoming_connections", grpc_connections())]
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers(GrpcApp(service).handlers())
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEADER_BYTES = 64 * 2**10
 KEEP_ALIVE_S = 75.0
 LINGER_S = 0.5
+MAX_CONNECTIONS = 8192
+RESERVED_HANDLES = 64
+"""For workers that are started again, logs and what else needs a file handle while all connections are taken."""
+HTTP_SHARE = 0.75
+"""Of the other handles; gRPC has the rest."""
+
+logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's mistake is no log line
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -26,6 +35,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     header_timeout_s = 10.0
     body_timeout_s = 60.0
+    max_connections = MAX_CONNECTIONS
+    waiting: dict[LimitedProtocol, None]
+    """Connections that owe a request, the one that has owed it longest first. Shared by all of one server."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first header."""
@@ -34,11 +46,24 @@ class LimitedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._refused = False
         self._clock: asyncio.TimerHandle | None = self.loop.call_later(self.header_timeout_s, self._too_slow)
+        self.waiting[self] = None
+        if len(self.connections) > self.max_connections:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connection that has owed a request longest, which may be this one."""
+        oldest: LimitedProtocol = next(iter(self.waiting))
+        del self.waiting[oldest]
+        if oldest is self:
+            self._refuse(b"503 Service Unavailable", b"too many connections")
+        else:
+            oldest.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever computes for this client."""
         super().connection_lost(exc)
         self._stop_clock()
+        self.waiting.pop(self, None)
         for scope in [self.scope, *(cycle.scope for cycle, _ in self.pipeline)]:
             hangup: Any = scope.get("aimass.hangup") if scope else None
             if hangup is not None and hangup.callback:
@@ -70,7 +95,14 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The client has sent everything in time."""
         self._stop_clock()
+        self.waiting.pop(self, None)
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The next request is owed from now on."""
+        super().on_response_complete()
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):  # else one that was pipelined is under way
+            self.waiting[self] = None
 
     def _start_clock(self, limit_s: float) -> None:
         self._stop_clock()
@@ -109,7 +141,7 @@ class HttpServer(uvicorn.Server):
 
 def make_http_server(app: Any, *, header_timeout_s: float, body_timeout_s: float, drain_timeout_s: float, tls: tuple[Path, Path] | None = None) -> HttpServer:
     """An HTTP/1.1 server for an ASGI application; start it with ``serve(sockets=[...])``. `tls` is a certificate and its key."""
-    limits = {"header_timeout_s": header_timeout_s, "body_timeout_s": body_timeout_s}
+    limits = {"header_timeout_s": header_timeout_s, "body_timeout_s": body_timeout_s, "max_connections": http_connections(), "waiting": {}}
     protocol = type("Protocol", (LimitedProtocol,), limits)
     config = uvicorn.Config(
         app,
@@ -126,6 +158,28 @@ def make_http_server(app: Any, *, header_timeout_s: float, body_timeout_s: float
         ssl_keyfile=tls[1] if tls else None,
     )
     return HttpServer(config)
+
+
+def take_handles() -> None:
+    """Use as many file handles as this process may: what it gets without asking is meant for programs that need few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _handles() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, limit - RESERVED_HANDLES) if limit != resource.RLIM_INFINITY else 2 * MAX_CONNECTIONS
+
+
+def http_connections() -> int:
+    """How many HTTP connections there may be at once."""
+    return min(MAX_CONNECTIONS, int(HTTP_SHARE * _handles()))
+
+
+def grpc_connections() -> int:
+    """How many gRPC connections there may be at once."""
+    return min(MAX_CONNECTIONS, _handles() - http_connections())
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -21,7 +21,7 @@ from .access import Door, read_tokens
 from .app import App
 from .config import ServingConfig, check_manifest, load_config
 from .errors import ServerError
-from .listener import HttpServer, bind, make_http_server
+from .listener import HttpServer, bind, make_http_server, take_handles
 from .metrics import Metrics
 from .repository import Found, Repository
 from .request_log import RequestLog
@@ -57,6 +57,12 @@ class ServeOptions:
     tls_key: Path | None = None
     log_requests: str | None = None
     """A file; ``-``: standard error."""
+    amqp: str | None = None
+    """Address of a RabbitMQ broker; None: requests come over HTTP and gRPC only."""
+    queue: str | None = None
+    """None: the model's name."""
+    prefetch: int | None = None
+    """None: two batches for every worker."""
     until_stdin_closes: bool = False
     """Stop also when standard input ends, so that a server started by a program never outlives it."""
 
@@ -123,6 +129,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         loop.add_signal_handler(number, on_signal)
     if options.until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
+    take_handles()
     service = Service(Metrics(), door, log, canary=options.canary)
     repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=options.workers)
     try:
@@ -143,18 +150,25 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
 
         grpc_server, grpc_port = await start_grpc(service, f"{host}:{options.grpc_port}", config.max_body_bytes, tls)
     http_task = loop.create_task(http.serve(sockets=[listener]))
+    consumer = None
     try:
         await _first(loop.create_task(repository.start()), stop)
         if not stop.is_set():
             service.started = True
             service.metrics.startup_s.set(time.time() - psutil.Process().create_time())
+            if options.amqp is not None:
+                from .amqp import QueueConsumer, queue_options  # here, because not everybody has a queue
+
+                consumer = QueueConsumer(service, config, queue_options(options.amqp, options.queue, options.prefetch, config, workers=options.workers))
+                await consumer.start()
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
-            print(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}", flush=True)
+            _say(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}")
             looking = loop.create_task(_look(repository, options.poll_s)) if options.poll_s is not None else None
             await _first(repository.failed, stop)
             if looking is not None:
                 looking.cancel()
-            await _drain(service, config, http, http_task, grpc_server)
+            queue = [consumer.stop(config.request_timeout_s)] if consumer else []
+            await asyncio.gather(_drain(service, config, http, http_task, grpc_server), *queue)
     finally:
         http.should_exit = http.force_exit = True
         if grpc_server is not None:
@@ -162,6 +176,19 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         await asyncio.gather(http_task, return_exceptions=True)
         await repository.stop()
         log.close()
+
+
+def _say(line: str) -> None:
+    """Tell whoever started the server.
+
+    Raises:
+        ServerError: standard output takes nothing.
+    """
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries again as it ends, and says so at length
+        raise ServerError(f"cannot write to standard output: {error.strerror or error}") from None
 
 
 async def _look(repository: Repository, poll_s: float) -> None:

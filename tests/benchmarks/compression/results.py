@@ -15,54 +15,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 HERE = Path(__file__).parent
-FOLDER = HERE / "results"
+sys.path.append(str(HERE.parent))
+import kept  # noqa: E402  # it lies one folder above
+from kept import Clock as Clock  # noqa: E402
+
+_kept = kept.Results(HERE / "results")
 CORE = "BENCHMARK_CORE"
 """Environment variable: the core that a process keeps to."""
-_writing = threading.Lock()
 
 Job = TypeVar("Job")
 
 
-def load(name: str) -> dict[str, Any]:
-    """What stands in one file; nothing if it is not there."""
-    path = FOLDER / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def keep(name: str, found: dict[str, Any]) -> None:
-    """Write one file, whole or not at all."""
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{name}.json"
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(_rounded(found), indent=1, sort_keys=True) + "\n")
-    unfinished.replace(path)
-
-
-def add(name: str, *keys: str, found: Any) -> None:
-    """Put one thing into a file that others are writing to as well: below `keys`, one inside the other."""
-    with _writing:
-        content = load(name)
-        place = content
-        for key in keys[:-1]:
-            place = place.setdefault(key, {})
-        place[keys[-1]] = found
-        keep(name, content)
-
-
-def extend(name: str, key: str, *, found: list[Any]) -> None:
-    """Put some things at the end of a list in a file that others are writing to as well."""
-    with _writing:
-        content = load(name)
-        keep(name, {**content, key: [*content.get(key, []), *found]})
-
-
-def _rounded(value: Any) -> Any:
-    """Six significant digits are enough to read, and keep differences between two runs of this file short."""
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+load, keep, add, extend = _kept.load, _kept.keep, _kept.add, _kept.extend
 
 
 def child(
@@ -126,33 +90,6 @@ def side_by_side(jobs: Iterable[Job], work: Callable[[Job, int | None], None], *
             done.result()
 
 
-class Clock:
-    """Tells whether there is time for another measurement."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self._end = None if minutes is None else time.perf_counter() + 60 * minutes
-
-    @property
-    def up(self) -> bool:
-        return self._end is not None and time.perf_counter() > self._end
-
-
 def facts() -> dict[str, Any]:
-    """Machine and versions that what is measured now holds for; no names of hosts."""
-    import datetime
-    import importlib.metadata
-
-    import torch
-
-    from aimass_lab.compression._processor import processor_flags
-    from aimass_lab.environment import read_environment
-
-    here = read_environment(torch.device("cpu"))
-    telling = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
-    packages = ("torch", "torchao", "torch-pruning", "onnxruntime", "onnx", "transformers", "scikit-learn")
-    return {
-        "date": str(datetime.date.today()), "processor": here.device_name, "cores": here.cpu_cores, "memory_bytes": here.memory_bytes, "python": here.python,
-        "instructions": [flag for flag in telling if flag in (processor_flags() or ())],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }  # fmt: skip
+    """Machine and versions that what is measured now holds for."""
+    return kept.facts(("torch", "torchao", "torch-pruning", "onnxruntime", "onnx", "transformers", "scikit-learn"))

@@ -23,6 +23,7 @@ from .records import (
     Readings,
     Record,
     ResourceDemand,
+    Rotation,
     SearchResult,
     SequenceDemand,
     Service,
@@ -155,6 +156,16 @@ def _(record: Plan) -> str:
     latency = f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}{beside}"
     busy = f"{100 * record.utilization.value:.0f} % busy{_doubt(record.replicas)}"
     return f"{record.replicas.value:g} × {record.device}, batch ≤ {record.max_batch_size.value:g}, {latency}, {busy}"
+
+
+@headline.register
+def _(record: Rotation) -> str:
+    means = [(run.metric("mean latency"), run) for run in record.runs]
+    best, run = min(means, key=lambda pair: pair[0].measured.value)
+    shown = ", ".join(f"{r.policy} {format_number(m.measured)}" for m, r in means)
+    foretold = "" if best.error is None else f"; {run.policy} was predicted {100 * best.error.value:+.0f} %"
+    mechanism = max(abs(m.mechanism_error.value) for m, _ in means if m.mechanism_error is not None)
+    return f"mean latency {shown}{foretold}; replayed within {100 * mechanism:.1f} %{_doubt(best.measured)}"
 
 
 @headline.register

@@ -27,6 +27,15 @@ Bytes = Annotated[float | str, parse_bytes]
 Bandwidth = Annotated[float | str, parse_bandwidth]
 """One direction of a link: 1.25e9 (bytes per second), "10Gbit/s" or "1.25GB/s"."""
 
+
+def model_name(text: str) -> str:
+    """A model's name as it was typed; the front-end finds what stands behind it."""
+    return text
+
+
+Model = Annotated[Any, model_name]
+"""One more model: in Python a `Study`, a `Workload` or ``(model, example_inputs)``; elsewhere a name, as the first one's."""
+
 Progress = Callable[[float, str], None]
 """Told the finished share (0 to 1) of a long piece of work, and what is being done."""
 
@@ -48,6 +57,8 @@ class Parameter:
     """Stands for True when given; takes no value."""
     multiple: Literal["no", "list", "pairs"]
     """Whether it may be repeated, and then what the repetitions make: a tuple, or a dict of ``key=value``."""
+    names_model: bool = False
+    """Whether its text names a model, which the front-end has to find."""
     choices: tuple[str, ...] = ()
     metavar: str = ""
     """What stands for its value in the help: ``N``, ``NAME=VALUE``, ``RATE``."""
@@ -148,6 +159,7 @@ def _parameter(parameter: inspect.Parameter, hint: Any, helps: dict[str, str], v
         positional=parameter.kind is not parameter.KEYWORD_ONLY,
         flag=inner is bool,
         multiple=multiple,
+        names_model=inner == Model,
         choices=choices,
         metavar="NAME=VALUE" if multiple == "pairs" else "N" if inner is int else parameter.name.upper(),
     )

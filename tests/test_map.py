@@ -16,7 +16,7 @@ FLOORS = {
         "options", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
     },
-    2: {"trial"},
+    2: {"rotation", "trial"},
     3: {"study", "store", "operations", "verbs", "serving", "wire"},
     4: {"frontends"},
     5: {"__init__", "__main__"},

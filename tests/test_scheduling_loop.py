@@ -14,9 +14,9 @@ from aimass_lab.scheduling import POLICIES, Limits, Request, SimulatedLane, make
 everyone = pytest.mark.parametrize("name", sorted(POLICIES))
 
 
-def run(name, requests, times, *, lanes=1, options=None, overhead_s=0.0, switch_s=0.0, **more):
+def run(name, requests, times, *, lanes=1, options=None, overhead_s=0.0, resume_s=0.0, **more):
     """Sorted requests on simulated lanes that share a clock's origin."""
-    made = [SimulatedLane(times, overhead_s=overhead_s, switch_s=switch_s) for _ in range(lanes)]
+    made = [SimulatedLane(times, overhead_s=overhead_s, resume_s=resume_s) for _ in range(lanes)]
     return run_jobs(requests, make_policy(name, options), made, **more)
 
 
@@ -52,7 +52,7 @@ def test_round_robin_by_hand():
     requests = [Request(0, 0.0), Request(1, 0.5)]
     schedule = run("round_robin", requests, [[1] * 4, [1] * 5], options={"quantum_s": 2})
     assert finishes(schedule) == [6, 9]
-    assert [(t.index, t.start_s, t.end_s, t.segments, t.finished) for t in schedule.turns] == [
+    assert [(t.job, t.start_s, t.end_s, t.segments, t.finished) for t in schedule.turns] == [
         (0, 0, 2, 2, False), (1, 2, 4, 2, False), (0, 4, 6, 2, True), (1, 6, 9, 3, True)
     ]  # fmt: skip
 
@@ -78,14 +78,14 @@ def test_shares_by_hand():
     """Weights 2 to 1, turns of 1: a has two thirds while both have work, then b the rest."""
     requests = [Request(0, 0.0, tenant="a", weight=2.0), Request(1, 0.0, tenant="b", weight=1.0)]
     schedule = run("weighted_fair", requests, [[1] * 6, [1] * 6], options={"quantum_s": 1})
-    assert [t.index for t in schedule.turns for _ in range(t.segments)] == [0, 1, 0, 0, 1, 0, 0, 1, 0, 1, 1, 1]
+    assert [t.job for t in schedule.turns for _ in range(t.segments)] == [0, 1, 0, 0, 1, 0, 0, 1, 0, 1, 1, 1]
 
 
-def test_overhead_and_switches_take_time():
+def test_overhead_and_interruptions_take_time():
     requests = [Request(0, 0.0), Request(1, 0.0)]
-    schedule = run("fcfs", requests, [[1, 1], [1]], overhead_s=0.1, switch_s=0.5)
-    assert finishes(schedule) == pytest.approx([2.7, 4.3])
-    assert [job.used_s for job in schedule.jobs] == [2.5, 1.5]
+    schedule = run("round_robin", requests, [[1, 1], [1]], options={"quantum_s": 1}, overhead_s=0.1, resume_s=0.5)
+    assert finishes(schedule) == pytest.approx([3.8, 2.2])
+    assert [job.used_s for job in schedule.jobs] == [2.5, 1]
 
 
 def test_two_lanes_by_hand():
@@ -93,7 +93,7 @@ def test_two_lanes_by_hand():
     requests = [Request(k, t) for k, t in enumerate([0.0, 1.0, 1.5, 1.5])]
     schedule = run("fcfs", requests, [[2, 2], [5], [1], [1]], lanes=2)
     assert finishes(schedule) == [4, 6, 5, 6]
-    assert {(t.lane, t.index) for t in schedule.turns} == {(0, 0), (1, 1), (0, 2), (0, 3)}
+    assert {(t.lane, t.job) for t in schedule.turns} == {(0, 0), (1, 1), (0, 2), (0, 3)}
 
 
 def test_an_ensemble_ends_with_its_slowest_branch_and_what_joins_them():
@@ -152,7 +152,7 @@ def test_every_job_is_run_once_and_lanes_do_one_thing_at_a_time(name, jobs, lane
     assert schedule.segments == sum(map(len, times))
     assert [job.used_s for job in schedule.jobs] == [sum(t) for t in times]
     for job in schedule.jobs:
-        turns = [t for t in schedule.turns if t.index == job.request.index]
+        turns = [t for t in schedule.turns if t.job == job.request.job]
         assert turns[0].start_s >= job.request.arrival_s
         assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(turns))
         assert [t.finished for t in turns] == [False] * (len(turns) - 1) + [True]
@@ -170,7 +170,7 @@ def test_no_order_makes_the_device_idle(name, jobs):
     requests, times = jobs
     busy = 0.0
     for request in requests:
-        busy = max(busy, request.arrival_s) + len(times[request.index])
+        busy = max(busy, request.arrival_s) + len(times[request.job])
     assert max(finishes(run(name, requests, times))) == busy
 
 
@@ -211,7 +211,7 @@ def test_backlogged_tenants_get_their_share(weights, lengths, expected):
     schedule = run("weighted_fair", requests, times)
     last = [max(job.finish_s for job in schedule.jobs if job.request.tenant == f"t{t}") for t in range(len(weights))]
     until = min(last)
-    had = [sum(max(0.0, min(t.end_s, until) - t.start_s) for t in schedule.turns if t.index % len(weights) == k) for k in range(len(weights))]
+    had = [sum(max(0.0, min(t.end_s, until) - t.start_s) for t in schedule.turns if t.job % len(weights) == k) for k in range(len(weights))]
     # One turn is the smallest piece that can be given; where all of it is little, it is allowed on top.
     turn = 0.005 + max(lengths)
     for k, weight in enumerate(weights):
@@ -233,11 +233,11 @@ def test_ageing_bounds_how_many_pass(jobs, ageing):
     """Nobody who arrives later than `priority * ageing_s` after a job begins before it."""
     requests, times = jobs
     schedule = run("priority", requests, times, options={"ageing_s": ageing})
-    begun = {job.request.index: job.begin_s for job in schedule.jobs}
+    begun = {job.request.job: job.begin_s for job in schedule.jobs}
     for request in requests:
         for other in requests:
             if other.arrival_s + other.priority * ageing > request.arrival_s + request.priority * ageing:
-                assert begun[other.index] > begun[request.index] or other.arrival_s < request.arrival_s
+                assert begun[other.index] > begun[request.job] or other.arrival_s < request.arrival_s
 
 
 @pytest.mark.parametrize(("name", "starves", "cured"), [("sjf", {}, {"ageing": 0.5}), ("srpt", {}, {"ageing": 0.5})])

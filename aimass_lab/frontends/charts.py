@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..headlines import format_number
-from ..records import Candidate, Number, ObjectiveName, Plan, Prediction, Profile, Record, SearchResult
+from ..records import Candidate, Number, ObjectiveName, Plan, Prediction, Profile, Record, Rotation, SearchResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -117,6 +117,33 @@ def _(record: Plan) -> Figure:
     figure.update_xaxes(title_text="batch size")
     figure.update_yaxes(title_text="ms", rangemode="tozero")
     return figure.update_layout(**LAYOUT, title_text=f"service time of {record.model.name} on {record.device}")
+
+
+@chart.register(Rotation)
+def _(record: Rotation) -> Figure:
+    """For each policy the turns of the run, and below them those of the replay and of a prediction; a colour for each model."""
+    from plotly.colors import qualitative
+    from plotly.graph_objects import Bar
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(
+        rows=len(record.runs), shared_xaxes=True, subplot_titles=[run.policy for run in record.runs], vertical_spacing=0.25 / len(record.runs)
+    )
+    for row, run in enumerate(record.runs, 1):
+        for k, model in enumerate(record.models):
+            bars: dict[str, list[object]] = {"base": [], "x": [], "y": [], "text": []}
+            for kind, turns in (("run", run.real), ("replay", run.replayed), ("prediction", run.predicted)):
+                for i in (i for i, of in enumerate(turns.model) if of == k):
+                    bars["base"].append(turns.start_s[i])
+                    bars["x"].append(turns.end_s[i] - turns.start_s[i])
+                    bars["y"].append(kind if record.lanes == 1 else f"{kind}, lane {turns.lane[i]}")
+                    bars["text"].append(f"call {turns.job[i]}{'' if turns.finished[i] else ', made room'}")
+            color = qualitative.Plotly[k % len(qualitative.Plotly)]
+            bar = Bar(**bars, orientation="h", textposition="none", marker_color=color, marker_line_width=0, name=model.model.name, showlegend=row == 1)
+            figure.add_trace(bar, row=row, col=1)
+        figure.update_yaxes(autorange="reversed", row=row, col=1)
+    figure.update_xaxes(title_text=f"s by the {record.clock} clock", row=len(record.runs), gridcolor=GRID)
+    return figure.update_layout(**{**LAYOUT, "height": 80 + 170 * len(record.runs)}, barmode="overlay", title_text="turns on the device")
 
 
 @chart.register(SearchResult)

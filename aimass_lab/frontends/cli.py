@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AimassError, InputError
@@ -81,7 +81,16 @@ def _call(verb: Verb, model: str | None, values: dict[str, Any], progress: _Prog
         raise InputError("a workbench is a panel in a notebook", help="there: %load_ext aimass_lab, then %aimass workbench MODEL INPUTS")
     study = Study(locate_workload(model))
     study.progress = progress
-    return verb.function(study, **values)
+    return verb.function(study, **find_models(verb, values, locate_workload))
+
+
+def find_models(verb: Verb, values: dict[str, Any], find: Callable[[str], Any]) -> dict[str, Any]:
+    """Replace the names of further models by the models."""
+    found = dict(values)
+    for parameter in verb.parameters:
+        if parameter.names_model and values[parameter.name] is not None:
+            found[parameter.name] = tuple(map(find, values[parameter.name]))
+    return found
 
 
 def call_function(verb: Verb, values: dict[str, Any], progress: Any) -> Any:

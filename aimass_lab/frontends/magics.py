@@ -16,7 +16,7 @@ from ..errors import AimassError, InputError
 from ..quiet import mute, unmute
 from ..records import Record, to_json
 from .arguments import HelpShown, get_verb, parse_arguments
-from .cli import call_function, overview
+from .cli import call_function, find_models, overview
 
 PROGRESS_EVERY_S = 0.2
 
@@ -64,7 +64,7 @@ class AimassMagics(Magics):
                 study = self._study(model, inputs)
                 study.progress = progress
                 try:
-                    result = verb.function(study, **values)
+                    result = verb.function(study, **find_models(verb, values, self._other))
                 finally:
                     from ..study import no_progress
 
@@ -115,6 +115,12 @@ class AimassMagics(Magics):
             return self._last
         self._last = self._find(name, inputs, Study)
         return self._last
+
+    def _other(self, name: str) -> Any:
+        """One more model beside the study's own, which stays the one that is meant without a name."""
+        from ..study import Study
+
+        return self._find(name, None, Study)
 
     def _find(self, name: str, inputs: Any, study_type: Any) -> Any:
         from torch import nn

@@ -31,6 +31,7 @@ from .profile import (
 from .readings import CpuReading, GpuProcess, GpuReading, MemoryReading, NetworkReading, Readings, StorageReading
 from .recipe import ORIGINAL, OptionValue, Recipe, Step
 from .resources import Coefficients, Form, ResourceDemand
+from .rotation import Gantt, RotatedModel, Rotation, RotationClock, RotationMetric, RotationRun
 from .search import Candidate, FailureKind, Limit, Objective, ObjectiveName, Pruned, RunnerUp, SearchResult, Status
 from .sequence import DecodeStep, SequenceDemand
 from .spec import Finding, ServingSpec
@@ -63,6 +64,7 @@ __all__ = [
     "FailureKind",
     "Finding",
     "Form",
+    "Gantt",
     "GpuProcess",
     "GpuReading",
     "HeldVariant",
@@ -109,6 +111,11 @@ __all__ = [
     "Recipe",
     "Record",
     "ResourceDemand",
+    "RotatedModel",
+    "Rotation",
+    "RotationClock",
+    "RotationMetric",
+    "RotationRun",
     "Run",
     "RunnerUp",
     "RuntimeTrial",

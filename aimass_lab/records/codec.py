@@ -17,6 +17,7 @@ from .prediction import Ledger, Prediction
 from .profile import CellProfile, ColdStart, Profile
 from .readings import Readings
 from .resources import ResourceDemand
+from .rotation import Rotation
 from .search import SearchResult
 from .sequence import SequenceDemand
 from .spec import ServingSpec
@@ -36,6 +37,7 @@ AnyRecord = (
     | HeldVariants
     | SearchResult
     | Plan
+    | Rotation
     | Prediction
     | Ledger
     | ServingSpec

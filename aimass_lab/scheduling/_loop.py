@@ -45,8 +45,8 @@ class Turn(NamedTuple):
     """One bar of a Gantt chart: a job on a lane, from when it was chosen until it ended or made room."""
 
     lane: int
-    index: int
-    """Of the request."""
+    job: int
+    """Index of the request."""
     start_s: float
     end_s: float
     segments: int
@@ -73,13 +73,13 @@ class SimulatedLane:
     Args:
         segments_s: Device time of every segment, by request.
         overhead_s: Time that every segment costs besides, for choosing it and handing the device over.
-        switch_s: Time that a segment costs besides when the lane ran another job before.
+        resume_s: Device time that a segment costs besides when its job was interrupted before it: caches are cold.
     """
 
-    def __init__(self, segments_s: Sequence[Sequence[float]], *, overhead_s: float = 0.0, switch_s: float = 0.0) -> None:
+    def __init__(self, segments_s: Sequence[Sequence[float]], *, overhead_s: float = 0.0, resume_s: float = 0.0) -> None:
         self._segments_s = segments_s
         self._overhead_s = overhead_s
-        self._switch_s = switch_s
+        self._resume_s = resume_s
         self._time_s = 0.0
         self._last: Job | None = None
 
@@ -97,7 +97,8 @@ class SimulatedLane:
         times = self._segments_s[job.request.index]
         used = times[job.done]
         if self._last is not job:
-            used += self._switch_s
+            if job.done:
+                used += self._resume_s
             self._last = job
         self._time_s += self._overhead_s + used
         return used, job.done + 1 == len(times)

@@ -1,0 +1,129 @@
+"""The verb that lets several models take turns on this device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from ..errors import InputError
+from ..records import Rotation
+from ..units import parse_rate, parse_seconds
+from ..verbs import Model, Seconds, verb
+from ..workload import Workload
+from .base import StudyState
+
+T = TypeVar("T")
+
+
+class Rotating(StudyState):
+    """The verb that lets several models take turns on this device."""
+
+    @verb
+    def rotate(
+        self,
+        *,
+        beside: tuple[Model, ...] | None = None,
+        policy: tuple[str, ...] | None = None,
+        option: dict[str, str] | None = None,
+        load: float = 0.7,
+        seconds: Seconds = 5.0,
+        rate: dict[str, str] | None = None,
+        priority: dict[str, str] | None = None,
+        weight: dict[str, str] | None = None,
+        deadline: dict[str, str] | None = None,
+        clock: Literal["device", "wall"] = "device",
+        lanes: int = 1,
+        burst: float = 1.0,
+        max_jobs: int | None = None,
+        seed: int = 0,
+    ) -> Rotation:
+        """Let several models take turns on this device under scheduling policies: predicted, run for real, and compared.
+
+        Calls are cut into segments, so that one can make room for another in the middle; the models are left as they were.
+        The error of the prediction is split into that of the mechanism and that of the times of segments.
+
+        Args:
+            beside: Further model that shares the device; may be repeated.
+            policy: Who goes first and who makes room: fcfs, sjf, srpt, round_robin, priority, edf or weighted_fair; may be repeated.
+                First come first served and round robin if not given.
+            option: Option of the policies, such as quantum_s=0.01; may be repeated.
+            load: Share of the device's time that the calls should take.
+            seconds: Time over which calls arrive, for each policy.
+            rate: Calls per second of a model, as model=rate; may be repeated. Models without one share the load.
+            priority: Priority of a model's calls, as model=number, 0 the most urgent; may be repeated.
+            weight: Share of a model under load, as model=weight; may be repeated.
+            deadline: Time within which a model's calls should be answered, as model=50ms; may be repeated.
+            clock: Time that the device worked, which other processes hardly disturb, or the wall's.
+            lanes: Cores that share one waiting line; more than one with the device's clock only.
+            burst: Rate of bursts over the rate between them; 1 is a Poisson stream.
+            max_jobs: Most calls that are let in at once; further ones wait outside.
+            seed: Of the arrivals.
+        """
+        from ..options import describe_options
+        from ..rotation import Stream, rotate
+        from ..scheduling import POLICIES, Limits, make_policy
+
+        workloads = [self.workload, *map(_workload_of, beside or ())]
+        names = [workload.name for workload in workloads]
+        rates = _read("rate", rate, names, parse_rate)
+        priorities = _read("priority", priority, names, _whole)
+        weights = _read("weight", weight, names, float)
+        deadlines = _read("deadline", deadline, names, parse_seconds)
+        streams = [
+            Stream(
+                workload=workload,
+                rate=rates.get(workload.name),
+                priority=priorities.get(workload.name, 0),
+                weight=weights.get(workload.name, 1.0),
+                deadline_s=deadlines.get(workload.name, math.inf),
+            )
+            for workload in workloads
+        ]
+        chosen = policy or ("fcfs", "round_robin")
+        known = {name: {o.name for o in describe_options(POLICIES[name])} for name in chosen}
+        for key in option or {}:
+            if not any(key in of for of in known.values()):
+                make_policy(chosen[0], {key: (option or {})[key]})  # says which options there are
+        policies = [make_policy(name, {k: v for k, v in (option or {}).items() if k in known[name]}) for name in chosen]
+        rotation = rotate(
+            streams,
+            policies,
+            load=load,
+            seconds=parse_seconds(seconds),
+            clock=clock,
+            lanes=lanes,
+            burst=burst,
+            limits=Limits(max_jobs=max_jobs),
+            seed=seed,
+            progress=self.progress,
+        )
+        return self._keep("rotate", rotation)
+
+
+def _workload_of(model: Any) -> Workload:
+    if isinstance(model, StudyState):
+        return model.workload
+    if isinstance(model, Workload):
+        return model
+    if isinstance(model, tuple) and len(model) == 2:
+        return Workload(*model)
+    raise InputError(f"a {type(model).__name__} cannot stand beside a model", help="give a Study, a Workload or (model, example_inputs)")
+
+
+def _read(option: str, pairs: Mapping[str, Any] | None, names: Sequence[str], parse: Callable[[Any], T]) -> dict[str, T]:
+    values = {}
+    for name, value in (pairs or {}).items():
+        if name not in names:
+            raise InputError(f"{option} {name}={value}: no model here is called {name!r}", help=f"models: {', '.join(names)}")
+        try:
+            values[name] = parse(value)
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{option} {name}={value}: {value!r} is not a number") from None
+    return values
+
+
+def _whole(value: Any) -> int:
+    return int(str(value))

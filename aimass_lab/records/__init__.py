@@ -12,6 +12,7 @@ from .history import Comparison, Difference, History, Run, Service
 from .model import Environment, ModelInfo, TensorSpec
 from .network import MessageForm, NetworkDemand, Traffic
 from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
+from .panel import CellUse, GpuAccount, HeldModel, KernelState, KernelUse, Live, Result, Task
 from .plan import Plan, PlanOption, Target
 from .prediction import Basis, Ledger, LedgerEntry, LedgerKind, PredictedPoint, Prediction, Quantity
 from .profile import (
@@ -50,6 +51,7 @@ __all__ = [
     "Bundle",
     "Candidate",
     "CellProfile",
+    "CellUse",
     "Check",
     "Clock",
     "Coefficients",
@@ -63,12 +65,16 @@ __all__ = [
     "FailureKind",
     "Finding",
     "Form",
+    "GpuAccount",
     "GpuProcess",
     "GpuReading",
+    "HeldModel",
     "HeldVariant",
     "HeldVariants",
     "History",
+    "KernelState",
     "KernelTime",
+    "KernelUse",
     "LayerChange",
     "Ledger",
     "LedgerEntry",
@@ -77,6 +83,7 @@ __all__ = [
     "Limit",
     "LineDemand",
     "LineTime",
+    "Live",
     "LiveTensor",
     "MemoryPart",
     "MemoryPoint",
@@ -109,6 +116,7 @@ __all__ = [
     "Recipe",
     "Record",
     "ResourceDemand",
+    "Result",
     "Run",
     "RunnerUp",
     "SearchResult",
@@ -123,6 +131,7 @@ __all__ = [
     "StepReport",
     "StorageReading",
     "Target",
+    "Task",
     "TensorSpec",
     "TraceGpu",
     "TraceKernel",

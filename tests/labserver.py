@@ -16,7 +16,7 @@ import nbformat
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-BUILT = Path(__file__).parents[2] / "aimass_lab" / "labextension"
+BUILT = Path(__file__).parents[1] / "aimass_lab" / "labextension"
 TOKEN = "t"
 
 

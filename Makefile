@@ -6,20 +6,22 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # torch first and alone: its exact version decides whether pip has to look for gigabytes of CUDA libraries.
 TORCH := $(shell grep '^torch==' constraints.lock)
-SOURCES := pyproject.toml constraints.lock Makefile
+# Installing builds JupyterLab's panel where there is node, so its sources count.
+PANEL := $(shell find extension/src extension/style extension/schema -type f 2>/dev/null) $(wildcard extension/*.json extension/*.py extension/yarn.lock)
+SOURCES := pyproject.toml constraints.lock Makefile $(PANEL)
 
-.PHONY: help lab tour test lint format types hooks schemas lock benchmark benchmark-demand benchmark-compression benchmark-search clean
+.PHONY: help lab tour test lint format types hooks schemas panel lock benchmark benchmark-demand benchmark-compression benchmark-search clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-lab: $(VENV)/.lab  ## Open JupyterLab on the tour
+lab: $(VENV)/.lab panel  ## Open JupyterLab on the tour
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_tour.ipynb
 
 tour: $(VENV)/.lab  ## Run the tour without a browser; fails unless its bundle's proof ends in PASS
 	$(BIN)/python notebooks/run.py notebooks/01_tour.ipynb
 
-test: $(VENV)/.test browser  ## Run every test
+test: $(VENV)/.test panel browser  ## Run every test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev  ## Check style and types
@@ -37,8 +39,14 @@ format: $(VENV)/.dev  ## Put the code in shape
 hooks: $(VENV)/.dev  ## Run the checks at every commit
 	$(BIN)/pre-commit install
 
-schemas: $(VENV)/.lab  ## Write the published JSON Schemas again
+schemas: $(VENV)/.lab  ## Write the published JSON Schemas again, and the panel's types that are made from them
 	$(BIN)/python -m aimass_lab.schemas
+	command -v node >/dev/null && cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" jlpm records
+
+panel: $(VENV)/.lab  ## Say whether JupyterLab's panel was built, and what is missing if not
+	@test -f aimass_lab/labextension/package.json || { \
+	  command -v node >/dev/null && echo "JupyterLab's panel could not be built: '.venv/bin/pip install -v -e .' says why; everything else works" \
+	  || echo "JupyterLab's panel is not there, because building it needs Node.js 20 or newer: install it and repeat; everything else works"; }
 
 benchmark: $(VENV)/.test  ## Measure the figures that the README quotes
 	$(BIN)/python tests/benchmarks/first_result.py
@@ -61,7 +69,8 @@ lock: $(VENV)/.dev  ## Write constraints.lock again: the newest versions that fi
 	  --constraint $(VENV)/torch-pin.txt --output-file constraints.lock
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build \
+	  extension/node_modules extension/.yarn extension/lib extension/.test aimass_lab/labextension
 
 # --- environments: each adds to the one before; a stamp tells that it is up to date ---
 

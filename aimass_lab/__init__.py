@@ -79,6 +79,14 @@ def unload_ipython_extension(shell: Any) -> None:
     magics.unload(shell)
 
 
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    return [{"module": f"{__name__}.frontends.server"}]
+
+
+def _jupyter_labextension_paths() -> list[dict[str, str]]:
+    return [{"src": "labextension", "dest": "aimass-lab"}]
+
+
 def _show_records_in_ipython() -> None:
     """Show records as pages wherever this package is imported in a notebook, magics or not."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

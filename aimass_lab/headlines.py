@@ -14,7 +14,9 @@ from .records import (
     Environment,
     HeldVariants,
     History,
+    KernelState,
     Ledger,
+    Live,
     NetworkDemand,
     Number,
     Plan,
@@ -182,6 +184,19 @@ def _(record: Bundle) -> str:
 def _(record: Check) -> str:
     failed = [p.name for p in record.promises if p.passed is False] + [f.code for f in record.findings if f.code.startswith("E-")]
     return f"PASS: {record.subject}" if record.passed else f"FAIL: {record.subject}: {', '.join(failed)}"
+
+
+@headline.register
+def _(record: Live) -> str:
+    served = f", {len(record.services)} bundle(s) served" if record.services else ""
+    return f"{headline(record.readings)}; {len(record.kernels)} kernel(s){served}"
+
+
+@headline.register
+def _(record: KernelState) -> str:
+    names = ", ".join(model.name for model in record.models) or "none"
+    doing = f", running {record.running.verb}" if record.running else ""
+    return f"models: {names}; {len(record.cells)} cells counted{doing}"
 
 
 @headline.register

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import threading
 import types
 import typing
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 from .errors import InputError
 from .units import parse_bandwidth, parse_bytes, parse_rate, parse_seconds
@@ -80,6 +81,20 @@ class Verb:
 VERBS: dict[str, Verb] = {}
 
 
+class Watcher(Protocol):
+    """Told of every verb that a person asks for; verbs that verbs call are left out."""
+
+    def began(self, name: str) -> None:
+        """A verb begins."""
+
+    def ended(self, name: str, result: Any) -> None:
+        """It ended; `result` is None when it raised."""
+
+
+WATCHERS: list[Watcher] = []
+_inside = threading.local()
+
+
 def verb(function: Function) -> Function:
     """Make `function` a verb of every front-end; its parameters before ``*`` are positional, those after are options.
 
@@ -99,30 +114,46 @@ def verb(function: Function) -> Function:
     hints = typing.get_type_hints(annotations, globalns=function.__globals__, include_extras=True)
     parameters = tuple(_parameter(p, hints[p.name], helps, name) for p in signature.parameters.values() if p.name not in ("self", "progress"))
     summary, _, rest = head.partition("\n")
-    function = _taking_single_values(function, {p.name for p in parameters if p.multiple == "list"})
+    called = _called(function, name, {p.name for p in parameters if p.multiple == "list"})
     VERBS[name] = Verb(
         name=name,
-        function=function,
+        function=called,
         of_study="self" in signature.parameters,
         summary=summary.strip(),
         description=rest.strip(),
         parameters=parameters,
     )
-    return function
+    return called
 
 
-def _taking_single_values(function: Function, lists: Set[str]) -> Function:
-    """The same function, for which one value of `lists` need not be put into a tuple."""
+def announce(name: str, work: Callable[[], Any]) -> Any:
+    """Do what a person asked for, and tell the watchers when it begins and ends; what it does on the way is not told."""
+    if not WATCHERS or getattr(_inside, "verb", False):
+        return work()
+    _inside.verb, result = True, None
+    for watcher in WATCHERS:
+        watcher.began(name)
+    try:
+        result = work()
+    finally:
+        _inside.verb = False
+        for watcher in WATCHERS:
+            watcher.ended(name, result)
+    return result
+
+
+def _called(function: Function, name: str, lists: Set[str]) -> Function:
+    """The same function as a verb: one value of `lists` need not be put into a tuple, and watchers are told."""
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        for name in lists & options.keys():
-            value = options[name]
+        for option in lists & options.keys():
+            value = options[option]
             if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
-                options[name] = (value,)
-        return function(*args, **options)
+                options[option] = (value,)
+        return announce(name, lambda: function(*args, **options))
 
-    return typing.cast("Function", call) if lists else function
+    return cast("Function", call)
 
 
 def _parse_docstring(doc: str) -> tuple[str, dict[str, str]]:

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
@@ -15,8 +15,12 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from ..errors import AimassError, InputError
 from ..quiet import mute, unmute
 from ..records import Record, to_json
+from ..verbs import announce
 from .arguments import HelpShown, get_verb, parse_arguments
 from .cli import call_function, find_models, overview
+
+if TYPE_CHECKING:
+    from .kernel import KernelLink
 
 PROGRESS_EVERY_S = 0.2
 
@@ -32,6 +36,10 @@ class AimassMagics(Magics):
         """Study by the id of its model; the study holds the model, so the id stays its own."""
         self._last: Any = None
         self._servers: list[Any] = []
+        self._next: str | None = None
+        """The id of a cell to be profiled when it is run; an empty one stands for the next cell, whichever."""
+        self.link: KernelLink | None = None
+        """None where no panel can listen: in a terminal."""
 
     @no_var_expand
     @line_cell_magic
@@ -59,7 +67,7 @@ class AimassMagics(Magics):
         verb = get_verb(name)
         words, inputs = self._take_inputs(words) if verb.of_study else (words, None)
         model, values, as_json = parse_arguments(verb, words, model_required=False)
-        with _NotebookProgress() as progress:
+        with _NotebookProgress(self.link) as progress:
             if verb.of_study:
                 study = self._study(model, inputs)
                 study.progress = progress
@@ -157,17 +165,40 @@ class AimassMagics(Magics):
         from ..profiling import profile_callable
         from ..store import Store
 
+        self._next = None
         if words != ["profile"]:
             raise InputError(f"%%aimass {' '.join(words)} is not a command for a cell", help="%%aimass profile profiles the cell")
         outcome: list[Any] = []
         outer = self._shell.displayhook.exec_result
-        record = profile_callable(lambda: outcome.append(self._shell.run_cell(cell)), label="cell")
+        record = announce("profile", lambda: profile_callable(lambda: outcome.append(self._shell.run_cell(cell)), label="cell"))
         self._shell.displayhook.exec_result = outer  # the inner run leaves None, and our record would not reach the caller
         error = outcome[0].error_before_exec or outcome[0].error_in_exec
         if error is not None:
             raise UsageError(f"the cell raised {type(error).__name__}; its own traceback is above")
         Store().remember("profile_cell", record, model="(cell)")
         return record
+
+    def profile_next(self, cell_id: str = "") -> None:
+        """Profile a cell when it is run, as if ``%%aimass profile`` stood above it.
+
+        Args:
+            cell_id: The front end's name of the cell; the next one, whichever, if not given.
+        """
+        self._next = cell_id
+
+    def as_profiled(self, lines: list[str]) -> list[str]:
+        """Put ``%%aimass profile`` above the cell that `profile_next` named."""
+        if self._next is None:
+            return lines
+        parent = self._shell.get_parent() if hasattr(self._shell, "get_parent") else {}
+        running = parent.get("metadata", {}).get("cellId", "")
+        return ["%%aimass profile\n", *lines] if not self._next or running == self._next else lines
+
+    def knows_inputs(self, value: Any) -> bool:
+        """Whether a verb can be called on the value of a variable without naming inputs."""
+        from torch import nn
+
+        return id(value) in self._studies or not isinstance(value, nn.Module)
 
     def stop_servers(self) -> None:
         """Stop what ``%aimass serve`` started."""
@@ -186,7 +217,8 @@ def _same_tensors(call: Any, inputs: Any) -> bool:
 class _NotebookProgress:
     """One line under the cell that tells how far the work is, gone when it is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, link: KernelLink | None) -> None:
+        self._link = link
         self._handle: Any = None
         self._shown_at = 0.0
 
@@ -198,6 +230,8 @@ class _NotebookProgress:
 
         from IPython.display import display
 
+        if self._link is not None:
+            self._link.progress(share, text)
         now = time.monotonic()
         if now - self._shown_at < PROGRESS_EVERY_S:
             return
@@ -240,6 +274,18 @@ def load(shell: InteractiveShell) -> None:
     magics = AimassMagics(shell)
     shell.register_magics(magics)
     shell.input_transformers_cleanup.append(question_to_help)
+    shell.input_transformers_cleanup.append(magics.as_profiled)
+    if hasattr(shell, "kernel"):
+        from .kernel import KernelLink
+
+        magics.link = KernelLink(shell, magics.knows_inputs)
+        magics.link.open()
+
+
+def profile_next(shell: InteractiveShell, cell_id: str = "") -> None:
+    """Profile a cell of `shell` when it is run: what the button above a cell asks for."""
+    shell.run_line_magic("load_ext", "aimass_lab")
+    shell.magics_manager.registry["AimassMagics"].profile_next(cell_id)
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -252,6 +298,10 @@ def unload(shell: InteractiveShell) -> None:
     magics = shell.magics_manager.registry.pop("AimassMagics", None)
     if magics is not None:
         magics.stop_servers()
+        if magics.link is not None:
+            magics.link.close()
+        if magics.as_profiled in shell.input_transformers_cleanup:
+            shell.input_transformers_cleanup.remove(magics.as_profiled)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("aimass", None)
     if question_to_help in shell.input_transformers_cleanup:

@@ -124,6 +124,22 @@ class Nvml:
                 return "this GPU does not count its energy (those before Volta, and MIG instances, do not)"
             return f"the driver does not tell the energy: {error}"
 
+    def process_share(self, pid: int, since_s: float) -> float | None:
+        """Mean share of the time since then in which a GPU kernel of one process ran, summed over GPUs; None where the driver knows no such process.
+
+        Args:
+            pid: As the driver counts.
+            since_s: Unix time.
+        """
+        shares = []
+        try:
+            for index in range(self.module.nvmlDeviceGetCount()):
+                device = _Device(self.module, self.module.nvmlDeviceGetHandleByIndex(index), f"gpu{index}", Reasons())
+                shares += device.share_of(pid, since_s)
+        except self.module.NVMLError:
+            return None
+        return sum(shares) if shares else None
+
     def read(self, *, since_s: float) -> tuple[tuple[GpuReading, ...], tuple[Note, ...]]:
         """Read every GPU of the machine.
 
@@ -228,6 +244,14 @@ class _Device:
             )
             for process in running or ()
         )
+
+    def share_of(self, pid: int, since_s: float) -> list[float]:
+        """Its mean utilisation since then, 0 where it ran no kernel; nothing where it does not use this GPU."""
+        running = self._try(lambda: self._module.nvmlDeviceGetComputeRunningProcesses(self._handle)) or ()
+        if all(process.pid != pid for process in running):
+            return []
+        found = self._process_shares(since_s).get(pid)
+        return [0.0 if found is None else float(found.value)]
 
     def _process_shares(self, since_s: float) -> dict[int, Number]:
         """Mean utilisation of each process since then; a process that ran no kernel has no sample."""

@@ -12,6 +12,7 @@ from .history import Comparison, Difference, History, Run, Service
 from .model import Environment, ModelInfo, TensorSpec
 from .network import MessageForm, NetworkDemand, Traffic
 from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
+from .panel import CellUse, GpuAccount, HeldModel, KernelState, KernelUse, Live, Result, Task
 from .plan import Plan, PlanOption, Target
 from .prediction import Basis, Ledger, LedgerEntry, LedgerKind, PredictedPoint, Prediction, Quantity
 from .profile import (
@@ -51,6 +52,7 @@ __all__ = [
     "Bundle",
     "Candidate",
     "CellProfile",
+    "CellUse",
     "Check",
     "Clock",
     "Coefficients",
@@ -65,12 +67,16 @@ __all__ = [
     "Finding",
     "Form",
     "Gantt",
+    "GpuAccount",
     "GpuProcess",
     "GpuReading",
+    "HeldModel",
     "HeldVariant",
     "HeldVariants",
     "History",
+    "KernelState",
     "KernelTime",
+    "KernelUse",
     "LayerChange",
     "Ledger",
     "LedgerEntry",
@@ -79,6 +85,7 @@ __all__ = [
     "Limit",
     "LineDemand",
     "LineTime",
+    "Live",
     "LiveTensor",
     "MemoryPart",
     "MemoryPoint",
@@ -116,6 +123,7 @@ __all__ = [
     "RotationClock",
     "RotationMetric",
     "RotationRun",
+    "Result",
     "Run",
     "RunnerUp",
     "RuntimeTrial",
@@ -132,6 +140,7 @@ __all__ = [
     "StepReport",
     "StorageReading",
     "Target",
+    "Task",
     "TensorSpec",
     "TraceGpu",
     "TraceKernel",

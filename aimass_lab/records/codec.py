@@ -12,6 +12,7 @@ from .history import Comparison, History, Service
 from .model import Environment
 from .network import NetworkDemand
 from .number import Record
+from .panel import KernelState, Live
 from .plan import Plan
 from .prediction import Ledger, Prediction
 from .profile import CellProfile, ColdStart, Profile
@@ -45,6 +46,8 @@ AnyRecord = (
     | Check
     | Service
     | Readings
+    | Live
+    | KernelState
     | TraceSummary
     | History
     | Comparison

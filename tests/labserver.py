@@ -1,0 +1,97 @@
+"""A JupyterLab of its own for browser tests: nothing of the person's settings, and the panel as it lies in this checkout."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+BUILT = Path(__file__).parents[1] / "aimass_lab" / "labextension"
+TOKEN = "t"
+
+
+def write_notebook(path, cells):
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)"}  # without one, JupyterLab asks which it should be
+    cells = [nbformat.v4.new_code_cell(textwrap.dedent(cell).strip()) for cell in cells]
+    nbformat.write(nbformat.v4.new_notebook(metadata={"kernelspec": kernel}, cells=cells), path)
+
+
+@contextlib.contextmanager
+def running_lab(folder, *, module="jupyterlab", base_url="/", panel=False, **settings):
+    """Run a server on the notebooks in `folder`; yields its address, which ends with the base URL.
+
+    `settings` are written for plugins by their names: ``{"aimass-lab:panel": {...}}``.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = {f"JUPYTER_{name}_DIR": str(folder / f".{name.lower()}") for name in ("CONFIG", "DATA", "RUNTIME")}
+    more = {"IPYTHONDIR": folder / ".ipython", "JUPYTERLAB_SETTINGS_DIR": folder / ".settings", "JUPYTERLAB_WORKSPACES_DIR": folder / ".workspaces"}
+    environment = {**os.environ, **own, **{name: str(path) for name, path in more.items()}, "AIMASS_STORE": str(folder / ".history.db")}
+    options = {
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "ServerApp.base_url": base_url,
+        "ServerApp.root_dir": folder,
+        "ServerApp.jpserver_extensions": f"aimass_lab={panel}",
+        "IdentityProvider.token": TOKEN,
+        "LabApp.news_url": None,
+        "LabApp.extension_manager": "readonly",
+        "LabApp.expose_app_in_browser": True,
+        "JupyterNotebookApp.expose_app_in_browser": True,
+    }
+    if panel:  # as it was built here, whatever is installed
+        extensions = folder / ".extensions"
+        extensions.mkdir()
+        (extensions / "aimass-lab").symlink_to(BUILT, target_is_directory=True)
+        options["LabServerApp.extra_labextensions_path"] = extensions
+        options["LabApp.extra_labextensions_path"] = options["JupyterNotebookApp.extra_labextensions_path"] = extensions
+    for plugin, values in settings.items():
+        package, name = plugin.split(":")
+        path = folder / ".settings" / package / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    command = [sys.executable, "-m", module, "--no-browser", "--allow-root", *(f"--{name}={value}" for name, value in options.items())]
+    address = f"http://127.0.0.1:{port}{base_url}"
+    with (folder / ".lab.log").open("w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process:
+        try:
+            wait_for(f"{address}api/status?token={TOKEN}", folder / ".lab.log")
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def wait_for(url, log):
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(url, timeout=2) as response:
+                if json.load(response):
+                    return
+        except OSError:
+            time.sleep(0.25)
+    raise AssertionError(f"JupyterLab did not start: {Path(log).read_text()[-2000:]}")
+
+
+def command(page, name, **arguments):
+    """Start a command of JupyterLab without waiting for its end: some end only when a person answers a dialog."""
+    page.evaluate("([name, args]) => { window.jupyterapp.commands.execute(name, args); }", [name, arguments])
+
+
+def wait_idle(page):
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=90_000)
+
+
+def theme(page, name):
+    command(page, "apputils:change-theme", theme=name)
+    page.wait_for_function("light => document.body.dataset.jpThemeLight === light", arg=str("Light" in name).lower(), timeout=30_000)

@@ -128,7 +128,7 @@ def test_the_manifest_has_the_hash_of_every_file(made: tuple[Any, ...]) -> None:
     assert manifest["files"] == {name: "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
     assert (manifest["schema"], manifest["name"], manifest["version"]) == (1, "digits-cnn", "1")
     expected = {"serving.json", "vectors.npz", "promises.json", "spec.json", "run.py", "requirements.txt", "Dockerfile", ".dockerignore", "README.md"}
-    expected |= {"client.py", "compose.yaml", "sbom.json", "LICENCES.md", "grafana.json"}
+    expected |= {"runtimes.json", "model/digits-cnn/config.pbtxt", "client.py", "compose.yaml", "sbom.json", "LICENCES.md", "grafana.json"}
     assert expected | {"model/digits-cnn/1/model.onnx"} <= set(found)
     assert not list(folder.rglob("__pycache__"))
     assert check_hashes(folder) == ()

@@ -104,6 +104,7 @@ def test_a_runtime_that_the_clock_shows_slower_than_torch_is_not_shipped(tmp_pat
             return lambda inputs: (time.sleep(0.02), runner(inputs))[1]
 
         monkeypatch.setattr(FORMATS[name], "open", slow)
+    monkeypatch.setattr(runtimes, "COMPARE_BUDGET_S", 3.0)
     bundle = write_bundle(tmp_path / "b", linear(), max_batch_size=2, calibrate=False)
     assert bundle.format == "safetensors"
     measured = {trial.format: trial.speedups for trial in bundle.runtimes if trial.speedups}
@@ -176,10 +177,22 @@ def test_what_onnx_cannot_express_goes_into_another_format(tmp_path: Path) -> No
 
 def test_a_wrong_file_is_not_shipped_where_another_one_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = FORMATS["onnx"].open
-    monkeypatch.setattr(FORMATS["onnx"], "open", lambda self, path, threads=1: lambda x, r=load(self, path, threads=threads): {k: v * 2 for k, v in r(x).items()})
+    monkeypatch.setattr(
+        FORMATS["onnx"], "open", lambda self, path, threads=1: lambda x, r=load(self, path, threads=threads): {k: v * 2 for k, v in r(x).items()}
+    )
     bundle = write_bundle(tmp_path / "b", linear(), max_batch_size=1, calibrate=False)
     assert bundle.format in ("openvino", "safetensors")
     assert "computes something else than the model" in left_out(bundle)["onnx"]
+
+
+def test_a_copy_that_a_runtime_runs_goes_into_the_formats_that_carry_it() -> None:
+    from aimass_lab.formats._aot_module import PackageModule
+    from aimass_lab.formats._onnx_module import OnnxModule
+
+    file, nothing = torch.zeros(1, dtype=torch.uint8), None
+    assert runtimes._order(OnnxModule(file, nothing, torch.device("cpu"))) == ["onnx", "openvino"]  # type: ignore[arg-type]
+    assert runtimes._order(PackageModule(file, nothing, torch.device("cpu"))) == ["aot_inductor"]  # type: ignore[arg-type]
+    assert runtimes._order(nn.Linear(2, 2)) == ["onnx", "openvino", "safetensors"]
 
 
 # --- what a bundle of each needs -------------------------------------------------------------------

@@ -267,7 +267,9 @@ def test_code_that_is_more_than_calls_of_operators_is_not_run(good: dict[str, Pa
         load("safetensors", path)
 
 
-@pytest.mark.parametrize("added", ["import os", "print(1)", "x = 1", "class A: pass", "def forward(weights, input): return input", "def other(weights): return 1"])
+@pytest.mark.parametrize(
+    "added", ["import os", "print(1)", "x = 1", "class A: pass", "def forward(weights, input): return input", "def other(weights): return 1"]
+)
 def test_nothing_stands_beside_the_one_function(good: dict[str, Path], added: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(good["safetensors"].read_bytes())

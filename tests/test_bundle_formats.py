@@ -177,9 +177,12 @@ def test_what_onnx_cannot_express_goes_into_another_format(tmp_path: Path) -> No
 
 def test_a_wrong_file_is_not_shipped_where_another_one_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = FORMATS["onnx"].open
-    monkeypatch.setattr(
-        FORMATS["onnx"], "open", lambda self, path, threads=1: lambda x, r=load(self, path, threads=threads): {k: v * 2 for k, v in r(x).items()}
-    )
+
+    def doubled(self: Any, path: Path, *, threads: int = 1) -> Any:
+        runner = load(self, path, threads=threads)
+        return lambda inputs: {name: 2 * array for name, array in runner(inputs).items()}
+
+    monkeypatch.setattr(FORMATS["onnx"], "open", doubled)
     bundle = write_bundle(tmp_path / "b", linear(), max_batch_size=1, calibrate=False)
     assert bundle.format in ("openvino", "safetensors")
     assert "computes something else than the model" in left_out(bundle)["onnx"]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from aimass_lab.bundle.runtimes import slower_at, slower_notes
 from aimass_lab.errors import BundleError, MissingPackageError, ModelError, UnsupportedError
 from aimass_lab.formats import FORMATS, FormatFile
-from aimass_lab.formats.measure import batch_ladder, measure_format
+from aimass_lab.formats.measure import batch_ladder, compare_speeds, measure_format
 from aimass_lab.formats.signature import read_signature, relative_error
 from aimass_lab.workload import as_call
 
@@ -78,8 +79,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("format", FORMATS)
+COMPILED = [pytest.param("mlp", "aot_inductor", marks=pytest.mark.slow)]
+"""One case is enough for what compiles for the better part of a minute."""
+PAIRS = [(case, format) for case in CASES for format in FORMATS if format != "aot_inductor"] + COMPILED
+
+
+@pytest.mark.parametrize(("case", "format"), PAIRS)
 def test_every_format_computes_what_the_model_computes(format: str, case: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, inputs = CASES[case]()
@@ -87,7 +92,7 @@ def test_every_format_computes_what_the_model_computes(format: str, case: str, t
     call = as_call(inputs)
     before = copy.deepcopy(model.state_dict())
 
-    file = FORMATS[format]().export(model, call, tmp_path / "model", max_batch_size=8)
+    file = FORMATS[format]().export(model, call, tmp_path / FORMATS[format].file_name, max_batch_size=8)
 
     assert file.batched
     assert not file.notes
@@ -294,9 +299,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Forma
 
 
 def test_measuring_gives_a_point_per_batch_size_and_leaves_torch_as_it_was(exported: tuple[nn.Module, FormatFile]) -> None:
-    model, file = exported
+    _, file = exported
     threads = torch.get_num_threads()
-    points, _ = measure_format(file, model, as_call(torch.randn(2, 64)), max_batch_size=4, threads=1, budget_s=3.0)
+    points, _ = measure_format(file, as_call(torch.randn(2, 64)), max_batch_size=4, threads=1, budget_s=3.0)
     assert [p.batch_size for p in points] == [1, 2, 4]
     assert torch.get_num_threads() == threads
     for point in points:
@@ -317,12 +322,18 @@ def test_a_format_that_is_slower_than_torch_is_called_so(exported: tuple[nn.Modu
         return lambda inputs: (time.sleep(0.02), runner(inputs))[1]
 
     monkeypatch.setattr(FORMATS["onnx"], "open", slow)
-    _, notes = measure_format(file, model, as_call(torch.randn(2, 64)), max_batch_size=1, threads=1, budget_s=1.0)
-    assert "W-FORMAT-SLOWER" in [note.code for note in notes]
+    speeds, _ = compare_speeds([file], model, as_call(torch.randn(2, 64)), max_batch_size=1, threads=1, budget_s=1.0)
+    assert slower_at(speeds) == list(speeds)
+    (note,) = slower_notes("onnx", speeds, None)
+    assert note.code == "W-FORMAT-SLOWER"
+    assert "times the time at batch size 1; no other format" in note.text
 
 
 def test_batches_that_do_not_fit_into_the_time_are_named(exported: tuple[nn.Module, FormatFile]) -> None:
     model, file = exported
-    points, notes = measure_format(file, model, as_call(torch.randn(2, 64)), max_batch_size=8, threads=1, budget_s=0.0)
+    points, notes = measure_format(file, as_call(torch.randn(2, 64)), max_batch_size=8, threads=1, budget_s=0.0)
+    speeds, more = compare_speeds([file], model, as_call(torch.randn(2, 64)), max_batch_size=8, threads=1, budget_s=0.0)
+    assert [s.batch_size for s in speeds] == [1]
+    assert "2, 4, 8 were not compared" in next(note.text for note in more if note.code == "missing:batch-sizes")
     assert [p.batch_size for p in points] == [1]
     assert "2, 4, 8" in next(note.text for note in notes if note.code == "missing:batch-sizes")

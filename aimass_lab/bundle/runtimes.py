@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -158,14 +157,20 @@ class _Search:
         chosen = asked or fastest(self.speeds, self.files)
         file = self.files[chosen]
         for path in sorted(self._candidate(chosen).iterdir()):
-            os.replace(path, self._folder / path.name)
+            path.rename(self._folder / path.name)
         file = replace(file, path=self._folder / file.path.name)
         return Shipped(file=file, trials=self._trials(chosen, asked), notes=(*self._notes, *slower_notes(chosen, self.speeds[chosen], asked)))
 
     def _trials(self, chosen: str, asked: str | None) -> tuple[RuntimeTrial, ...]:
         trials = []
         for name in sorted(FORMATS, key=lambda name: (FORMATS[name].preference, name)):
-            why = None if name in self.files else f"only {asked} was asked for" if asked else self.left_out.get(name, "another format carries this copy of the model")
+            why = (
+                None
+                if name in self.files
+                else f"only {asked} was asked for"
+                if asked
+                else self.left_out.get(name, "another format carries this copy of the model")
+            )
             speedups = tuple(Speedup(batch_size=speed.batch_size, ratio=speed.ratio) for speed in self.speeds.get(name, ()))
             trials.append(RuntimeTrial(format=name, runtime=FORMATS[name].runtime, chosen=name == chosen, speedups=speedups, left_out=why))
         return tuple(trials)

@@ -44,7 +44,6 @@ def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):  # paths and source lines of the user's machine
                 node.meta.pop(key, None)
-    program._example_inputs = None
     return program
 
 

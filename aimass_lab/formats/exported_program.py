@@ -34,6 +34,7 @@ class ExportedProgram(Format):
         from ._export import export_program, without_subclasses
 
         program = export_program(without_subclasses(model), call, signature)
+        program._example_inputs = None
         program._guards_code = []  # such as that all inputs hold equally many items: stored as Python to be run, and known to every server
         with quiet_export(), path.open("wb") as file:
             torch.export.save(program, file)

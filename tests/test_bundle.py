@@ -29,7 +29,7 @@ from aimass_lab.bundle import check_hashes, is_bundle, read_bundle, require_bund
 from aimass_lab.bundle.calibrate import Calibration, find_rate
 from aimass_lab.bundle.choices import choose, dns_name
 from aimass_lab.bundle.promises import Asked, make_promises, risk_notes
-from aimass_lab.bundle.requirements import pinned_requirements
+from aimass_lab.bundle.requirements import extra_requirements, pinned_requirements
 from aimass_lab.errors import BundleError, InputError, UnsupportedError
 from aimass_lab.records import Bundle, Finding, ModelInfo, Number, Recipe, ServingSpec, Step, Unit, from_json
 from aimass_lab.serving.config import check_manifest, load_config, load_vectors
@@ -127,7 +127,18 @@ def test_the_manifest_has_the_hash_of_every_file(made: tuple[Any, ...]) -> None:
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"}
     assert manifest["files"] == {name: "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
     assert (manifest["schema"], manifest["name"], manifest["version"]) == (1, "digits-cnn", "1")
-    expected = {"serving.json", "vectors.npz", "promises.json", "spec.json", "run.py", "requirements.txt", "Dockerfile", ".dockerignore", "README.md"}
+    expected = {
+        "serving.json",
+        "vectors.npz",
+        "promises.json",
+        "spec.json",
+        "run.py",
+        "requirements.txt",
+        "requirements-rabbitmq.txt",
+        "Dockerfile",
+        ".dockerignore",
+        "README.md",
+    }
     expected |= {"client.py", "compose.yaml", "sbom.json", "LICENCES.md", "grafana.json"}
     assert expected | {"model/digits-cnn/1/model.onnx"} <= set(found)
     assert not list(folder.rglob("__pycache__"))
@@ -254,7 +265,7 @@ def test_nothing_in_it_can_be_unpickled(made: tuple[Any, ...]) -> None:
 
 
 def test_the_copied_server_imports_nothing_of_the_package(made: tuple[Any, ...]) -> None:
-    pinned = {line.split("==")[0].replace("-", "_") for line in pinned_requirements()}
+    pinned = {line.split("==")[0].replace("-", "_") for line in (*pinned_requirements(), *extra_requirements("rabbitmq"))}
     import_names = pinned | {"grpc", "google", "aimass_serve"} | set(sys.stdlib_module_names)
     for path in (Path(made[0].folder) / "aimass_serve").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -9,6 +9,18 @@ from ..errors import MissingPackageError
 RUNTIME = ("numpy", "onnxruntime", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "orjson", "prometheus_client", "psutil")
 """Distributions that the server imports."""
 
+EXTRAS = {"rabbitmq": ("aio-pika",)}
+"""What some ways of running it need besides, each in a file of its own: ``requirements-rabbitmq.txt``."""
+
+
+def extra_requirements(extra: str) -> tuple[str, ...]:
+    """As `pinned_requirements`, of what an extra needs besides; where it is not installed here, by name only, for no version is known to work."""
+    known = pinned_requirements()
+    try:
+        return tuple(line for line in pinned_requirements((*RUNTIME, *EXTRAS[extra])) if line not in known)
+    except MissingPackageError:
+        return EXTRAS[extra]
+
 
 def pinned_requirements(roots: tuple[str, ...] = RUNTIME) -> tuple[str, ...]:
     """``name==version`` of `roots` and of all they require on this platform, sorted.

@@ -61,7 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--tls-cert", type=Path, help="certificate, with those that vouch for it, in PEM; needs --tls-key")
     serve.add_argument("--tls-key", type=Path, help="its key")
     serve.add_argument("--log-requests", metavar="FILE", help="write one JSON line a request there, rotated at 16 MiB; - is standard error")
-    serve.add_argument("--amqp", metavar="URL", help="take requests from a RabbitMQ broker, too (or set AIMASS_AMQP, which keeps the password off the list of processes)")
+    serve.add_argument(
+        "--amqp", metavar="URL", help="take requests from a RabbitMQ broker, too (or set AIMASS_AMQP, which keeps the password off the list of processes)"
+    )
     serve.add_argument("--queue", metavar="NAME", help="the queue there; default: the model's name")
     serve.add_argument("--prefetch", type=_positive, help="messages taken and not answered yet; default: two batches for every worker")
     serve.add_argument("--until-stdin-closes", action="store_true", help="stop also when standard input ends")

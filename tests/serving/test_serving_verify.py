@@ -20,10 +20,10 @@ import pytest
 from aimass_lab.frontends.cli import exit_code
 from aimass_lab.headlines import headline
 from aimass_lab.records import Check
+from aimass_lab.serving.__main__ import main
 from aimass_lab.serving.arrivals import arrival_times
 from aimass_lab.serving.config import load_config
 from aimass_lab.serving.launch import start
-from aimass_lab.serving.__main__ import main
 from aimass_lab.serving.load import LoadResult, make_bodies, quantile, run_load
 from aimass_lab.serving.verify import judge, quantile_interval, report, verdict, verify
 from aimass_lab.serving.watch import Disturbance, waited_s
@@ -212,8 +212,13 @@ def made_run(latencies_ms: list[float], *, every_ms: float = 100.0) -> LoadResul
     latency = np.array(latencies_ms) / 1e3
     sent = np.arange(len(latency)) * every_ms / 1e3
     return LoadResult(
-        rate=1e3 / every_ms, duration_s=len(latency) * every_ms / 1e3, sent_s=sent, late_s=np.zeros(len(latency)), latency_s=latency, status=np.full(len(latency), 200)
-    )  # fmt: skip
+        rate=1e3 / every_ms,
+        duration_s=len(latency) * every_ms / 1e3,
+        sent_s=sent,
+        late_s=np.zeros(len(latency)),
+        latency_s=latency,
+        status=np.full(len(latency), 200),
+    )
 
 
 def disturbed(stalls_ms: list[float], foreign_cores: float = 1.0) -> Disturbance:
@@ -256,7 +261,9 @@ def test_a_failure_is_never_hidden_by_what_was_not_judged() -> None:
     assert verdict([], []) is False
 
 
-def test_what_was_not_judged_has_a_word_and_an_exit_code_of_its_own(linear_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_not_judged_has_a_word_and_an_exit_code_of_its_own(
+    linear_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     measured = {"value": 0.076, "unit": "s", "source": "measured", "method": "m"}
     busy = {**promise("latency_p99", "<=", 0.01, "s"), "measured": measured, "passed": None}
     record = {"record": "check", "subject": "b", "passed": None, "promises": [busy], "findings": []}

@@ -16,6 +16,7 @@ import orjson
 from .batcher import Hangup
 from .errors import RequestError
 from .openapi import describe
+from .page import page, promises, stored_sample
 from .protocol import (
     HEADER_LENGTH,
     encode_infer,
@@ -93,6 +94,8 @@ class App:
             RequestError: 401, 404, 405, and whatever the handler raises.
         """
         segments = [unquote(part) for part in scope["raw_path"].decode("ascii", "replace").strip("/").split("/")]
+        if segments == [""] and scope["method"] in ("GET", "HEAD") and b"text/html" in headers.get(b"accept", b""):
+            return 200, *page()  # it holds nothing of the models; what it then asks for needs a token
         if segments[:2] != ["v2", "health"]:  # probes carry no token, and learn nothing worth one
             scope["aimass.caller"] = self._service.door.admit(headers.get(b"authorization", b"").decode("latin-1"))
         handler, model, allowed = self._route(segments)
@@ -100,7 +103,7 @@ class App:
         if method != allowed and not (method == "HEAD" and allowed == "GET"):
             raise MethodNotAllowed(method, allowed)
         if allowed == "GET":
-            return handler(model)
+            return handler(model, scope)
         return await handler(model, scope, headers, receive)
 
     def _route(self, segments: list[str]) -> tuple[Any, Model | None, str]:
@@ -114,7 +117,7 @@ class App:
             case ["predict"]:
                 return self._predict, self._only_model(), "POST"
             case ["v2"]:
-                return lambda _: (200, JSON, orjson.dumps(server_metadata())), None, "GET"
+                return self._server_metadata, None, "GET"
             case ["v2", "health", "live"]:
                 return self._live, None, "GET"
             case ["v2", "health", "ready"]:
@@ -140,11 +143,15 @@ class App:
                 return self._model_ready, model, "GET"
             case ["infer"]:
                 return self._infer, model, "POST"
+            case ["sample"]:
+                return self._sample, model, "GET"
+            case ["promises"]:
+                return self._promises, model, "GET"
         raise RequestError(404, "no such address; GET / lists them")
 
     # --- answers without a body ----------------------------------------------------------
 
-    def _home(self, _: None) -> Answer:
+    def _home(self, _: None, __: Any) -> Answer:
         lines = ["aimass_serve: Open Inference Protocol v2", ""]
         for model in self._service.models.values():
             config = model.config
@@ -155,23 +162,32 @@ class App:
             lines += [f"{method.upper():4} {path}   {operation['summary']}" for method, operation in item.items()]
         return 200, TEXT, "\n".join([*lines, ""]).encode()
 
-    def _describe(self, _: None) -> Answer:
+    def _describe(self, _: None, __: Any) -> Answer:
         return 200, JSON, orjson.dumps(describe(self._service))
 
-    def _metrics(self, _: None) -> Answer:
+    def _metrics(self, _: None, __: Any) -> Answer:
         return 200, METRICS, self._service.metrics.text()
 
-    def _live(self, _: None) -> Answer:
+    def _live(self, _: None, __: Any) -> Answer:
         return 200, JSON, orjson.dumps({"live": True})
 
-    def _ready(self, _: None) -> Answer:
+    def _ready(self, _: None, __: Any) -> Answer:
         ready = self._service.ready
         return 200 if ready else 503, JSON, orjson.dumps({"live": True, "ready": ready})
 
-    def _model_metadata(self, model: Model) -> Answer:
+    def _server_metadata(self, _: None, __: Any) -> Answer:
+        return 200, JSON, orjson.dumps(server_metadata())
+
+    def _sample(self, model: Model, scope: dict[str, Any]) -> Answer:
+        return 200, JSON, stored_sample(model, scope["query_string"])
+
+    def _promises(self, model: Model, _: Any) -> Answer:
+        return 200, JSON, promises(model)
+
+    def _model_metadata(self, model: Model, _: Any) -> Answer:
         return 200, JSON, orjson.dumps(model_metadata(model.config, model.platform))
 
-    def _model_ready(self, model: Model) -> Answer:
+    def _model_ready(self, model: Model, _: Any) -> Answer:
         ready = self._service.started and model.ready and not self._service.draining
         return 200 if ready else 503, JSON, orjson.dumps({"name": model.config.name, "ready": ready})
 
@@ -223,7 +239,7 @@ class App:
         receive: Receive,
     ) -> Answer:
         """Body in, outputs out; counted whatever happens."""
-        code = 500
+        code, began = 500, time.monotonic()
         try:
             self._service.door.spend(scope["aimass.caller"])
             with model.in_use():
@@ -238,7 +254,7 @@ class App:
             code = error.status
             raise
         finally:
-            self._service.metrics.requests.labels(protocol, str(code)).inc()
+            self._service.metrics.answered(protocol, code, time.monotonic() - began)
 
     async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, as long as it is not too long; never more than that is kept.

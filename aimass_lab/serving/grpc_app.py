@@ -141,7 +141,7 @@ class GrpcApp:
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """Compute outputs; raw in the answer when they were raw in the request."""
-        code = 500
+        code, began = 500, time.monotonic()
         try:
             self._service.door.spend(_caller.get())
             model = self._service.find(request.model_name, request.model_version)
@@ -161,7 +161,7 @@ class GrpcApp:
             code = CLIENT_GONE if context.cancelled() else 500
             raise
         finally:
-            self._service.metrics.requests.labels("grpc", str(code)).inc()
+            self._service.metrics.answered("grpc", code, time.monotonic() - began)
 
 
 def _read(kind: Any, data: bytes) -> Any:

@@ -104,32 +104,49 @@ def _common_paths() -> dict[str, Json]:
             ("unload", "Stop serving a model until it is loaded again; for the token named admin"),
         )
     }
-    server = _object(name={"const": SERVER_NAME}, version={"type": "string"}, extensions={"type": "array", "items": {"type": "string"}})
+    server = _object(name={"const": SERVER_NAME}, version={"type": "string"}, extensions=_list({"type": "string"}))
     return changes | {
-        "/": {"get": _operation("home", "What is served, for people") | _answers("text/plain", {"type": "string"})},
+        "/": {"get": _home()},
         "/metrics": {"get": _operation("metrics", "Counters and histograms for Prometheus") | _answers("text/plain", {"type": "string"})},
         "/openapi.json": {"get": _operation("describe", "This document", answer={"type": "object"})},
         "/v2": {"get": _operation("server_metadata", "Name, version and extensions of the server", answer=server)},
         "/v2/health/live": {"get": _open(_operation("live", "Whether the process answers", answer=_object(live={"const": True})))},
         "/v2/health/ready": {"get": _open(_may_be_unready(_operation("ready", "Whether to send requests here", answer=ready), ready))},
-        "/v2/repository/index": {"post": _operation("index", "All there is, served or not", *WITH_BODY, answer={"type": "array", "items": entry})},
+        "/v2/repository/index": {"post": _operation("index", "All there is, served or not", *WITH_BODY, answer=_list(entry))},
     }
+
+
+def _home() -> Json:
+    operation = _operation("home", "A page to try the models on, for browsers; else a list of what is served") | _answers("text/plain", {"type": "string"})
+    operation["responses"]["200"]["content"]["text/html"] = {"schema": {"type": "string"}}
+    return operation
 
 
 def _model_paths(model: Model, version: str) -> dict[str, Json]:
     config = model.config
-    key = _key(config)
+    key, promise = _key(config), _object(name={"type": "string"}, relation={"enum": ["<=", ">=", "=="]}, limit={"type": "object"})
+    promised = _object(promises=_list(promise))
     path, tag = f"/v2/models/{quote(config.name, safe='')}{version}", key if version else _key(config, version=False)
     ready = _object(name={"const": config.name}, ready={"type": "boolean"})
     return {
         path: {"get": _operation(f"metadata_{tag}", "The model's signature", 404, answer=_metadata(config, model.platform))},
         f"{path}/ready": {"get": _may_be_unready(_operation(f"ready_{tag}", "Whether a worker of the model is up", 404, answer=ready), ready)},
+        f"{path}/sample": {"get": _sample(tag)},
+        f"{path}/promises": {"get": _operation(f"promises_{tag}", "What the bundle promises, and at which load", 404, answer=promised)},
         f"{path}/infer": {
             "post": _operation(f"infer_{tag}", "Compute outputs", *INFERENCE)
             | {"parameters": [_header_length()], "requestBody": _body(_ref(f"{key}_request"), binary=True)}
             | {"responses": _infer_answers(_ref(f"{key}_response"), INFERENCE)}
         },
     }
+
+
+def _sample(tag: str) -> Json:
+    tensor = _object(name={"type": "string"}, datatype={"type": "string"}, shape=_list({"type": "integer"}), data={})
+    answer = _object(index={"type": "integer"}, count={"type": "integer"}, inputs=_list(tensor), outputs=_list(tensor))
+    index = {"name": "index", "in": "query", "schema": {"type": "integer", "minimum": 0}, "description": "From 0; the first if not given"}
+    operation = _operation(f"sample_{tag}", "A stored input, and what the original model answers to it", 400, 404, answer=answer)
+    return operation | {"parameters": [index]}
 
 
 def _predict(config: ServingConfig) -> Json:
@@ -298,16 +315,18 @@ def _element(datatype: str) -> Json:
 
 
 def _metadata(config: ServingConfig, platform: str) -> Json:
-    tensor = _object(name={"type": "string"}, datatype={"type": "string"}, shape={"type": "array", "items": {"type": "integer"}})
-    tensors = {"type": "array", "items": tensor}
-    return _object(
-        name={"const": config.name}, versions={"type": "array", "items": {"type": "string"}}, platform={"const": platform}, inputs=tensors, outputs=tensors
-    )
+    tensor = _object(name={"type": "string"}, datatype={"type": "string"}, shape=_list({"type": "integer"}))
+    tensors = _list(tensor)
+    return _object(name={"const": config.name}, versions=_list({"type": "string"}), platform={"const": platform}, inputs=tensors, outputs=tensors)
 
 
 def _object(**properties: Json) -> Json:
     """An object that has all of `properties`."""
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _list(schema: Json) -> Json:
+    return {"type": "array", "items": schema}
 
 
 def _one_of(schemas: list[Json]) -> Json:

@@ -13,7 +13,7 @@ from .tensors import NUMPY, InferRequest, Tensor, check_datatype, check_shape, f
 
 SERVER_NAME = "aimass_serve"
 SERVER_VERSION = "1"
-EXTENSIONS = ["binary_tensor_data", "model_repository"]
+EXTENSIONS = ["binary_tensor_data", "model_repository", "promises", "sample"]
 HEADER_LENGTH = "inference-header-content-length"
 UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
 """Parameters of other servers' extensions that change what an answer means, so ignoring them would be wrong."""

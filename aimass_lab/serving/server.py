@@ -9,10 +9,12 @@ import os
 import signal
 import ssl
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import uvloop
 
 from .access import Door, read_tokens
@@ -158,6 +160,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
 
                 consumer = QueueConsumer(service, config, queue_options(options.amqp, options.queue, options.prefetch, config, workers=options.workers))
                 await consumer.start()
+            service.metrics.startup_s.set(time.time() - psutil.Process().create_time())
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
             _say(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}")
             looking = loop.create_task(_look(repository, options.poll_s)) if options.poll_s is not None else None

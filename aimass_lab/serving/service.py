@@ -24,6 +24,7 @@ class Model:
     """One version of one model: its signature, its queue and its workers."""
 
     def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics) -> None:
+        self.folder = folder
         self.config = config
         self.platform = find_format(config.format).PLATFORM
         self.num_users = 0

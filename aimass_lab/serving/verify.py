@@ -24,6 +24,7 @@ from .config import ServingConfig, check_manifest, load_config, load_vectors, re
 from .errors import BundleError, ServerError
 from .launch import Server, start
 from .load import LoadResult, infer_body, infer_path, make_bodies, quantile, run_load
+from .memory import KIND
 from .protocol import HEADER_LENGTH, parse_object
 from .tensors import Array, decode, encode, relative_error
 from .watch import Disturbance, Watch, busy_s, waited_s
@@ -182,7 +183,7 @@ def _measure(
                 break
         measured |= figures
         least |= without
-        measured["memory"] = _number(watch.peak_bytes, "B", f"peak {watch.kind} of the server and its workers, read 10 times a second")
+        measured["memory"] = _number(watch.peak_bytes, "B", f"peak {KIND} of the server and its workers, read 10 times a second")
         say("stopping the server")
         if (code := server.stop()) != 0:
             findings.append(_finding("E-SHUTDOWN", "", f"the server ended with code {code} instead of 0"))

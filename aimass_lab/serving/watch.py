@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 
 from .load import LOAD_THREAD, LoadResult
+from .memory import process_tree, tree_bytes
 from .tensors import Array
 
 
@@ -48,10 +49,8 @@ class Watch:
     """Reads the clocks of a server's processes, of this process and of the machine."""
 
     def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
+        self._pid = pid
         self.peak_bytes = 0
-        self.kind = "PSS" if Path(f"/proc/{pid}/smaps_rollup").exists() else "RSS"
-        """PSS counts shared pages once; where the system does not tell it, RSS."""
         self._readings: list[tuple[float, float, float | None]] = []
 
     def begin(self) -> None:
@@ -61,9 +60,8 @@ class Watch:
 
     def sample(self) -> None:
         """Read the memory and the clocks now."""
-        tree = self._tree()
-        self.peak_bytes = max(self.peak_bytes, sum(self._memory(process) for process in tree))
-        waited = [waited_s(process.pid) for process in tree]
+        self.peak_bytes = max(self.peak_bytes, tree_bytes(self._pid))
+        waited = [waited_s(process.pid) for process in process_tree(self._pid)]
         waited += [waited_s(os.getpid(), thread.native_id) for thread in threading.enumerate() if thread.name == LOAD_THREAD]
         known = None if any(seconds is None for seconds in waited) else sum(seconds or 0.0 for seconds in waited)
         self._readings.append((time.perf_counter(), busy_s() - self.own_s(), known))
@@ -81,28 +79,13 @@ class Watch:
     def own_s(self) -> float:
         """Processor time of the server and of this process, from their beginnings."""
         total = time.process_time()
-        for process in self._tree():
+        for process in process_tree(self._pid):
             try:
                 times = process.cpu_times()
             except psutil.Error:
                 continue
             total += times.user + times.system
         return total
-
-    def _tree(self) -> list[psutil.Process]:
-        try:
-            return [self._process, *self._process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
-
-    def _memory(self, process: psutil.Process) -> int:
-        try:
-            if self.kind == "RSS":
-                return int(process.memory_info().rss)
-            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-            return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-        except (OSError, psutil.Error):
-            return 0  # it ended while we looked
 
 
 def waited_s(pid: int, thread: int | None = None) -> float | None:

@@ -108,7 +108,7 @@ def test_generated_requests_get_documented_answers(name: str, request: pytest.Fi
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @settings(max_examples=10, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=modes[0]) | operation.as_strategy(generation_mode=modes[1]))
         def ask(case: Any) -> None:
             case.call_and_validate(base_url=server.url, headers=TOKEN if name == "guarded" else None, checks=CHECKS)

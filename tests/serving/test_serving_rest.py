@@ -43,7 +43,7 @@ def test_infer_gives_the_models_outputs(linear: Server) -> None:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/v2", {"name": "aimass_serve", "version": "1", "extensions": ["binary_tensor_data", "model_repository"]}),
+        ("/v2", {"name": "aimass_serve", "version": "1", "extensions": ["binary_tensor_data", "model_repository", "promises", "sample"]}),
         ("/v2/health/live", {"live": True}),
         ("/v2/health/ready", {"live": True, "ready": True}),
         ("/v2/models/net/ready", {"name": "net", "ready": True}),

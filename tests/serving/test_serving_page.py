@@ -1,0 +1,47 @@
+"""What the page at / is made of: a file that holds nothing of the models, stored samples, promises, and numbers of the server itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from aimass_lab.serving.launch import Server, start
+
+from .conftest import call, infer, metric, write_linear
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "tokens").write_text("secret alice\n")
+    with start(write_linear(folder / "bundle"), grpc_port=None, arguments=("--token-file", str(folder / "tokens"))) as server:
+        yield server
+
+
+def test_the_page_holds_nothing_and_a_program_gets_a_list(server: Server) -> None:
+    answer = call(server, "GET", "/", None, {"Accept": "text/html,*/*"})
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert answer.body.startswith(b"<!doctype html>")
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert call(server, "GET", "/").status == 401
+    assert "infer" in call(server, "GET", "/", None, {"Authorization": "Bearer secret"}).body.decode()
+
+
+def test_samples_and_promises(linear: Server) -> None:
+    sample = call(linear, "GET", "/v2/models/net/sample?index=19").json
+    assert (sample["index"], sample["count"], sample["inputs"][0]["shape"]) == (19, 20, [1, 4])
+    for query in ("index=20", "index=-1", "index=x", "page=1"):
+        assert call(linear, "GET", f"/v2/models/net/sample?{query}").status == 400
+    assert call(linear, "GET", "/v2/models/net/promises").json["promises"][0]["name"] == "errors"
+
+
+def test_the_server_tells_of_itself(linear: Server) -> None:
+    before = metric(linear, "aimass_request_seconds_count")
+    infer(linear, [[1.0, 2.0, 3.0, 4.0]])
+    infer(linear, [[1.0]])
+    assert metric(linear, "aimass_request_seconds_count") == before + 1  # only what got outputs has a latency
+    assert 20e6 < metric(linear, "aimass_memory_bytes") < 2e9
+    assert 0 < metric(linear, "aimass_startup_seconds") < 300

@@ -183,6 +183,9 @@ def _(record: Bundle) -> str:
 @headline.register
 def _(record: Check) -> str:
     failed = [p.name for p in record.promises if p.passed is False] + [f.code for f in record.findings if f.code.startswith("E-")]
+    if record.passed is None:
+        unjudged = [p.name for p in record.promises if p.passed is None]
+        return f"NOT JUDGED: {record.subject}: other work kept the machine too busy for {', '.join(unjudged)}"
     return f"PASS: {record.subject}" if record.passed else f"FAIL: {record.subject}: {', '.join(failed)}"
 
 

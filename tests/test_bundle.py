@@ -29,7 +29,7 @@ from aimass_lab.bundle import check_hashes, is_bundle, read_bundle, require_bund
 from aimass_lab.bundle.calibrate import Calibration, find_rate
 from aimass_lab.bundle.choices import choose, dns_name
 from aimass_lab.bundle.promises import Asked, make_promises, risk_notes
-from aimass_lab.bundle.requirements import pinned_requirements
+from aimass_lab.bundle.requirements import extra_requirements, pinned_requirements
 from aimass_lab.errors import BundleError, InputError, UnsupportedError
 from aimass_lab.formats import FORMATS
 from aimass_lab.records import Bundle, Finding, ModelInfo, Number, Recipe, ServingSpec, Step, Unit, from_json
@@ -129,7 +129,7 @@ def test_the_manifest_has_the_hash_of_every_file(made: tuple[Any, ...]) -> None:
     assert manifest["files"] == {name: "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
     assert (manifest["schema"], manifest["name"], manifest["version"]) == (1, "digits-cnn", "1")
     expected = {"serving.json", "vectors.npz", "promises.json", "spec.json", "run.py", "requirements.txt", "Dockerfile", ".dockerignore", "README.md"}
-    expected |= {"runtimes.json", "model/digits-cnn/config.pbtxt", "client.py", "compose.yaml", "sbom.json", "LICENCES.md", "grafana.json"}
+    expected |= {"runtimes.json", "model/digits-cnn/config.pbtxt", "client.py", "compose.yaml", "sbom.json", "LICENCES.md", "grafana.json", "requirements-rabbitmq.txt"}
     assert expected | {"model/digits-cnn/1/model.onnx"} <= set(found)
     assert not list(folder.rglob("__pycache__"))
     assert check_hashes(folder) == ()
@@ -256,7 +256,7 @@ def test_nothing_in_it_can_be_unpickled(made: tuple[Any, ...]) -> None:
 
 def test_the_copied_server_imports_nothing_of_the_package(made: tuple[Any, ...]) -> None:
     runtimes = tuple({package for member in FORMATS.values() for package in member.runs_on})  # each runner's own is imported when it loads a model
-    pinned = {line.split("==")[0].replace("-", "_") for line in pinned_requirements(runtimes)}
+    pinned = {line.split("==")[0].replace("-", "_") for line in (*pinned_requirements(runtimes), *extra_requirements("rabbitmq"))}
     import_names = pinned | {"grpc", "google", "aimass_serve"} | set(sys.stdlib_module_names)
     for path in (Path(made[0].folder) / "aimass_serve").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

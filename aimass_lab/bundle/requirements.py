@@ -12,6 +12,18 @@ RUNTIME = ("numpy", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "orj
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 """Where torch's builds for the processor alone lie, which PyPI does not have."""
 
+EXTRAS = {"rabbitmq": ("aio-pika",)}
+"""What some ways of running it need besides, each in a file of its own: ``requirements-rabbitmq.txt``."""
+
+
+def extra_requirements(extra: str) -> tuple[str, ...]:
+    """As `pinned_requirements`, of what an extra needs besides; where it is not installed here, by name only, for no version is known to work."""
+    known = pinned_requirements()
+    try:
+        return tuple(line for line in pinned_requirements((*RUNTIME, *EXTRAS[extra])) if line not in known)
+    except MissingPackageError:
+        return EXTRAS[extra]
+
 
 def pinned_requirements(runs_on: tuple[str, ...] = ("onnxruntime",)) -> tuple[str, ...]:
     """``name==version`` of what the server and the runtime of its model need, and of all they require on this platform, sorted.

@@ -23,7 +23,7 @@ from .dashboard import dashboard
 from .folder import RUNTIMES, SCHEMA, new_folder, read_bundle, write_json, write_manifest
 from .materials import bill_of_materials, licence_list
 from .promises import Asked, make_promises, risk_notes
-from .requirements import pinned_requirements, requirements_text
+from .requirements import EXTRAS, extra_requirements, pinned_requirements, requirements_text
 from .runtimes import Shipped, export_fastest
 from .samples import measure_fidelity, reference_outputs, stored_call
 from .unplanned import unplanned_spec
@@ -208,7 +208,8 @@ def _write_runtime(folder: Path, file: FormatFile) -> tuple[str, ...]:
     shutil.copytree(SERVER, folder / "aimass_serve", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", CLIENT.name))
     shutil.copy(CLIENT, folder)
     (folder / "run.py").write_text(readme.fill("run.py"), encoding="utf-8")
-    (folder / "requirements.txt").write_text(requirements_text(requirements), encoding="utf-8")
+    for name, lines in (("requirements.txt", requirements), *((f"requirements-{extra}.txt", extra_requirements(extra)) for extra in EXTRAS)):
+        (folder / name).write_text(requirements_text(lines), encoding="utf-8")
     (folder / ".dockerignore").write_text(readme.fill("dockerignore"), encoding="utf-8")
     return requirements
 

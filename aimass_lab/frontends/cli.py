@@ -14,7 +14,7 @@ from .arguments import HelpShown, all_verbs, get_verb, parse_arguments
 if TYPE_CHECKING:
     from ..verbs import Verb
 
-EXIT_OK, EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_ERROR, EXIT_NOT_JUDGED, EXIT_INTERRUPTED = 0, 1, 2, 5, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,6 +114,8 @@ def exit_code(record: Record) -> int:
     """Whether a script should go on after this result."""
     from ..records import Plan
 
+    if isinstance(record, Check) and record.passed is None:
+        return EXIT_NOT_JUDGED
     failed = (isinstance(record, Check) and not record.passed) or (isinstance(record, Plan) and not record.feasible)
     return EXIT_FAILED if failed else EXIT_OK
 

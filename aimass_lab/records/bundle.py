@@ -58,13 +58,14 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     measured: Number | None = None
     """By the last proof, or when the bundle was written; None where it was not started then."""
     passed: bool | None = None
-    """None until a proof was run."""
+    """None until a proof was run, and where other work kept the machine too busy to judge it."""
 
 
 class Check(Record, frozen=True, kw_only=True, tag="check"):
     """A spec or bundle, verified."""
 
     subject: str
-    passed: bool
+    passed: bool | None
+    """None: nothing failed, but other work kept the machine too busy to judge every promise."""
     promises: tuple[Promise, ...] = ()
     findings: tuple[Finding, ...] = ()

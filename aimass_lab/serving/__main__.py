@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .errors import BundleError, ServerError
 
-BAD_BUNDLE, NO_SERVER = 3, 4
+BROKEN, BAD_BUNDLE, NO_SERVER, NOT_JUDGED = 1, 3, 4, 5
 
 
 def main(bundle_dir: str | Path, argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,8 @@ def main(bundle_dir: str | Path, argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: those of the process.
 
     Returns:
-        The exit code: 0; 1, a promise is broken; 2, wrong arguments; 3, the bundle cannot be used; 4, the server cannot run.
+        The exit code: 0; 1, a promise is broken; 2, wrong arguments; 3, the bundle cannot be used; 4, the server cannot run; 5, the
+        machine was too busy with other work to judge it.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     arguments = make_parser().parse_args(argv)
@@ -60,7 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--tls-cert", type=Path, help="certificate, with those that vouch for it, in PEM; needs --tls-key")
     serve.add_argument("--tls-key", type=Path, help="its key")
     serve.add_argument("--log-requests", metavar="FILE", help="write one JSON line a request there, rotated at 16 MiB; - is standard error")
-    serve.add_argument("--amqp", metavar="URL", help="take requests from a RabbitMQ broker, too (or set AIMASS_AMQP, which keeps the password off the list of processes)")
+    serve.add_argument(
+        "--amqp", metavar="URL", help="take requests from a RabbitMQ broker, too (or set AIMASS_AMQP, which keeps the password off the list of processes)"
+    )
     serve.add_argument("--queue", metavar="NAME", help="the queue there; default: the model's name")
     serve.add_argument("--prefetch", type=_positive, help="messages taken and not answered yet; default: two batches for every worker")
     serve.add_argument("--until-stdin-closes", action="store_true", help="stop also when standard input ends")
@@ -76,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     load.add_argument("--items", type=_positive, default=1, help="items per request")
     load.add_argument("--seed", type=int, default=0)
     load.set_defaults(run=_load)
-    verify = commands.add_parser("verify", help="start the server, measure every promise, print PASS or FAIL")
+    verify = commands.add_parser("verify", help="start the server, measure every promise, print PASS or FAIL, or that the machine was too busy to tell")
     verify.add_argument("--json", action="store_true", help="print the record and nothing else")
     verify.add_argument("--duration", type=_positive_number, help="seconds of load; default: as promised")
     verify.set_defaults(run=_verify)
@@ -169,7 +172,7 @@ def _verify(folder: Path, arguments: argparse.Namespace) -> int:
     quiet = arguments.json
     check = verify(folder, duration_s=arguments.duration, progress=None if quiet else _progress)
     print(json.dumps(check) if quiet else report(check))
-    return 0 if check["passed"] else 1
+    return {True: 0, False: BROKEN, None: NOT_JUDGED}[check["passed"]]
 
 
 def _progress(text: str) -> None:

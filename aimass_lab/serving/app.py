@@ -42,7 +42,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 JSON: Headers = [(b"content-type", b"application/json")]
 TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 METRICS: Headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
-DISCARD_S = 1.0
+DISCARD_S = 5.0
 """How long a body that is refused is still read, so that its sender gets to read the answer."""
 
 

@@ -7,11 +7,13 @@ import contextlib
 import logging
 import resource
 import socket
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES = 64 * 2**10
@@ -24,6 +26,19 @@ HTTP_SHARE = 0.75
 """Of the other handles; gRPC has the rest."""
 
 logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's mistake is no log line
+
+
+class _Flow(FlowControl):
+    """Reads no further while requests that were sent ahead wait for their turn: one who never stops sending would fill the memory."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: deque[Any]) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        """Do, unless some wait."""
+        if not self._pipeline:
+            super().resume_reading()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -42,6 +57,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first header."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._in_headers = True
         self._header_bytes = 0
         self._refused = False

@@ -29,6 +29,7 @@ OPENED_BEFORE = 8
 NO_ANSWER = 0
 """Status of a request whose connection failed or that got no answer in time."""
 NUM_BODIES = 64
+LOAD_THREAD = "load"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class LoadResult:
     """From when it should have left to its whole answer; NaN without an answer."""
     status: Array
     """HTTP status; 0 without an answer."""
+    began_s: float = 0.0
+    """The start of the run, by `time.perf_counter`."""
 
     @property
     def ok(self) -> Array:
@@ -169,7 +172,7 @@ def run_load(
         finally:
             loop.close()
 
-    thread = threading.Thread(target=work, name="load", daemon=True)
+    thread = threading.Thread(target=work, name=LOAD_THREAD, daemon=True)
     thread.start()
     try:
         while thread.is_alive():
@@ -271,6 +274,7 @@ class _Load:
             late_s=self._late,
             latency_s=self._latency,
             status=self._status,
+            began_s=self._start,
         )
 
     async def _open(self) -> _Connection:

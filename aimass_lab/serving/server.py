@@ -155,12 +155,12 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         await _first(loop.create_task(repository.start()), stop)
         if not stop.is_set():
             service.started = True
-            service.metrics.startup_s.set(time.time() - psutil.Process().create_time())
             if options.amqp is not None:
                 from .amqp import QueueConsumer, queue_options  # here, because not everybody has a queue
 
                 consumer = QueueConsumer(service, config, queue_options(options.amqp, options.queue, options.prefetch, config, workers=options.workers))
                 await consumer.start()
+            service.metrics.startup_s.set(time.time() - psutil.Process().create_time())
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
             _say(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}")
             looking = loop.create_task(_look(repository, options.poll_s)) if options.poll_s is not None else None

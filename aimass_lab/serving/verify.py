@@ -1,7 +1,13 @@
-"""Proves what a bundle promises: starts its server, compares stored outputs, runs the load, measures, says PASS or FAIL."""
+"""Proves what a bundle promises: starts its server, compares stored outputs, runs the load, measures, says PASS or FAIL.
+
+Other work on the machine can only make a server look slower. So what passes beside it has passed; what fails beside it
+has failed if it would have done so without all that the other work can have added (`watch.Disturbance`); and what lies
+between was not judged, which is a verdict of its own.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import math
 import os
@@ -12,16 +18,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import psutil
 
 from .arrivals import arrival_times
 from .config import ServingConfig, check_manifest, load_config, load_vectors, read_json
 from .errors import BundleError, ServerError
 from .launch import Server, start
 from .load import LoadResult, infer_body, infer_path, make_bodies, quantile, run_load
-from .memory import KIND, process_tree, tree_bytes
+from .memory import KIND
 from .protocol import HEADER_LENGTH, parse_object
 from .tensors import Array, decode, encode, relative_error
+from .watch import Disturbance, Watch, busy_s, waited_s
 
 Number = dict[str, Any]
 Progress = Callable[[str], None]
@@ -41,6 +47,8 @@ FOREIGN_SHARE = 0.1
 LATE_SHARE, LATE_S = 0.1, 1e-3
 """So is one whose generator is later than this share of the measured p99, and than this time."""
 SETTLE_REQUESTS = 20
+MAX_WINDOWS = 3
+"""Runs of the load, as long as other work keeps one from being judged."""
 
 
 def verify(folder: Path | str, *, duration_s: float | None = None, python: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -53,24 +61,32 @@ def verify(folder: Path | str, *, duration_s: float | None = None, python: str |
         progress: Told in a few words what happens now.
 
     Returns:
-        A check record: ``{"record": "check", "subject", "passed", "promises": [...], "findings": [...]}``.
+        A check record: ``{"record": "check", "subject", "passed", "promises": [...], "findings": [...]}``; `passed` is None
+        where the machine was too busy with other work to tell.
     """
     folder = Path(folder).resolve()
     say = progress or (lambda text: None)
     findings: list[dict[str, str]] = []
     promises: list[dict[str, Any]] = []
     measured: dict[str, Number] = {}
+    least: dict[str, float] = {}
     try:
         promised = read_json(folder / "promises.json")
         promises = check_promises(promised)
         say("checking hashes")
         check_manifest(folder)
-        measured = _measure(folder, promised["scenario"], duration_s, python, say, findings)
+        measured, least = _measure(folder, promised, duration_s, python, say, findings)
     except (BundleError, ServerError) as error:
         findings.append(_finding("E-BUNDLE" if isinstance(error, BundleError) else "E-SERVER", "", str(error)))
-    judged = [_judge(promise, measured.get(promise["name"]), findings) for promise in promises]
-    passed = bool(judged) and all(promise["passed"] for promise in judged) and not any(f["code"].startswith("E-") for f in findings)
-    return {"record": "check", "subject": str(folder), "passed": passed, "promises": judged, "findings": findings}
+    judged = [_judge(promise, measured.get(promise["name"]), least.get(promise["name"]), findings) for promise in promises]
+    return {"record": "check", "subject": str(folder), "passed": verdict(judged, findings), "promises": judged, "findings": findings}
+
+
+def verdict(judged: list[dict[str, Any]], findings: list[dict[str, str]]) -> bool | None:
+    """True: every promise is kept; False: one is not, or something else is wrong; None: what is left could not be judged."""
+    if not judged or any(promise["passed"] is False for promise in judged) or any(finding["code"].startswith("E-") for finding in findings):
+        return False
+    return None if any(promise["passed"] is None for promise in judged) else True
 
 
 def check_promises(raw: dict[str, Any]) -> list[dict[str, Any]]:
@@ -100,13 +116,27 @@ def _finding(code: str, path: str, text: str) -> dict[str, str]:
     return {"code": code, "path": path, "text": text}
 
 
-def _judge(promise: dict[str, Any], measured: Number | None, findings: list[dict[str, str]]) -> dict[str, Any]:
+def _judge(promise: dict[str, Any], measured: Number | None, least: float | None, findings: list[dict[str, str]]) -> dict[str, Any]:
     kept = {"name": promise["name"], "relation": promise["relation"], "limit": promise["limit"], "measured": measured, "passed": False}
     if measured is not None:
-        kept["passed"] = RELATIONS[promise["relation"]](measured["value"], promise["limit"]["value"])
+        kept["passed"] = judge(promise, measured["value"], least)
     elif not any(finding["code"].startswith("E-") for finding in findings):
         findings.append(_finding("E-NOT-MEASURED", promise["name"], f"{promise['name']} could not be measured: no request was answered"))
     return kept
+
+
+def judge(promise: dict[str, Any], measured: float, least: float | None) -> bool | None:
+    """Whether a promise is kept; None where it is not, and would be without what other work can have added.
+
+    Args:
+        promise: What was promised.
+        measured: What was measured.
+        least: The figure without all that other work can have added; None where there was no more of it than usual.
+    """
+    holds, limit = RELATIONS[promise["relation"]], promise["limit"]["value"]
+    if holds(measured, limit):
+        return True
+    return None if least is not None and holds(least, limit) else False
 
 
 def _number(value: float, unit: str, method: str, **more: Any) -> Number:
@@ -117,39 +147,71 @@ def _number(value: float, unit: str, method: str, **more: Any) -> Number:
 
 
 def _measure(
-    folder: Path, scenario: dict[str, Any], duration_s: float | None, python: str | None, say: Progress, findings: list[dict[str, str]]
-) -> dict[str, Number]:
-    """Run the server through everything."""
-    config = load_config(folder)
+    folder: Path, promised: dict[str, Any], duration_s: float | None, python: str | None, say: Progress, findings: list[dict[str, str]]
+) -> tuple[dict[str, Number], dict[str, float]]:
+    """Run the server through everything.
+
+    Returns:
+        The figures, and those of them that other work can have made worse, without what it can have added.
+    """
+    config, scenario = load_config(folder), promised["scenario"]
     rate, items, seed = float(scenario["requests_per_s"]), int(scenario["items_per_request"]), int(scenario["seed"])
     duration = float(duration_s or scenario["duration_s"])
     bodies = make_bodies(folder, config, items=items, seed=seed)
     say("starting the server")
+    began, busy_before, own_before = time.monotonic(), busy_s(), time.process_time()
     with start(folder, python=python) as server:
         watch = Watch(server.pid)
         measured = {"startup": _number(server.startup_s, "s", "from starting the process to ready", n=1)}
+        startup_foreign_s = max(0.0, busy_s() - busy_before - watch.own_s() + own_before)
+        least = _least_startup(server, startup_foreign_s, time.monotonic() - began)
         say("comparing stored outputs over REST and gRPC")
         if (error := _fidelity(folder, config, server, findings)) is not None:
             measured["fidelity"] = error
         settling = max(rate, SETTLE_REQUESTS)
         times = arrival_times("poisson", rate=settling, duration_s=SETTLE_REQUESTS / settling, seed=seed + 1)
         run_load(server.url, config, bodies, times, duration_s=len(times) / settling)
-        say(f"sending {rate:g} requests/s for {duration:g} s")
-        watch.begin()
         times = arrival_times("poisson", rate=rate, duration_s=duration, seed=seed)
-        result = run_load(server.url, config, bodies, times, duration_s=len(times) / rate, meanwhile=watch.sample)
-        foreign = watch.end()
-        measured |= _load_numbers(result)
+        for window in range(MAX_WINDOWS):
+            say(f"sending {rate:g} requests/s for {duration:g} s" + (", again, because other work kept the machine busy" if window else ""))
+            watch.begin()
+            result = run_load(server.url, config, bodies, times, duration_s=len(times) / rate, meanwhile=watch.sample)
+            disturbance = watch.end()
+            figures, without = _load_numbers(result), _least(result, disturbance)
+            judged = [judge(p, figures[p["name"]]["value"], without.get(p["name"])) for p in promised["promises"] if p["name"] in figures]
+            if None not in judged or False in judged:
+                break
+        measured |= figures
+        least |= without
         measured["memory"] = _number(watch.peak_bytes, "B", f"peak {KIND} of the server and its workers, read 10 times a second")
         say("stopping the server")
         if (code := server.stop()) != 0:
             findings.append(_finding("E-SHUTDOWN", "", f"the server ended with code {code} instead of 0"))
-    if noise := _noise(result, foreign):
+    if noise := _noise(result, disturbance.foreign_cores):
         findings.append(_finding("W-NOISY", "", noise))
         for name in ("latency_p50", "latency_p95", "latency_p99", "throughput", "startup"):
             if name in measured:
                 measured[name]["quality"] = "noisy"
-    return measured
+    return measured, least
+
+
+def _is_busy(foreign_cores: float) -> bool:
+    return foreign_cores > FOREIGN_SHARE * (os.cpu_count() or 1)
+
+
+def _least_startup(server: Server, foreign_s: float, elapsed_s: float) -> dict[str, float]:
+    """The start without what other work can have added: it took no more than its processor time, and no more than we waited."""
+    waited = waited_s(server.pid)
+    return {"startup": server.startup_s - min(foreign_s, foreign_s if waited is None else waited)} if _is_busy(foreign_s / elapsed_s) else {}
+
+
+def _least(result: LoadResult, disturbance: Disturbance) -> dict[str, float]:
+    """Times and throughput of a run without what other work can have added; nothing where there was little of it."""
+    if not _is_busy(disturbance.foreign_cores):
+        return {}
+    undisturbed = dataclasses.replace(result, latency_s=disturbance.least_latency(result))
+    numbers = _load_numbers(undisturbed)
+    return {name: number["value"] for name, number in numbers.items() if name == "throughput" or name.startswith("latency_")}
 
 
 def _load_numbers(result: LoadResult) -> dict[str, Number]:
@@ -195,53 +257,13 @@ def _noise(result: LoadResult, foreign_cores: float) -> str | None:
     """Why the times should not be trusted; None when they can."""
     reasons = []
     cores = os.cpu_count() or 1
-    if foreign_cores > FOREIGN_SHARE * cores:
+    if _is_busy(foreign_cores):
         reasons.append(f"other work kept {foreign_cores:.1f} of {cores} cores busy")
     late = quantile(result.late_s, 0.99)
     p99 = quantile(result.latency_s[result.ok], 0.99) if result.ok.any() else 0.0
     if late > max(LATE_S, LATE_SHARE * p99):
         reasons.append(f"the load generator sent late (p99 {late * 1e3:.1f} ms)")
     return " and ".join(reasons) + " during the load" if reasons else None
-
-
-class Watch:
-    """Memory of a process tree, and how busy the machine is with anything else."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self.peak_bytes = 0
-        self._began = (0.0, 0.0, 0.0)
-
-    def begin(self) -> None:
-        """Start the clocks."""
-        self._began = (time.monotonic(), _busy_s(), self._own_s())
-        self.sample()
-
-    def end(self) -> float:
-        """Cores that neither the server nor this process kept busy, on average since `begin`."""
-        self.sample()
-        elapsed, busy, own = (now - then for now, then in zip((time.monotonic(), _busy_s(), self._own_s()), self._began, strict=True))
-        return max(0.0, (busy - own) / elapsed)
-
-    def sample(self) -> None:
-        """Read the memory now."""
-        self.peak_bytes = max(self.peak_bytes, tree_bytes(self._pid))
-
-    def _own_s(self) -> float:
-        total = time.process_time()
-        for process in process_tree(self._pid):
-            try:
-                times = process.cpu_times()
-            except psutil.Error:
-                continue
-            total += times.user + times.system
-        return total
-
-
-def _busy_s() -> float:
-    times = psutil.cpu_times()
-    idle: float = times.idle + getattr(times, "iowait", 0.0)
-    return sum(times[:8]) - idle
 
 
 # --- fidelity ----------------------------------------------------------------------------
@@ -325,6 +347,9 @@ def _grpc_client(config: ServingConfig, server: Server) -> Infer:
 
 # --- for people --------------------------------------------------------------------------
 
+WORDS = {True: "PASS", False: "FAIL", None: "BUSY"}
+"""BUSY: not judged, because other work kept the machine busy."""
+
 
 def report(check: dict[str, Any]) -> str:
     """One line per promise, the findings, and the verdict on the last line."""
@@ -334,10 +359,9 @@ def report(check: dict[str, Any]) -> str:
         limit, measured = promise["limit"], promise["measured"]
         shown = "not measured" if measured is None else format_number(measured["value"], measured["unit"])
         promised = format_number(limit["value"], limit["unit"])
-        verdict = "PASS" if promise["passed"] else "FAIL"
-        lines.append(f"{verdict}  {promise['name']:{width}}  {shown:>14}   promised {promise['relation']} {promised}")
+        lines.append(f"{WORDS[promise['passed']]}  {promise['name']:{width}}  {shown:>14}   promised {promise['relation']} {promised}")
     lines += [f"{finding['code']}: {finding['text']}" for finding in check["findings"]]
-    return "\n".join([*lines, "PASS" if check["passed"] else "FAIL"])
+    return "\n".join([*lines, "NOT JUDGED: the machine was too busy with other work" if check["passed"] is None else WORDS[check["passed"]]])
 
 
 def format_number(value: float, unit: str) -> str:

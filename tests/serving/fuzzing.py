@@ -23,11 +23,56 @@ from .conftest import TYPES, call
 Rng = random.Random
 
 ODD_VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 16, 17, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63), 1e39, -0.0, 1.5, 1e-320, "", "x", "\0", "é" * 70, "\ud800", "a" * 5000,
-    "FP32", "BYTES", [], {}, [[]], [None], [1, [2]], {"a": {"b": []}}, [0] * 68,
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    16,
+    17,
+    2**31,
+    2**32,
+    2**63 - 1,
+    2**63,
+    2**64,
+    -(2**63),
+    1e39,
+    -0.0,
+    1.5,
+    1e-320,
+    "",
+    "x",
+    "\0",
+    "é" * 70,
+    "\ud800",
+    "a" * 5000,
+    "FP32",
+    "BYTES",
+    [],
+    {},
+    [[]],
+    [None],
+    [1, [2]],
+    {"a": {"b": []}},
+    [0] * 68,
+)
 """What a field can be set to that it should not be, and some that it may."""
-ODD_NAMES = ("inputs", "outputs", "id", "parameters", "name", "shape", "datatype", "data", "binary_data_size", "binary_data_output", "timeout", "priority", "classification")
+ODD_NAMES = (
+    "inputs",
+    "outputs",
+    "id",
+    "parameters",
+    "name",
+    "shape",
+    "datatype",
+    "data",
+    "binary_data_size",
+    "binary_data_output",
+    "timeout",
+    "priority",
+    "classification",
+)
 NASTY_BYTES = (b"\0", b"\xff", b"\r\n", b"\r\n\r\n", b"0\r\n\r\n", b"[" * 3000, b"{" * 300, b'"', b"\\u0000", b"NaN", b"-", b"1e999", b"9" * 400)
 
 
@@ -123,16 +168,51 @@ def http_requests(seed: int) -> Iterator[bytes]:
     while True:
         headers = [b"Host: a", b"Connection: close", rng.choice((b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked", b"Content-Length: 1", b""))]
         headers += rng.choices(
-            (b"Content-Length: 7", b"Content-Length: -1", b"Content-Length: 99999999999999999999", b"Transfer-Encoding: gzip", b"Expect: 100-continue", b"X: " + b"a" * 9000,
-             b"Bad Header", b": empty", b"X:\0", b"Upgrade: websocket", b"Connection: upgrade", b"Authorization: Bearer \xff", b"Content-Encoding: br",
-             b"Inference-Header-Content-Length: \xb2", b"X-Request-Id: a\tb"), k=rng.randint(0, 2),
-        )  # fmt: skip
+            (
+                b"Content-Length: 7",
+                b"Content-Length: -1",
+                b"Content-Length: 99999999999999999999",
+                b"Transfer-Encoding: gzip",
+                b"Expect: 100-continue",
+                b"X: " + b"a" * 9000,
+                b"Bad Header",
+                b": empty",
+                b"X:\0",
+                b"Upgrade: websocket",
+                b"Connection: upgrade",
+                b"Authorization: Bearer \xff",
+                b"Content-Encoding: br",
+                b"Inference-Header-Content-Length: \xb2",
+                b"X-Request-Id: a\tb",
+            ),
+            k=rng.randint(0, 2),
+        )
         method = rng.choice((b"POST", b"POST", b"GET", b"PUT", b"OPTIONS", b"CONNECT", b"PRI", b"po st", b"\x16\x03\x01"))
-        path = rng.choice((b"/v2/models/net/infer", b"/v2/models/net/infer", b"/predict", b"*", b"/%ff%00", b"//", b"http://b/v2", b"/v2/models/" + b"%2e%2e%2f" * 9, b"/\xff"))
+        path = rng.choice(
+            (
+                b"/v2/models/net/infer",
+                b"/v2/models/net/infer",
+                b"/predict",
+                b"*",
+                b"/%ff%00",
+                b"//",
+                b"http://b/v2",
+                b"/v2/models/" + b"%2e%2e%2f" * 9,
+                b"/\xff",
+            )
+        )
         version = rng.choice((b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9", b""))
         sent = b"\r\n".join([b" ".join((method, path, version)), *filter(None, headers), b"", b""])
         if b"chunked" in sent:
-            sent += rng.choice((b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body), b"ffffffffffffffff\r\n", b"-1\r\n", b"1\r\nab\r\n0\r\n\r\n", b"5;" + b"x" * 99 + b"\r\n12345\r\n0\r\n\r\n"))
+            sent += rng.choice(
+                (
+                    b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+                    b"ffffffffffffffff\r\n",
+                    b"-1\r\n",
+                    b"1\r\nab\r\n0\r\n\r\n",
+                    b"5;" + b"x" * 99 + b"\r\n12345\r\n0\r\n\r\n",
+                )
+            )
         else:
             sent += body
         yield change_bytes(rng, sent) if rng.random() < 0.5 else sent
@@ -171,7 +251,7 @@ def _change_message(rng: Rng, made: Any) -> None:
         lambda: setattr(made.parameters[rng.choice(("timeout", "priority", "shared_memory_region", "p"))], "int64_param", rng.choice((0, -1, 3, 2**63 - 1))),
         lambda: setattr(made.parameters["priority"], "string_param", "first"),
         lambda: made.inputs.pop() if made.inputs else None,
-    ]  # fmt: skip
+    ]
     rng.choice(changes)()
 
 
@@ -217,12 +297,12 @@ def send_grpc(server: Server, requests: Iterator[bytes], count: int) -> Counter[
     with grpc.insecure_channel(server.grpc_address) as channel:
         infer = channel.unary_unary(f"/{INFERENCE_SERVICE}/ModelInfer", lambda data: data, answer.FromString)
         for _, data in zip(range(count), requests, strict=False):
+            code, text = "OK", None
             try:
                 infer(data, timeout=60)
-                code = "OK"
             except grpc.RpcError as error:
-                code = error.code().name
-                assert code not in ("INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS"), (code, error.details(), data)
+                code, text = error.code().name, error.details()
+            assert code not in ("INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS"), (code, text, data)
             found[code] += 1
     return found
 
@@ -239,7 +319,14 @@ def send_generated(server: Server, described: Any, count: int) -> Counter[str]:
     operations = [result.ok() for result in schemathesis.openapi.from_dict(described).get_all_operations()]
     held = [not_a_server_error, checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
     for operation in operations:
-        options = settings(max_examples=-(-count // len(operations)), deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        options = settings(
+            max_examples=-(-count // len(operations)),
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
 
         @options
         @given(case=operation.as_strategy(generation_mode=positive) | operation.as_strategy(generation_mode=negative))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -24,7 +23,7 @@ import pytest
 
 from aimass_lab.serving.launch import Server, start
 
-from .conftest import call, infer, metric, onnx_bytes, rehash, wait_for, write_linear
+from .conftest import call, infer, metric, onnx_bytes, rehash, wait_for
 from .scenarios import resident_bytes, tree
 from .test_serving_faults import run
 from .test_serving_grpc import request, send
@@ -165,7 +164,13 @@ int clock_gettime(clockid_t id, struct timespec *t) {
   if (!result && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) t->tv_sec += shift() * (getenv("CLOCK_BACK") ? -3600 : 3600);
   return result;
 }
-int gettimeofday(struct timeval *t, void *z) { struct timespec s; int r = clock_gettime(CLOCK_REALTIME, &s); t->tv_sec = s.tv_sec; t->tv_usec = s.tv_nsec / 1000; return r; }
+int gettimeofday(struct timeval *t, void *z) {
+  struct timespec s;
+  int result = clock_gettime(CLOCK_REALTIME, &s);
+  t->tv_sec = s.tv_sec;
+  t->tv_usec = s.tv_nsec / 1000;
+  return result;
+}
 time_t time(time_t *t) { struct timespec s; clock_gettime(CLOCK_REALTIME, &s); if (t) *t = s.tv_sec; return s.tv_sec; }
 """
 """A wall clock that is as many hours off as a file has bytes."""

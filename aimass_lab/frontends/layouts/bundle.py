@@ -41,8 +41,8 @@ def _(record: Check) -> Page:
     findings = tuple((f.code, f.path, f.text) for f in record.findings)
     return Page(
         title=f"Check of {record.subject}",
-        headline="PASS" if record.passed else "FAIL",
-        tone="good" if record.passed else "bad",
+        headline={True: "PASS", False: "FAIL", None: "NOT JUDGED: other work kept the machine too busy"}[record.passed],
+        tone={True: "good", False: "bad", None: "plain"}[record.passed],
         tables=((promise_table(record.promises),) if record.promises else ())
         + ((Table(title="Findings", columns=("code", "where", "what"), rows=findings),) if findings else ()),
     )

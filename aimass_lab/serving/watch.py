@@ -1,0 +1,106 @@
+"""Memory of a process tree during a load, and how much of the machine other work took meanwhile, and when."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from .load import LOAD_THREAD, LoadResult
+from .memory import process_tree, tree_bytes
+from .tensors import Array
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What other work took during a stretch of time."""
+
+    foreign_cores: float
+    """Cores that it kept busy, on average."""
+    ends: Array
+    """Ends of the slices that were looked at, by `time.perf_counter`; the first entry is the beginning of the first slice."""
+    stalls_s: Array
+    """By slice: the most by which other work can have held us up. That is the processor time that it took, and no more than
+    the threads of the server and that of the load waited for a processor, where the system tells that."""
+
+    def least_latency(self, result: LoadResult) -> Array:
+        """The latencies without all that other work can have added; NaN where there was no answer.
+
+        What held up one request holds up those behind it. So each gets the stalls of every slice from the moment when
+        the server last had nothing to do.
+        """
+        begin = result.began_s + result.sent_s
+        end = begin + np.nan_to_num(result.latency_s, nan=0.0)
+        before = np.concatenate([[-np.inf], np.maximum.accumulate(end)[:-1]])  # when all earlier requests had their answers
+        starts = np.maximum.accumulate(np.where(begin > before, begin, -np.inf))
+        total = np.concatenate([[0.0], np.cumsum(self.stalls_s)])
+        first = np.clip(np.searchsorted(self.ends, starts, side="right") - 1, 0, len(self.stalls_s))
+        last = np.clip(np.searchsorted(self.ends, end, side="left"), 0, len(self.stalls_s))
+        least: Array = np.maximum(result.latency_s - np.maximum(total[last] - total[first], 0.0), 0.0)
+        return least
+
+
+class Watch:
+    """Reads the clocks of a server's processes, of this process and of the machine."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.peak_bytes = 0
+        self._readings: list[tuple[float, float, float | None]] = []
+
+    def begin(self) -> None:
+        """Start the clocks."""
+        self._readings = []
+        self.sample()
+
+    def sample(self) -> None:
+        """Read the memory and the clocks now."""
+        self.peak_bytes = max(self.peak_bytes, tree_bytes(self._pid))
+        waited = [waited_s(process.pid) for process in process_tree(self._pid)]
+        waited += [waited_s(os.getpid(), thread.native_id) for thread in threading.enumerate() if thread.name == LOAD_THREAD]
+        known = None if any(seconds is None for seconds in waited) else sum(seconds or 0.0 for seconds in waited)
+        self._readings.append((time.perf_counter(), busy_s() - self.own_s(), known))
+
+    def end(self) -> Disturbance:
+        """What other work took since `begin`."""
+        self.sample()
+        ends = np.array([reading[0] for reading in self._readings])
+        foreign = np.diff([reading[1] for reading in self._readings])
+        stalls = np.maximum(foreign, 0.0)
+        if all(reading[2] is not None for reading in self._readings):
+            stalls = np.minimum(stalls, np.maximum(np.diff(np.array([reading[2] for reading in self._readings], float)), 0.0))
+        return Disturbance(max(0.0, float(foreign.sum())) / float(ends[-1] - ends[0]), ends, stalls)
+
+    def own_s(self) -> float:
+        """Processor time of the server and of this process, from their beginnings."""
+        total = time.process_time()
+        for process in process_tree(self._pid):
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            total += times.user + times.system
+        return total
+
+
+def waited_s(pid: int, thread: int | None = None) -> float | None:
+    """How long the threads of a process, or one of them, were ready to run and did not; None where the system does not tell."""
+    total, tasks = 0, Path(f"/proc/{pid}/task")
+    try:
+        for task in tasks.iterdir() if thread is None else [tasks / str(thread)]:
+            total += int((task / "schedstat").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None if Path(f"/proc/{pid}").exists() else 0.0
+    return total * 1e-9
+
+
+def busy_s() -> float:
+    """Processor time that anybody used since the machine was started, over all cores."""
+    times = psutil.cpu_times()
+    idle: float = times.idle + getattr(times, "iowait", 0.0)
+    return sum(times[:8]) - idle

@@ -88,10 +88,11 @@ class Ray(Exporter):
         """Ray starts its own processes and writes where it likes, so probes, command and the read-only root of the plain pod do not apply."""
         one = pod(spec)
         server = one["containers"][0]
-        kept = {key: server[key] for key in ("image", "resources")}
+        kept: dict[str, Any] = {key: server[key] for key in ("image", "resources")}
         cores = Said(_milli(spec.cpu_cores.value + SPARE_CORES), f"the actor's and {SPARE_CORES:g} for Ray; {provenance(spec.cpu_cores)}")
         kept["resources"]["requests"] = {**kept["resources"]["requests"], "cpu": cores}
-        found = {key: one[key] for key in ("automountServiceAccountToken", "enableServiceLinks", "tolerations", "terminationGracePeriodSeconds") if key in one}
+        shared = ("automountServiceAccountToken", "enableServiceLinks", "tolerations", "terminationGracePeriodSeconds")
+        found: dict[str, Any] = {key: one[key] for key in shared if key in one}
         return {**found, "containers": [{"name": name, **kept}]}
 
 

@@ -13,7 +13,7 @@ from ..records import Finding
 from .objects import Object, at, entries, mapping
 
 if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
+    from jsonschema.protocols import Validator  # type: ignore[import-untyped, unused-ignore]  # jsonschema ships no types
 
 FILE = Path(__file__).parent / "schemas" / "kubernetes.json"
 _OPEN = {"x-kubernetes-preserve-unknown-fields", "x-kubernetes-embedded-resource"}
@@ -65,7 +65,7 @@ class Schemas:
 
     def _validator(self, which: str) -> Validator | None:
         if which not in self._validators:
-            from jsonschema import Draft202012Validator
+            from jsonschema import Draft202012Validator  # type: ignore[import-untyped, unused-ignore]
 
             schema = self._custom.get(which)
             if schema is None and which in closure()["kinds"]:

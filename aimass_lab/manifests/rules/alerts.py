@@ -64,6 +64,8 @@ def _unbalanced(text: str) -> str | None:
             quote = "" if character == quote and before != "\\" else quote
         elif character in "\"'`":
             quote = character
+        elif character == "[" and waiting[-1:] == ["{"]:
+            return "a range '[' inside of the labels '{'"
         elif character in _OPEN:
             waiting.append(character)
         elif character in _CLOSE and (not waiting or waiting.pop() != _OPEN[_CLOSE.index(character)]):

@@ -107,8 +107,7 @@ def _ports(workload: Workload, path: str, container: dict[str, Any]) -> Iterator
             yield workload.owner.finding("E-LISTEN-PORT", f"{path}/ports/{index}/containerPort", text)
     for probe in PROBES:
         for how in ("httpGet", "tcpSocket", "grpc"):
-            check = mapping(mapping(container.get(probe)).get(how))
-            port, field = check.get("port"), f"{path}/{probe}/{how}/port"
+            port, field = at(container, f"{probe}/{how}/port"), f"{path}/{probe}/{how}/port"
             if isinstance(port, str) and port not in names:
                 yield workload.owner.finding("E-PROBE-PORT", field, f"{probe} asks the port {port!r}, and the container has {_listed(names)}")
             elif whole(port) is not None and (numbers or listening) and port not in numbers | listening:

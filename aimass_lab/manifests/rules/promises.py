@@ -40,6 +40,9 @@ def _server(workload: Workload, path: str, container: dict[str, Any]) -> Iterato
     if "readinessProbe" not in container:
         text = "without a readinessProbe requests arrive before the model is loaded and while the server drains"
         yield workload.owner.finding("E-NO-READINESS", path, text)
+    if at(container, "securityContext/readOnlyRootFilesystem") is True and not container.get("volumeMounts"):
+        text = "the root file system is read-only and nothing is mounted to write to; give /tmp an emptyDir"
+        yield workload.owner.finding("E-NOWHERE-TO-WRITE", path, text)
     names = {mapping(item).get("name") for item in container.get("env") or []}
     words = [str(word) for word in container.get("args") or []]
     if TOKEN_VARIABLE not in names and "--token-file" not in words and not container.get("envFrom"):

@@ -37,6 +37,13 @@ def _scaler(objects: Objects, scaler: Object, targets: dict[tuple[str, str, str]
         yield scaler.finding("E-TWO-SCALERS", "spec/scaleTargetRef", text)
     targets.setdefault(which, scaler)
     low, high = (whole(scaler.spec.get(key)) for key in BOUNDS[scaler.kind])
+    for key in (*BOUNDS[scaler.kind], "idleReplicaCount"):
+        count = whole(scaler.spec.get(key))
+        if count is not None and count < (1 if key.startswith("max") else 0):
+            yield scaler.finding("E-BOUNDS", f"spec/{key}", f"{count} is no number of replicas")
+    idle = whole(scaler.spec.get("idleReplicaCount"))
+    if idle is not None and idle >= (low or 0):
+        yield scaler.finding("E-BOUNDS", "spec/idleReplicaCount", f"is {idle}, and must be below minReplicaCount, which is {low or 0}")
     if low is not None and high is not None and low > high:
         yield scaler.finding("E-BOUNDS", f"spec/{BOUNDS[scaler.kind][0]}", f"at least {low} replicas and at most {high} cannot both hold")
     if not name:
@@ -70,6 +77,11 @@ def _signals(scaler: Object, workload: Workload) -> Iterator[Finding]:
 def _triggers(scaler: Object) -> Iterator[Finding]:
     for index, trigger in entries(scaler.spec.get("triggers")):
         settings, field = mapping(trigger.get("metadata")), f"spec/triggers/{index}/metadata"
+        for key, value in settings.items():
+            if not isinstance(value, str):
+                yield scaler.finding("E-TRIGGER", f"{field}/{key}", f"{value!r} is no text, as which a trigger takes every setting; put quotes around it")
+        if trigger.get("metricType") == "Utilization" and trigger.get("type") not in ("cpu", "memory"):
+            yield scaler.finding("E-TRIGGER", f"spec/triggers/{index}/metricType", "Utilization is for cpu and memory; use AverageValue or Value")
         if trigger.get("type") != "prometheus":
             continue
         for key in ("serverAddress", "query", "threshold"):

@@ -52,11 +52,12 @@ def describe_options(member: type[Any]) -> tuple[Option, ...]:
     return tuple(options)
 
 
-def read_call(text: str, *, help: str) -> tuple[str, dict[str, str]]:
+def read_call(text: str, *, what: str, help: str) -> tuple[str, dict[str, str]]:
     """Take a member's name and its options apart: ``"low_rank(ratio=0.5)"``.
 
     Args:
         text: One name, with or without options in brackets.
+        what: What the error says of another form: "is no step of a recipe".
         help: What the error says to do.
 
     Raises:
@@ -64,7 +65,7 @@ def read_call(text: str, *, help: str) -> tuple[str, dict[str, str]]:
     """
     match = _CALL.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"{text.strip()!r} is not a name with options in brackets", help=help)
+        raise InputError(f"{text.strip()!r} {what}", help=help)
     options = {}
     for part in filter(None, (piece.strip() for piece in (match["options"] or "").split(","))):
         name, equals, value = part.partition("=")

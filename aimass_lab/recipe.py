@@ -120,7 +120,7 @@ def _steps(text: str) -> Iterator[Step]:
     if text.strip() == ORIGINAL:
         return
     for part in re.split(r"\+(?![^()]*\))", text):
-        name, options = read_call(part, help=HELP)
+        name, options = read_call(part, what=f"in {text!r} is no step of a recipe", help=HELP)
         yield Step(technique=name, options=dict(options))
 
 

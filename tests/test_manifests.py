@@ -25,7 +25,8 @@ from aimass_lab.serving.__main__ import make_parser
 from aimass_lab.serving.config import ServingConfig
 from aimass_lab.serving.metrics import Metrics
 
-CRDS = Path(__file__).parents[1] / "shared" / "data" / "crd"
+ROOT = Path(__file__).parents[1]
+CRDS = next((f for f in (ROOT / "shared/data/crd", ROOT.parent / "shared/data/crd") if f.is_dir()), ROOT / "shared/data/crd")
 EVERYTHING = "kubernetes(scaler=keda, alerts=true, network_policy=true, quota=true, priority=1000, gateway=edge, ingress=nginx, host=digits.example)"
 EXPORTS = (EVERYTHING, "kserve", "kserve(mode=Knative)", "ray", "kueue(cohort=team)", "compose", "helm(alerts=true)", "prometheus")
 

@@ -47,7 +47,7 @@ def read_exporter(text: str) -> Exporter:
         UnknownNameError: there is no such exporter.
         InputError: it has no such option or value.
     """
-    name, options = read_call(text, help="for example 'kubernetes(scaler=keda)'")
+    name, options = read_call(text, what="is no exporter with options in brackets", help="for example 'kubernetes(scaler=keda)'")
     member = EXPORTERS[name]
     return member(**read_options(member, name, options))
 

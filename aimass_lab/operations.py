@@ -45,15 +45,17 @@ def service_record(server: Server) -> Service:
 
 
 @verb
-def check(path: str, *, seconds: Seconds | None = None, progress: Progress | None = None) -> Check:
-    """Verify a bundle or a resource spec again.
+def check(path: str, *, seconds: Seconds | None = None, crd: tuple[str, ...] = (), progress: Progress | None = None) -> Check:
+    """Verify a bundle, a resource spec, or manifests.
 
-    A bundle is started and measured against its own promises; a spec, or the folder of manifests
-    made from one, is read and checked without a cluster.
+    A bundle is started and measured against its own promises. A spec and manifests are checked without a
+    cluster: by Kubernetes' own schemas, by rules on what objects say of each other, and, where the spec that
+    they were made from is there, against its numbers.
 
     Args:
-        path: Folder of a bundle, or file or folder of a spec.
+        path: Folder of a bundle, a spec's file, or a file or folder of manifests: Kubernetes, compose, alert rules, a chart of ours.
         seconds: Time of a bundle's load test; what the bundle says if not given.
+        crd: File or folder of definitions of custom resources to check by, as kubectl get crd NAME -o json gives them; may be repeated.
         progress: Told how far it is.
     """
     from .bundle import is_bundle, verify_bundle
@@ -61,11 +63,11 @@ def check(path: str, *, seconds: Seconds | None = None, progress: Progress | Non
 
     target = Path(path)
     if not target.exists():
-        raise InputError(f"there is nothing at {path!r}", help="give the folder of a bundle, or a spec's file")
+        raise InputError(f"there is nothing at {path!r}", help="give the folder of a bundle, a spec's file, or manifests")
     if is_bundle(target):
         record = verify_bundle(target, duration_s=None if seconds is None else parse_seconds(seconds), progress=progress)
     else:
-        record = check_spec_path(target)
+        record = check_spec_path(target, crd)
     Store().remember("check", record, model=target.name)
     return record
 

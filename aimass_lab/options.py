@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 import textwrap
 import types
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from .errors import InputError
 from .records import OptionValue
+
+_CALL = re.compile(r"(?P<name>[A-Za-z_][\w-]*)\s*(?:\((?P<options>[^()]*)\))?")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,29 @@ def describe_options(member: type[Any]) -> tuple[Option, ...]:
         text = texts.get(field.name, "")
         options.append(Option(name=field.name, kind=kind, default=default, choices=choices, optional=optional, text=text))
     return tuple(options)
+
+
+def read_call(text: str, *, what: str, help: str) -> tuple[str, dict[str, str]]:
+    """Take a member's name and its options apart: ``"low_rank(ratio=0.5)"``.
+
+    Args:
+        text: One name, with or without options in brackets.
+        what: What the error says of another form: "is no step of a recipe".
+        help: What the error says to do.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    match = _CALL.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{text.strip()!r} {what}", help=help)
+    options = {}
+    for part in filter(None, (piece.strip() for piece in (match["options"] or "").split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"{part!r} in {text.strip()!r} is no option", help="options are written name=value, with commas between them")
+        options[name.strip()] = value.strip()
+    return match["name"], options
 
 
 def read_options(member: type[Any], name: str, options: Mapping[str, Any]) -> dict[str, OptionValue]:

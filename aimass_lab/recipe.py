@@ -12,13 +12,12 @@ import msgspec
 
 from .compression.base import Context, Form, Stage, Technique, make_technique
 from .errors import InputError, UnsupportedError
-from .options import changed_options
+from .options import changed_options, read_call
 from .records import ORIGINAL, Recipe, Step
 
 if TYPE_CHECKING:
     from torch import nn
 
-_STEP = re.compile(r"(?P<name>[A-Za-z_][\w-]*)\s*(?:\((?P<options>[^()]*)\))?")
 FILES = (".json", ".yaml", ".yml")
 HELP = "for example 'channel_pruning(ratio=0.5) + recover(epochs=3) + int8_dynamic', or the path of a .yaml or .json file"
 
@@ -121,18 +120,8 @@ def _steps(text: str) -> Iterator[Step]:
     if text.strip() == ORIGINAL:
         return
     for part in re.split(r"\+(?![^()]*\))", text):
-        match = _STEP.fullmatch(part.strip())
-        if match is None:
-            raise InputError(f"{part.strip()!r} in {text!r} is no step of a recipe", help=HELP)
-        yield Step(technique=match["name"], options=dict(_options(match["options"] or "", part.strip())))
-
-
-def _options(text: str, step: str) -> Iterator[tuple[str, str]]:
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"{part!r} in {step!r} is no option", help="options are written name=value, with commas between them")
-        yield name.strip(), value.strip()
+        name, options = read_call(part, what=f"in {text!r} is no step of a recipe", help=HELP)
+        yield Step(technique=name, options=dict(options))
 
 
 def _from_file(path: Path) -> Recipe:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "aimass_lab"
 FLOORS = {
     0: {"records", "errors", "registry", "units"},
     1: {
-        "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "formats", "headlines", "network",
+        "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "formats", "headlines", "manifests", "network",
         "options", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
     },
@@ -23,7 +23,7 @@ FLOORS = {
 }  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
-    "records", "errors", "registry", "units", "devices", "export", "headlines", "network", "options", "planning", "readings", "recipe", "samplers",
+    "records", "errors", "registry", "units", "devices", "export", "headlines", "manifests", "network", "options", "planning", "readings", "recipe", "samplers",
     "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 

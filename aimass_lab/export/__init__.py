@@ -1,6 +1,6 @@
 """Writes a resource spec for a platform: one format a file, spec in, texts out."""
 
 from ._check import check_spec_path
-from .base import EXPORTERS
+from .base import EXPORTERS, exporter_text, read_exporter
 
-__all__ = ["EXPORTERS", "check_spec_path"]
+__all__ = ["EXPORTERS", "check_spec_path", "exporter_text", "read_exporter"]

@@ -1,27 +1,30 @@
-"""Checks a resource spec, or the manifests that were made from one, without a cluster."""
+"""Checks a resource spec, or manifests, without a cluster."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..records import Check
 from ..spec import errors_of, is_spec, lint_spec, read_documents, read_spec
-from ._manifests import check_folder, check_manifest_file
+from ._manifests import check_folder, check_manifest_file, read_definitions
 
 
-def check_spec_path(path: Path) -> Check:
-    """Check a spec, or manifests that were exported from one.
+def check_spec_path(path: Path, definitions: Sequence[str] = ()) -> Check:
+    """Check a spec, manifests that were exported from one, or manifests of somebody else.
 
     Args:
-        path: A spec's file, a manifest, or the folder of an export.
+        path: A spec's file, a manifest, a compose file, or a folder of manifests.
+        definitions: Files or folders of CustomResourceDefinitions that objects are checked by as well.
 
     Raises:
-        SpecError: there is neither, or it cannot be read.
+        SpecError: there is nothing of the kind, or it cannot be read.
     """
+    schemas = read_definitions(definitions)
     if path.is_dir():
-        findings = check_folder(path)
+        findings = check_folder(path, schemas)
     elif is_spec(read_documents(path)):
         findings = lint_spec(read_spec(path))
     else:
-        findings = check_manifest_file(path)
+        findings = check_manifest_file(path, schemas)
     return Check(subject=str(path), passed=not errors_of(findings), findings=findings)

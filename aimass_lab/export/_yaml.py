@@ -17,7 +17,7 @@ _ONE_LINE = re.compile(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]")
 class Said:
     """A value with the comment that stands behind it on its line."""
 
-    value: str | int | bool
+    value: str | int | float | bool
     comment: str
 
 
@@ -36,7 +36,7 @@ def dump(document: Mapping[str, Any], header: Sequence[str] = ()) -> str:
     """Write one document.
 
     Args:
-        document: Mappings, lists, strings, whole numbers and booleans, or these in `Said`.
+        document: Mappings, lists, strings, numbers and booleans, or these in `Said`.
         header: Comment lines at the top.
     """
     lines = [f"# {_comment(line)}" for line in header]
@@ -85,6 +85,8 @@ def _scalar(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, float):
+        return repr(value) if re.fullmatch(r"-?\d+\.\d+", repr(value)) else f"{value:.12f}"  # YAML reads 1e-05 as text
     if isinstance(value, str):
         safe = _PLAIN.fullmatch(value) and value.lower() not in _RESERVED
         return value if safe else _quoted(value)

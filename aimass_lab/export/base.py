@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
 
 from ..errors import SpecError
+from ..options import changed_options, read_call, read_options
 from ..records import Number, ServingSpec, from_json, to_json
 from ..registry import Registry
 from ..spec import errors_of, lint_spec
 
-Exporter = Callable[[ServingSpec], dict[str, str]]
-"""Spec in, relative path -> text out; touches no disk.
 
-Raises:
-    SpecError: the spec has an error, so that nothing may be made from it.
-"""
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """Writes a spec for one platform; its fields are its options."""
 
-EXPORTERS: Registry[Exporter] = Registry("exporter", "aimass_lab.export")
+    def export(self, spec: ServingSpec) -> dict[str, str]:
+        """Relative path -> text; nothing touches the disk.
 
-
-def checked(export: Exporter) -> Exporter:
-    """Let `export` see only specs without errors."""
-
-    @functools.wraps(export)
-    def refuse_errors(spec: ServingSpec) -> dict[str, str]:
+        Raises:
+            SpecError: the spec has an error, or asks for what the platform or an option rules out.
+        """
         found = errors_of(lint_spec(spec))
         if found:
             raise SpecError(
@@ -32,9 +30,33 @@ def checked(export: Exporter) -> Exporter:
                 help=f"{len(found)} error{'s' if len(found) > 1 else ''} in all; aimass check lists them",
             )
         # As a reader of its JSON will see it, where whole numbers may have become floats: else the export of what was read back differs.
-        return export(from_json(to_json(spec), ServingSpec))
+        return self.write(msgspec.structs.replace(from_json(to_json(spec), ServingSpec), export_format=exporter_text(self)))
 
-    return refuse_errors
+    def write(self, spec: ServingSpec) -> dict[str, str]:
+        """What `export` gives, for a spec without errors."""
+        raise NotImplementedError
+
+
+EXPORTERS: Registry[type[Exporter]] = Registry("exporter", "aimass_lab.export")
+
+
+def read_exporter(text: str) -> Exporter:
+    """Make the exporter that a text names: ``"kubernetes"`` or ``"kubernetes(scaler=keda, network_policy=true)"``.
+
+    Raises:
+        UnknownNameError: there is no such exporter.
+        InputError: it has no such option or value.
+    """
+    name, options = read_call(text, what="is no exporter with options in brackets", help="for example 'kubernetes(scaler=keda)'")
+    member = EXPORTERS[name]
+    return member(**read_options(member, name, options))
+
+
+def exporter_text(exporter: Exporter) -> str:
+    """The text that `read_exporter` makes this exporter of."""
+    name = next(name for name, member in EXPORTERS.items() if member is type(exporter))
+    options = ", ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in changed_options(exporter).items())
+    return f"{name}({options})" if options else name
 
 
 def provenance(number: Number) -> str:

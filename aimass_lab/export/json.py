@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..records import ServingSpec, to_json
-from .base import EXPORTERS, checked
+from .base import EXPORTERS, Exporter
 
 SPEC_FILE = "aimass-spec.json"
 
 
 @EXPORTERS.register("json")
-@checked
-def export(spec: ServingSpec) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Json(Exporter):
     """The record, all numbers with their provenance."""
-    return {SPEC_FILE: to_json(spec) + "\n"}
+
+    def write(self, spec: ServingSpec) -> dict[str, str]:
+        """One file."""
+        return {SPEC_FILE: to_json(spec) + "\n"}

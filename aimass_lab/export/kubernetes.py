@@ -1,203 +1,112 @@
-"""Kubernetes manifests: Deployment, Service, autoscaler, disruption budget, and the spec beside them."""
+"""Kubernetes manifests: Deployment, Service, autoscaler, disruption budget, the spec beside them, and what the options ask for."""
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from ..devices import load_devices
-from ..records import ServingSpec, to_json
-from ..spec import CPU_SIGNAL_LIMIT, spec_numbers
-from ..units import format_quantity, format_seconds
+from ..errors import SpecError
+from ..manifests.server import GRPC_PORT, HTTP_PORT
+from ..records import ServingSpec
+from ..spec import CPU_SIGNAL_LIMIT
+from ._alerts import prometheus_rule, service_monitor
+from ._workload import accelerator_resource, config_map, deployment, header, metadata, selector, service
 from ._yaml import Said, dump
-from .base import EXPORTERS, checked, provenance
-from .json import SPEC_FILE
+from .base import EXPORTERS, Exporter, provenance
 
-DIGEST = "aimass.dev/spec-digest"
-PROVENANCE = "aimass.dev/provenance"
-HTTP_PORT, GRPC_PORT = 8000, 8001
-_PROBE_PERIOD_S = 5
 _MIB = 2**20
 
 
 @EXPORTERS.register("kubernetes")
-@checked
-def export(spec: ServingSpec) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Kubernetes(Exporter):
     """One file an object; together they are what ``kubectl apply -f FOLDER`` wants."""
-    documents = {
-        "deployment.yaml": deployment(spec),
-        "service.yaml": service(spec),
-        "disruption-budget.yaml": disruption_budget(spec),
-        "spec-configmap.yaml": config_map(spec),
-    }
-    if not spec.accelerators.value:
-        documents["autoscaler.yaml"] = autoscaler(spec)
-    return {name: dump(document, _header(spec)) for name, document in documents.items()}
+
+    scaler: Literal["auto", "hpa", "keda", "none"] = "auto"
+    """hpa scales on processor load, keda on requests per second; auto is hpa on a processor and none for an accelerator, about which that load says nothing."""
+    prometheus: str = "http://prometheus.monitoring:9090"
+    """Where KEDA asks for the request rate."""
+    alerts: bool = False
+    """Alert rules from the spec's promises, and the monitor that has the servers scraped, for the Prometheus operator."""
+    release: str | None = None
+    """Label release of the Prometheus operator's rules and monitors, where it selects by it."""
+    network_policy: bool = False
+    """Let in only what comes to the two ports, and nothing out: the server calls nobody."""
+    quota: bool = False
+    """Bound the namespace to what the most replicas need, one more for a roll-out; for a namespace of its own."""
+    priority: int | None = None
+    """Value of a priority class made for the service."""
+    gateway: str | None = None
+    """Name of the Gateway to attach an HTTP route to."""
+    ingress: str | None = None
+    """Class of an Ingress, where there is no Gateway API."""
+    host: str | None = None
+    """Host name of the route or Ingress."""
+    dra: str | None = None
+    """Device class to claim accelerators by (dynamic resource allocation, Kubernetes 1.34 or newer) instead of the device plugin's count."""
+
+    def write(self, spec: ServingSpec) -> dict[str, str]:
+        """One file an object."""
+        lines = header(spec, *self._remarks(spec))
+        return {name: dump(document, lines) for name, document in self.documents(spec).items()}
+
+    def documents(self, spec: ServingSpec) -> dict[str, dict[str, Any]]:
+        """File name -> the object in it.
+
+        Raises:
+            SpecError: an option does not go with the spec.
+        """
+        if self.dra is not None and not spec.accelerators.value:
+            raise SpecError("dra claims accelerators, and the spec has none", help="leave dra out")
+        workload = deployment(spec)
+        found = {
+            "deployment.yaml": workload,
+            "service.yaml": service(spec),
+            "disruption-budget.yaml": disruption_budget(spec),
+            "spec-configmap.yaml": config_map(spec),
+        }
+        scaler = self._scaler(spec)
+        if scaler == "hpa":
+            found["autoscaler.yaml"] = autoscaler(spec)
+        elif scaler == "keda":
+            found["scaled-object.yaml"] = scaled_object(spec, self.prometheus)
+        if self.alerts:
+            found |= {"alerts.yaml": prometheus_rule(spec, self.release), "service-monitor.yaml": service_monitor(spec, self.release)}
+        if self.network_policy:
+            found["network-policy.yaml"] = network_policy(spec)
+        if self.quota:
+            found["quota.yaml"] = quota(spec, counts=self.dra is None)
+        if self.priority is not None:
+            found["priority-class.yaml"] = priority_class(spec, self.priority)
+            workload["spec"]["template"]["spec"]["priorityClassName"] = spec.name
+        if self.gateway is not None:
+            found["route.yaml"] = route(spec, self.gateway, self.host)
+        if self.ingress is not None:
+            found["ingress.yaml"] = ingress(spec, self.ingress, self.host)
+        if self.dra is not None:
+            found["claim-template.yaml"] = claim_template(spec, self.dra)
+            _claim(workload["spec"]["template"]["spec"], spec)
+        return found
+
+    def _scaler(self, spec: ServingSpec) -> str:
+        if self.scaler != "auto":
+            if self.scaler == "hpa" and spec.accelerators.value:
+                raise SpecError("processor load says nothing about an accelerator, so hpa cannot scale it", help="scaler=keda scales on requests per second")
+            return self.scaler
+        return "none" if spec.accelerators.value else "hpa"
+
+    def _remarks(self, spec: ServingSpec) -> list[str]:
+        if self._scaler(spec) != "none":
+            return []
+        why = "processor load says nothing about an accelerator; " if spec.accelerators.value else ""
+        return [
+            f"no autoscaler: {why}scale on requests per second by a custom metric, "
+            f"at {spec.scale_at.value:.4g} per replica ({provenance(spec.scale_at)}), for example with scaler=keda"
+        ]
 
 
-def _header(spec: ServingSpec) -> list[str]:
-    lines = [
-        f"{spec.name}: {format_quantity(spec.requests_per_s.value, 'request/s')} with p99 within "
-        f"{format_seconds(spec.latency_p99_target.value)}; behind each number stands where it comes from",
-        f"before the first apply: kubectl create secret generic {spec.name}-token --from-literal=token=...",
-    ]
-    if spec.accelerators.value:
-        lines.append(
-            "no autoscaler: processor load says nothing about an accelerator; scale on requests per second by a custom metric, "
-            f"at {spec.scale_at.value:.4g} per replica ({provenance(spec.scale_at)})"
-        )
-    return lines
-
-
-def _metadata(spec: ServingSpec, ending: str = "", **annotations: str) -> dict[str, Any]:
-    return {
-        "name": spec.name + ending,
-        "labels": {**_selector(spec), "app.kubernetes.io/managed-by": "aimass-lab"},
-        "annotations": {DIGEST: spec.digest, **annotations},
-    }
-
-
-def _selector(spec: ServingSpec) -> dict[str, str]:
-    return {"app.kubernetes.io/name": spec.name}
-
-
-# --- Deployment --------------------------------------------------------------------------
-
-
-def deployment(spec: ServingSpec) -> dict[str, Any]:
-    """The replicas. They start at the planned number; afterwards an autoscaler owns it where there is one."""
-    sources = {field: provenance(number) for field, number in spec_numbers(spec)}
-    annotations = {PROVENANCE: json.dumps(sources, separators=(",", ":")), "aimass.dev/scale-at": f"{spec.scale_at.value:.6g} request/s per replica"}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": _metadata(spec, **annotations),
-        "spec": {
-            "replicas": Said(int(spec.replicas.value), provenance(spec.replicas)),
-            "selector": {"matchLabels": _selector(spec)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": Said(0, "the planned replicas stay up")}},
-            "template": {
-                "metadata": {"labels": _selector(spec), "annotations": {DIGEST: spec.digest}},
-                "spec": _pod(spec),
-            },
-        },
-    }
-
-
-def _pod(spec: ServingSpec) -> dict[str, Any]:
-    pod: dict[str, Any] = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": _grace(spec),
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 10001,
-            "runAsGroup": 10001,
-            "fsGroup": 10001,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": _selector(spec)},
-            }
-        ],
-    }
-    if spec.accelerators.value:
-        pod["tolerations"] = [{"key": _accelerator_resource(spec), "operator": "Exists", "effect": "NoSchedule"}]
-    pod["containers"] = [_container(spec)]
-    pod["volumes"] = [{"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}]
-    return pod
-
-
-def _container(spec: ServingSpec) -> dict[str, Any]:
-    return {
-        "name": "server",
-        "image": spec.image,
-        "command": ["python", "run.py"],
-        "args": ["serve", "--host", "0.0.0.0", "--port", str(HTTP_PORT), "--grpc-port", str(GRPC_PORT)],
-        "env": [
-            {
-                # The server listens beyond loopback only with a token.
-                "name": "AIMASS_TOKEN",
-                "valueFrom": {"secretKeyRef": {"name": f"{spec.name}-token", "key": "token"}},
-            }
-        ],
-        "ports": [{"name": "http", "containerPort": HTTP_PORT}, {"name": "grpc", "containerPort": GRPC_PORT}],
-        "resources": _resources(spec),
-        "startupProbe": _probe("ready", _startup_failures(spec)),
-        "readinessProbe": _probe("ready", 1),
-        "livenessProbe": _probe("live", 3),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    }
-
-
-def _resources(spec: ServingSpec) -> dict[str, Any]:
-    """Memory: limit equals request. Processor: no limit, as throttling would lengthen the tail."""
-    memory = Said(f"{math.ceil(spec.memory_bytes.value / _MIB)}Mi", provenance(spec.memory_bytes))
-    requests: dict[str, Any] = {"cpu": Said(_cores(spec.cpu_cores.value), provenance(spec.cpu_cores)), "memory": memory}
-    limits: dict[str, Any] = {"memory": Said(memory.value, "as requested")}
-    if spec.accelerators.value:
-        count = Said(int(spec.accelerators.value), f"{spec.device}; {provenance(spec.accelerators)}")
-        requests[_accelerator_resource(spec)] = limits[_accelerator_resource(spec)] = count
-    return {"requests": requests, "limits": limits}
-
-
-def _cores(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{math.ceil(value * 1000)}m"
-
-
-def _accelerator_resource(spec: ServingSpec) -> str:
-    """The name under which the vendor's device plugin offers it."""
-    device = load_devices().get(spec.device)
-    attached = spec.environment.device_name if spec.environment else ""
-    return "amd.com/gpu" if (device.title if device else attached).startswith("AMD ") else "nvidia.com/gpu"
-
-
-def _startup_failures(spec: ServingSpec) -> Said:
-    """Probes that may fail while a replica starts: twice the start-up time, 30 s at least."""
-    budget = max(2 * spec.startup_time.value, 30)
-    comment = f"{_PROBE_PERIOD_S} s apart: 2 x start-up {format_seconds(spec.startup_time.value)}, at least 30 s; {provenance(spec.startup_time)}"
-    return Said(math.ceil(budget / _PROBE_PERIOD_S), comment)
-
-
-def _probe(kind: str, failures: int | Said) -> dict[str, Any]:
-    path = f"/v2/health/{kind}"
-    return {"httpGet": {"path": path, "port": "http"}, "periodSeconds": _PROBE_PERIOD_S, "timeoutSeconds": 2, "failureThreshold": failures}
-
-
-def _grace(spec: ServingSpec) -> Said:
-    """Time to answer what is in flight: ten times the target, 30 s at least."""
-    seconds = max(30, math.ceil(10 * spec.latency_p99_target.value))
-    return Said(seconds, f"10 x p99 target {format_seconds(spec.latency_p99_target.value)}, at least 30 s; {provenance(spec.latency_p99_target)}")
-
-
-# --- what stands around it ---------------------------------------------------------------
-
-
-def service(spec: ServingSpec) -> dict[str, Any]:
-    """One address for all replicas; it spreads connections over them at random."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": _metadata(spec),
-        "spec": {
-            "type": "ClusterIP",
-            "selector": _selector(spec),
-            "ports": [
-                {"name": "http", "port": HTTP_PORT, "targetPort": "http"},
-                {"name": "grpc", "port": GRPC_PORT, "targetPort": "grpc"},
-            ],
-        },
-    }
+# --- scaling -----------------------------------------------------------------------------
 
 
 def autoscaler(spec: ServingSpec) -> dict[str, Any]:
@@ -208,7 +117,7 @@ def autoscaler(spec: ServingSpec) -> dict[str, Any]:
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
-        "metadata": _metadata(spec),
+        "metadata": metadata(spec),
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
             "minReplicas": Said(int(spec.min_replicas.value), provenance(spec.min_replicas)),
@@ -219,16 +128,136 @@ def autoscaler(spec: ServingSpec) -> dict[str, Any]:
     }
 
 
+def scaled_object(spec: ServingSpec, prometheus: str) -> dict[str, Any]:
+    """Scaling on requests per second; KEDA makes the autoscaler."""
+    query = f'sum(rate(aimass_requests_total{{job="{spec.name}"}}[1m]))'
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": metadata(spec),
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
+            "minReplicaCount": Said(int(spec.min_replicas.value), provenance(spec.min_replicas)),
+            "maxReplicaCount": Said(int(spec.max_replicas.value), provenance(spec.max_replicas)),
+            "pollingInterval": Said(15, "s, of our choice: half of KEDA's default, as bursts are short"),
+            "fallback": {"failureThreshold": Said(3, "failed queries, of our choice"), "replicas": Said(int(spec.replicas.value), provenance(spec.replicas))},
+            "triggers": [
+                {
+                    "type": "prometheus",
+                    "metricType": "AverageValue",
+                    "metadata": {
+                        "serverAddress": prometheus,
+                        "query": query,
+                        "threshold": Said(f"{spec.scale_at.value:.6g}", f"requests per second and replica; {provenance(spec.scale_at)}"),
+                    },
+                }
+            ],
+        },
+    }
+
+
+# --- what bounds it ----------------------------------------------------------------------
+
+
 def disruption_budget(spec: ServingSpec) -> dict[str, Any]:
     """Nodes are drained one replica at a time."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _metadata(spec),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _selector(spec)}},
+        "metadata": metadata(spec),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(spec)}},
     }
 
 
-def config_map(spec: ServingSpec) -> dict[str, Any]:
-    """The spec itself, so that manifests can be checked against it with nothing else at hand."""
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(spec, "-spec"), "data": {SPEC_FILE: to_json(spec)}}
+def quota(spec: ServingSpec, *, counts: bool) -> dict[str, Any]:
+    """What the most replicas need, and one more while a new version rolls out."""
+    pods = int(spec.max_replicas.value) + 1
+    why = f"{pods} pods: at most {pods - 1} replicas ({provenance(spec.max_replicas)}), one more in a roll-out"
+    memory = f"{math.ceil(spec.memory_bytes.value / _MIB) * pods}Mi"
+    hard: dict[str, Any] = {
+        "pods": Said(str(pods), why),
+        "requests.cpu": Said(f"{math.ceil(spec.cpu_cores.value * 1000) * pods}m", f"{pods} x {provenance(spec.cpu_cores)}"),
+        "requests.memory": Said(memory, f"{pods} x {provenance(spec.memory_bytes)}"),
+        "limits.memory": Said(memory, "as requested"),
+    }
+    if spec.accelerators.value and counts:
+        hard[f"requests.{accelerator_resource(spec)}"] = Said(str(int(spec.accelerators.value) * pods), f"{pods} x {provenance(spec.accelerators)}")
+    return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata(spec), "spec": {"hard": hard}}
+
+
+def network_policy(spec: ServingSpec) -> dict[str, Any]:
+    """In to the two ports, out to nowhere."""
+    ports = [{"protocol": "TCP", "port": HTTP_PORT}, {"protocol": "TCP", "port": GRPC_PORT}]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(spec),
+        "spec": {"podSelector": {"matchLabels": selector(spec)}, "policyTypes": ["Ingress", "Egress"], "ingress": [{"ports": ports}], "egress": []},
+    }
+
+
+def priority_class(spec: ServingSpec, value: int) -> dict[str, Any]:
+    """Who goes first when nodes are full."""
+    return {
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": metadata(spec),
+        "value": Said(value, "user: asked for"),
+        "globalDefault": False,
+        "description": f"Replicas of {spec.name}.",
+    }
+
+
+# --- ways in -----------------------------------------------------------------------------
+
+
+def route(spec: ServingSpec, gateway: str, host: str | None) -> dict[str, Any]:
+    """From a Gateway to the service."""
+    hosts = {"hostnames": [host]} if host else {}
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": metadata(spec),
+        "spec": {
+            "parentRefs": [{"name": gateway}],
+            **hosts,
+            "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": "/"}}], "backendRefs": [{"name": spec.name, "port": HTTP_PORT}]}],
+        },
+    }
+
+
+def ingress(spec: ServingSpec, kind: str, host: str | None) -> dict[str, Any]:
+    """From an Ingress controller to the service."""
+    paths = [{"path": "/", "pathType": "Prefix", "backend": {"service": {"name": spec.name, "port": {"name": "http"}}}}]
+    rule = {"host": host, "http": {"paths": paths}} if host else {"http": {"paths": paths}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": metadata(spec),
+        "spec": {"ingressClassName": kind, "rules": [rule]},
+    }
+
+
+# --- dynamic resource allocation ---------------------------------------------------------
+
+
+def claim_template(spec: ServingSpec, device_class: str) -> dict[str, Any]:
+    """A claim of its own for each pod."""
+    count = Said(int(spec.accelerators.value), f"{spec.device}; {provenance(spec.accelerators)}")
+    exactly = {"deviceClassName": device_class, "allocationMode": "ExactCount", "count": count}
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": metadata(spec),
+        "spec": {"spec": {"devices": {"requests": [{"name": "accelerator", "exactly": exactly}]}}},
+    }
+
+
+def _claim(pod: dict[str, Any], spec: ServingSpec) -> None:
+    """Let the pod have its accelerators by claim instead of by count."""
+    pod["resourceClaims"] = [{"name": "accelerator", "resourceClaimTemplateName": spec.name}]
+    resources = pod["containers"][0]["resources"]
+    for part in ("requests", "limits"):
+        resources[part] = {name: value for name, value in resources[part].items() if name != accelerator_resource(spec)}
+    resources["claims"] = [{"name": "accelerator"}]
+    pod.pop("tolerations", None)  # the driver's taint is its own affair; a count no longer names it

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from ..records import ServingSpec, to_json
 from ..units import format_seconds
-from .base import EXPORTERS, checked, provenance
+from .base import EXPORTERS, Exporter, provenance
 from .json import SPEC_FILE
 
 WHY_NO_MODEL = (
@@ -17,11 +18,14 @@ BASE_PATH = "/models"
 
 
 @EXPORTERS.register("tensorflow_serving")
-@checked
-def export(spec: ServingSpec) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class TensorFlowServing(Exporter):
     """``tensorflow_model_server --model_config_file=models.config --enable_batching --batching_parameters_file=batching.config``."""
-    head = f"# aimass.dev/spec-digest: {spec.digest}\n# {WHY_NO_MODEL}\n# put your own one into {BASE_PATH}/{spec.name}/1\n"
-    models = f"""model_config_list {{
+
+    def write(self, spec: ServingSpec) -> dict[str, str]:
+        """The list of models, the batching, and the spec."""
+        head = f"# aimass.dev/spec-digest: {spec.digest}\n# {WHY_NO_MODEL}\n# put your own one into {BASE_PATH}/{spec.name}/1\n"
+        models = f"""model_config_list {{
   config {{
     name: {json.dumps(spec.name)}
     base_path: {json.dumps(f"{BASE_PATH}/{spec.name}")}
@@ -34,12 +38,12 @@ def export(spec: ServingSpec) -> dict[str, str]:
   }}
 }}
 """
-    cores = max(1, int(spec.cpu_cores.value))
-    batching = f"""max_batch_size {{ value: {int(spec.max_batch_size.value)} }}  # {_line(provenance(spec.max_batch_size))}
+        cores = max(1, int(spec.cpu_cores.value))
+        batching = f"""max_batch_size {{ value: {int(spec.max_batch_size.value)} }}  # {_line(provenance(spec.max_batch_size))}
 batch_timeout_micros {{ value: {round(spec.max_wait.value * 1e6)} }}  # {format_seconds(spec.max_wait.value)}; {_line(provenance(spec.max_wait))}
 num_batch_threads {{ value: {cores} }}  # {_line(provenance(spec.cpu_cores))}
 """
-    return {"models.config": head + models, "batching.config": f"# aimass.dev/spec-digest: {spec.digest}\n" + batching, SPEC_FILE: to_json(spec) + "\n"}
+        return {"models.config": head + models, "batching.config": f"# aimass.dev/spec-digest: {spec.digest}\n" + batching, SPEC_FILE: to_json(spec) + "\n"}
 
 
 def _line(text: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..records import ServingSpec, to_json
 from ..units import format_seconds
-from .base import EXPORTERS, checked, provenance
+from .base import EXPORTERS, Exporter, provenance
 from .json import SPEC_FILE
 
 BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -24,32 +25,35 @@ def backend_of(format: str) -> str | None:
 
 
 @EXPORTERS.register("triton")
-@checked
-def export(spec: ServingSpec) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Triton(Exporter):
     """The repository without the model: put ``model.onnx`` into the folder ``1``, or take the bundle's ``model`` folder, which is a whole one.
 
     Inputs and outputs are left to Triton, which reads them from the file.
     """
-    accelerator = spec.accelerators.value > 0
-    text = _config(
-        name=spec.name,
-        backend=BACKENDS["onnx"],
-        max_batch_size=int(spec.max_batch_size.value),
-        max_wait_s=spec.max_wait.value,
-        instances=1,
-        threads=None if accelerator else max(1, int(spec.cpu_cores.value)),
-        kind="KIND_GPU" if accelerator else "KIND_CPU",
-        comments={
-            "max_batch_size": provenance(spec.max_batch_size),
-            "wait": f"{format_seconds(spec.max_wait.value)}; {provenance(spec.max_wait)}",
-            "instances": "one a replica; replicas are the orchestrator's",
-        },
-    )
-    head = (
-        f"# aimass.dev/spec-digest: {spec.digest}\n"
-        f"# put the model into {spec.name}/1/{MODEL_FILE}; the folder 'model' of a bundle is this repository with its model in it\n"
-    )
-    return {f"{spec.name}/config.pbtxt": head + text, SPEC_FILE: to_json(spec) + "\n"}
+
+    def write(self, spec: ServingSpec) -> dict[str, str]:
+        """The model's configuration, and the spec."""
+        accelerator = spec.accelerators.value > 0
+        text = _config(
+            name=spec.name,
+            backend=BACKENDS["onnx"],
+            max_batch_size=int(spec.max_batch_size.value),
+            max_wait_s=spec.max_wait.value,
+            instances=1,
+            threads=None if accelerator else max(1, int(spec.cpu_cores.value)),
+            kind="KIND_GPU" if accelerator else "KIND_CPU",
+            comments={
+                "max_batch_size": provenance(spec.max_batch_size),
+                "wait": f"{format_seconds(spec.max_wait.value)}; {provenance(spec.max_wait)}",
+                "instances": "one a replica; replicas are the orchestrator's",
+            },
+        )
+        head = (
+            f"# aimass.dev/spec-digest: {spec.digest}\n"
+            f"# put the model into {spec.name}/1/{MODEL_FILE}; the folder 'model' of a bundle is this repository with its model in it\n"
+        )
+        return {f"{spec.name}/config.pbtxt": head + text, SPEC_FILE: to_json(spec) + "\n"}
 
 
 def model_config(serving: Mapping[str, Any]) -> dict[str, str]:

@@ -87,21 +87,22 @@ class Shipping(StudyState):
         Args:
             rate: Requests per second.
             p99: Latency that 99 % of the requests must stay under.
-            format: What to write it for: the name of an exporter, such as kubernetes or json.
+            format: What to write it for: an exporter (kubernetes, kserve, ray, kueue, helm, compose, prometheus, json),
+                with options in brackets where wanted, such as 'kubernetes(scaler=keda)'.
             out: Folder for the files; shown instead of written if not given.
             device: Device to consider; may be repeated.
             technique: What to serve instead of the original: a technique, or a recipe such as 'low_rank(ratio=0.5) + int8_dynamic'.
             name: Name of the service; made from the model's if not given.
             image: Container image that runs the bundle.
         """
-        from ..export import EXPORTERS
+        from ..export import exporter_text, read_exporter
         from ..export.files import write_files
 
-        exporter = EXPORTERS[format]
+        exporter = read_exporter(format)
         plan = self._plan_for(rate, p99, device, technique)
-        spec = self._make_spec(plan, name=name, image=image, export_format=format)
+        spec = self._make_spec(plan, name=name, image=image, export_format=exporter_text(exporter))
         if out is not None:
-            write_files(Path(out), exporter(spec))
+            write_files(Path(out), exporter.export(spec))
         return self._keep("spec", spec)
 
     @verb

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...export import EXPORTERS
+from ...export import read_exporter
 from ...headlines import format_number, headline
 from ...records import Number, Plan, ServingSpec
 from ..page import Cell, Page, Table
@@ -52,5 +52,5 @@ def _(record: ServingSpec) -> Page:
         headline=headline(record),
         facts=(*numbers, ("image", record.image), ("digest", record.digest)),
         notes=notes_of(record.notes),
-        listing=tuple(EXPORTERS[record.export_format](record).items()),
+        listing=tuple(read_exporter(record.export_format).export(record).items()),
     )

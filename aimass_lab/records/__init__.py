@@ -32,6 +32,7 @@ from .readings import CpuReading, GpuProcess, GpuReading, MemoryReading, Network
 from .recipe import ORIGINAL, OptionValue, Recipe, Step
 from .resources import Coefficients, Form, ResourceDemand
 from .rotation import Gantt, RotatedModel, Rotation, RotationClock, RotationMetric, RotationRun
+from .scaling import AllocationKind, ScaleOption, ScalePlan, ScaleSeries
 from .search import Candidate, FailureKind, Limit, Objective, ObjectiveName, Pruned, RunnerUp, SearchResult, Status
 from .sequence import DecodeStep, SequenceDemand
 from .spec import Finding, ServingSpec
@@ -44,6 +45,7 @@ __all__ = [
     "RECORDS",
     "TRUST",
     "Advice",
+    "AllocationKind",
     "AnyRecord",
     "Basis",
     "BatchPoint",
@@ -118,6 +120,9 @@ __all__ = [
     "RotationRun",
     "Run",
     "RunnerUp",
+    "ScaleOption",
+    "ScalePlan",
+    "ScaleSeries",
     "SearchResult",
     "SequenceDemand",
     "Service",

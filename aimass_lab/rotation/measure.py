@@ -132,6 +132,13 @@ class _Profile:
     resume_s: float
     """What a segment takes longer after its call was interrupted."""
 
+    def stretch(self, chance: random.Random) -> Callable[[int], list[float]]:
+        """Draw calls from one stretch of the profile: what disturbs a machine lasts, so a run is as fast as some stretch, not as the mean of all."""
+        rounds = min(map(len, self.vectors))
+        length = max(5, rounds // 5)
+        start = chance.randrange(max(1, rounds - length + 1))
+        return lambda stream: chance.choice(self.vectors[stream][start : start + length])
+
 
 def _cut(stream: Stream, crew: Crew, read: Callable[[], float]) -> Pieces:
     """Choose where to cut, and make sure that cutting changes nothing."""
@@ -215,8 +222,8 @@ def _run(bench: _Bench, profile: _Profile, policy: Policy, requests: Sequence[Re
 
     predicted = []
     for k in range(PREDICTIONS):
-        draw = random.Random(f"{seed} {k}").choice
-        predicted.append(simulate([draw(profile.vectors[stream]) for stream in stream_of], profile.overhead_s, profile.resume_s))
+        vectors = profile.stretch(random.Random(f"{seed} {k}"))
+        predicted.append(simulate([vectors(stream) for stream in stream_of], profile.overhead_s, profile.resume_s))
     real, segments, overheads = bench.run(requests, stream_of, policy, limits)
     mean_overhead = sum(overheads) / len(overheads)
     for index, times in enumerate(segments):

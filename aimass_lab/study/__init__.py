@@ -10,13 +10,14 @@ from .measuring import Measuring
 from .estimating import Estimating
 from .trying import Trying
 from .shipping import Shipping
+from .following import Following
 from .rotating import Rotating
 # isort: on
 
 __all__ = ["Study", "StudyState", "no_progress"]
 
 
-class Study(Measuring, Estimating, Trying, Shipping, Rotating):
+class Study(Measuring, Estimating, Trying, Shipping, Following, Rotating):
     """One model, its inputs, and everything found out about it.
 
     The model is never changed: it is run in place with everything put back afterwards, and every

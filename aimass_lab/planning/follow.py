@@ -292,7 +292,7 @@ class _Answer:
             min_replicas=tried.pool.min_replicas,
             max_replicas=tried.pool.max_replicas,
             replicas=mean,
-            cost=None if price is None else self.number(price * replicas.value, "USD/h", "mean replicas x price"),
+            cost=None if price is None else self._cost(price, replicas),
             attainment=self.number(attained.value, "ratio", "share of simulated requests within the target", attained),
             held_out=None if kept is None else self.number(kept.value, "ratio", "the same on arrivals held out", kept),
             latency_p99=self.number(float(np.percentile(answered, 99)), "s", "p99 of the simulated requests") if len(answered) else None,
@@ -300,6 +300,10 @@ class _Answer:
             meets=self.comparison.meets(tried),
             reason=self._reason(tried, chosen, best),
         )
+
+    def _cost(self, price: float, replicas: Band) -> Number:
+        band = Band(price * replicas.value, price * replicas.low, price * replicas.high)
+        return self.number(band.value, "USD/h", "mean replicas x price", band)
 
     def _reason(self, tried: Tried, chosen: bool, best: Tried) -> str:
         if chosen:

@@ -30,6 +30,8 @@ MAX_BARS = 2000
 """Turns of each chart that a record keeps."""
 PREDICTIONS = 40
 """Simulations with segment times drawn anew; their spread is the band."""
+MOST_PREDICTED = 100_000
+"""Calls of all these simulations together, where five of them have not more."""
 PROFILE_SHARE = 0.5
 """Of the time of one policy's run, for the profile that the prediction rests on."""
 MIN_ROUNDS, MAX_ROUNDS = 8, 200
@@ -221,7 +223,7 @@ def _run(bench: _Bench, profile: _Profile, policy: Policy, requests: Sequence[Re
         return run_jobs(requests, policy, lanes, limits=limits)
 
     predicted = []
-    for k in range(PREDICTIONS):
+    for k in range(min(PREDICTIONS, max(5, MOST_PREDICTED // len(requests)))):
         vectors = profile.stretch(random.Random(f"{seed} {k}"))
         predicted.append(simulate([vectors(stream) for stream in stream_of], profile.overhead_s, profile.resume_s))
     real, segments, overheads = bench.run(requests, stream_of, policy, limits)

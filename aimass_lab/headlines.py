@@ -26,6 +26,7 @@ from .records import (
     Record,
     ResourceDemand,
     Rotation,
+    ScalePlan,
     SearchResult,
     SequenceDemand,
     Service,
@@ -168,6 +169,15 @@ def _(record: Rotation) -> str:
     foretold = "" if best.error is None else f"; {run.policy} was predicted {100 * best.error.value:+.0f} %"
     mechanism = max(abs(m.mechanism_error.value) for m, _ in means if m.mechanism_error is not None)
     return f"mean latency {shown}{foretold}; replayed within {100 * mechanism:.1f} %{_doubt(best.measured)}"
+
+
+@headline.register
+def _(record: ScalePlan) -> str:
+    best = record.options[record.recommended]
+    way = f"{best.min_replicas} replicas" if best.kind == "static" else f"{best.scaler} from {best.min_replicas} replicas, {best.replicas.value:.2f} on average"
+    kept = "" if best.held_out is None else f", {best.held_out.value:.2%} on arrivals held out"
+    attained = f"{best.attainment.value:.2%} within {format_number(record.latency_target)}{kept}"
+    return f"{'' if record.feasible else 'not feasible; nearest: '}{way}: {attained}"
 
 
 @headline.register

@@ -13,7 +13,7 @@ FLOORS = {
     0: {"records", "errors", "registry", "units"},
     1: {
         "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "formats", "headlines", "manifests", "network",
-        "options", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scheduling", "schemas",
+        "options", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
     },
     2: {"rotation", "trial"},
@@ -24,7 +24,7 @@ FLOORS = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
     "records", "errors", "registry", "units", "devices", "export", "headlines", "manifests", "network", "options", "planning", "readings", "recipe", "samplers",
-    "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
+    "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 
 

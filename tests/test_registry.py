@@ -9,6 +9,7 @@ from aimass_lab.errors import UnknownNameError
 from aimass_lab.export import EXPORTERS
 from aimass_lab.registry import Registry
 from aimass_lab.samplers.base import SAMPLERS
+from aimass_lab.scaling.base import SCALERS
 from aimass_lab.scheduling.base import POLICIES
 
 
@@ -50,7 +51,7 @@ def test_an_unknown_name_is_answered_with_the_known(shapes):
     assert "did you mean 'round'?" in str(caught.value)
 
 
-@pytest.mark.parametrize("family", [TECHNIQUES, EXPORTERS, SAMPLERS, POLICIES], ids=lambda family: family.kind)
+@pytest.mark.parametrize("family", [TECHNIQUES, EXPORTERS, SAMPLERS, SCALERS, POLICIES], ids=lambda family: family.kind)
 def test_every_family_of_ours_has_members(family: Registry):
     assert len(family) >= 2
     assert all(family[name] for name in family)

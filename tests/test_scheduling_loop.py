@@ -152,7 +152,7 @@ def test_every_job_is_run_once_and_lanes_do_one_thing_at_a_time(name, jobs, lane
     assert schedule.segments == sum(map(len, times))
     assert [job.used_s for job in schedule.jobs] == [sum(t) for t in times]
     for job in schedule.jobs:
-        turns = [t for t in schedule.turns if t.job == job.request.job]
+        turns = [t for t in schedule.turns if t.job == job.request.index]
         assert turns[0].start_s >= job.request.arrival_s
         assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(turns))
         assert [t.finished for t in turns] == [False] * (len(turns) - 1) + [True]
@@ -170,7 +170,7 @@ def test_no_order_makes_the_device_idle(name, jobs):
     requests, times = jobs
     busy = 0.0
     for request in requests:
-        busy = max(busy, request.arrival_s) + len(times[request.job])
+        busy = max(busy, request.arrival_s) + len(times[request.index])
     assert max(finishes(run(name, requests, times))) == busy
 
 
@@ -233,11 +233,11 @@ def test_ageing_bounds_how_many_pass(jobs, ageing):
     """Nobody who arrives later than `priority * ageing_s` after a job begins before it."""
     requests, times = jobs
     schedule = run("priority", requests, times, options={"ageing_s": ageing})
-    begun = {job.request.job: job.begin_s for job in schedule.jobs}
+    begun = {job.request.index: job.begin_s for job in schedule.jobs}
     for request in requests:
         for other in requests:
             if other.arrival_s + other.priority * ageing > request.arrival_s + request.priority * ageing:
-                assert begun[other.index] > begun[request.job] or other.arrival_s < request.arrival_s
+                assert begun[other.index] > begun[request.index] or other.arrival_s < request.arrival_s
 
 
 @pytest.mark.parametrize(("name", "starves", "cured"), [("sjf", {}, {"ageing": 0.5}), ("srpt", {}, {"ageing": 0.5})])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..headlines import format_number
-from ..records import Candidate, Number, ObjectiveName, Plan, Prediction, Profile, Record, Rotation, SearchResult
+from ..records import Candidate, Number, ObjectiveName, Plan, Prediction, Profile, Record, Rotation, ScalePlan, SearchResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -144,6 +144,28 @@ def _(record: Rotation) -> Figure:
         figure.update_yaxes(autorange="reversed", row=row, col=1)
     figure.update_xaxes(title_text=f"s by the {record.clock} clock", row=len(record.runs), gridcolor=GRID)
     return figure.update_layout(**{**LAYOUT, "height": 80 + 170 * len(record.runs)}, barmode="overlay", title_text="turns on the device")
+
+
+@chart.register(ScalePlan)
+def _(record: ScalePlan) -> Figure:
+    """What each way costs and attains; and, over time, arrivals and replicas of the recommended one."""
+    from plotly.graph_objects import Scatter
+    from plotly.subplots import make_subplots
+
+    series = record.series
+    figure = make_subplots(rows=2, cols=2, specs=[[{"rowspan": 2}, {}], [None, {}]], subplot_titles=("cost and attainment", "arrivals", "replicas"))
+    for kind in ("static", "dynamic", "hybrid"):
+        drawn = [option for option in record.options if option.kind == kind]
+        words = [f"{o.scaler} from {o.min_replicas}: {o.reason}" for o in drawn]
+        x, y = [o.replicas.value for o in drawn], [100 * o.attainment.value for o in drawn]
+        figure.add_trace(Scatter(x=x, y=y, text=words, mode="markers", marker_size=9, name=kind), row=1, col=1)
+    figure.add_hline(y=100 * record.attainment_target.value, line_dash="dash", row=1, col=1)
+    figure.add_trace(Scatter(x=series.time_s, y=series.requests_per_s, mode="lines", name="requests/s"), row=1, col=2)
+    for name, values in (("wanted", series.wanted), ("ready", series.ready)):
+        figure.add_trace(Scatter(x=series.time_s, y=values, mode="lines", line_shape="hv", name=name), row=2, col=2)
+    figure.update_xaxes(title_text="mean replicas", row=1, col=1).update_xaxes(title_text="s", row=2, col=2)
+    figure.update_yaxes(title_text="% in time", row=1, col=1)
+    return figure.update_layout(**LAYOUT, title_text=f"replicas of {record.model.name}")
 
 
 @chart.register(SearchResult)

@@ -17,7 +17,7 @@ from .simulate import BAND_KIND, Band, RequestClass, Simulation, WaitPolicy
 MAX_OPTIONS = 30
 _RELAXED = 1.5
 """A target this much above the smallest p99 that can be reached is offered as feasible: closer to it, replicas soar."""
-_SIMULATION = Number(value=1, unit="ratio", source="estimated", method="the simulated queue stands for the real one")
+SIMULATION = Number(value=1, unit="ratio", source="estimated", method="the simulated queue stands for the real one")
 """An input of everything that is planned: however sure the measurements are, what follows from them is a prediction."""
 _DOUBT = 0.05
 """Share by which p99s may differ and still be nearly the same."""
@@ -159,10 +159,9 @@ class _Request:
 
     def inputs(self, device: str) -> list[tuple[str, Number]]:
         """What the simulation of `device` read; the ladder as one number, as sure as its weakest."""
-        points = [(f"batch {point.batch_size}", point.latency_p50) for point in self.ladders[device]]
-        ladder = derived(points[0][1].value, "s", "batch ladder", points)
+        ladder = ladder_number(self.ladders[device])
         asked = [("requests_per_s", self.target.requests_per_s), ("latency_p99_target", self.target.latency_p99)]
-        return [*asked, ("service_time", ladder), *([("overhead", self.overhead)] if self.overhead else []), ("simulation", _SIMULATION)]
+        return [*asked, ("service_time", ladder), *([("overhead", self.overhead)] if self.overhead else []), ("simulation", SIMULATION)]
 
     def replicas(self, device: str, count: int, method: str) -> Number:
         return derived(count, "replica", method, self.inputs(device))
@@ -198,6 +197,11 @@ class _Request:
         value = replicas * candidate.service.stable_rate(candidate.max_batch_size) / items
         method = f"replicas x {candidate.max_batch_size} / mean time of a batch of {candidate.max_batch_size}"
         return derived(value, "request/s", method, self.inputs(candidate.device))
+
+
+def ladder_number(points: Sequence[BatchPoint]) -> Number:
+    """A batch ladder as one input, as sure as its weakest point."""
+    return derived(points[0].latency_p50.value, "s", "batch ladder", [(f"batch {point.batch_size}", point.latency_p50) for point in points])
 
 
 def _powers_of_two(largest: int) -> list[int]:

@@ -33,6 +33,7 @@ from .readings import CpuReading, GpuProcess, GpuReading, MemoryReading, Network
 from .recipe import ORIGINAL, OptionValue, Recipe, Step
 from .resources import Coefficients, Form, ResourceDemand
 from .rotation import Gantt, RotatedModel, Rotation, RotationClock, RotationMetric, RotationRun
+from .scaling import AllocationKind, ScaleOption, ScalePlan, ScaleSeries
 from .search import Candidate, FailureKind, Limit, Objective, ObjectiveName, Pruned, RunnerUp, SearchResult, Status
 from .sequence import DecodeStep, SequenceDemand
 from .spec import Finding, ServingSpec
@@ -45,6 +46,7 @@ __all__ = [
     "RECORDS",
     "TRUST",
     "Advice",
+    "AllocationKind",
     "AnyRecord",
     "Basis",
     "BatchPoint",
@@ -127,6 +129,9 @@ __all__ = [
     "Run",
     "RunnerUp",
     "RuntimeTrial",
+    "ScaleOption",
+    "ScalePlan",
+    "ScaleSeries",
     "SearchResult",
     "SequenceDemand",
     "Service",

@@ -19,6 +19,7 @@ from .profile import CellProfile, ColdStart, Profile
 from .readings import Readings
 from .resources import ResourceDemand
 from .rotation import Rotation
+from .scaling import ScalePlan
 from .search import SearchResult
 from .sequence import SequenceDemand
 from .spec import ServingSpec
@@ -39,6 +40,7 @@ AnyRecord = (
     | SearchResult
     | Plan
     | Rotation
+    | ScalePlan
     | Prediction
     | Ledger
     | ServingSpec

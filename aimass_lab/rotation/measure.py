@@ -30,6 +30,8 @@ MAX_BARS = 2000
 """Turns of each chart that a record keeps."""
 PREDICTIONS = 40
 """Simulations with segment times drawn anew; their spread is the band."""
+MOST_PREDICTED = 100_000
+"""Calls of all these simulations together, where five of them have not more."""
 PROFILE_SHARE = 0.5
 """Of the time of one policy's run, for the profile that the prediction rests on."""
 MIN_ROUNDS, MAX_ROUNDS = 8, 200
@@ -132,6 +134,13 @@ class _Profile:
     resume_s: float
     """What a segment takes longer after its call was interrupted."""
 
+    def stretch(self, chance: random.Random) -> Callable[[int], list[float]]:
+        """Draw calls from one stretch of the profile: what disturbs a machine lasts, so a run is as fast as some stretch, not as the mean of all."""
+        rounds = min(map(len, self.vectors))
+        length = max(5, rounds // 5)
+        start = chance.randrange(max(1, rounds - length + 1))
+        return lambda stream: chance.choice(self.vectors[stream][start : start + length])
+
 
 def _cut(stream: Stream, crew: Crew, read: Callable[[], float]) -> Pieces:
     """Choose where to cut, and make sure that cutting changes nothing."""
@@ -214,9 +223,9 @@ def _run(bench: _Bench, profile: _Profile, policy: Policy, requests: Sequence[Re
         return run_jobs(requests, policy, lanes, limits=limits)
 
     predicted = []
-    for k in range(PREDICTIONS):
-        draw = random.Random(f"{seed} {k}").choice
-        predicted.append(simulate([draw(profile.vectors[stream]) for stream in stream_of], profile.overhead_s, profile.resume_s))
+    for k in range(min(PREDICTIONS, max(5, MOST_PREDICTED // len(requests)))):
+        vectors = profile.stretch(random.Random(f"{seed} {k}"))
+        predicted.append(simulate([vectors(stream) for stream in stream_of], profile.overhead_s, profile.resume_s))
     real, segments, overheads = bench.run(requests, stream_of, policy, limits)
     mean_overhead = sum(overheads) / len(overheads)
     for index, times in enumerate(segments):

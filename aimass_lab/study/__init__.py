@@ -10,6 +10,7 @@ from .measuring import Measuring
 from .estimating import Estimating
 from .trying import Trying
 from .shipping import Shipping
+from .following import Following
 from .rotating import Rotating
 from .showing import Showing, Workbench
 # isort: on
@@ -17,7 +18,7 @@ from .showing import Showing, Workbench
 __all__ = ["Study", "StudyState", "Workbench", "no_progress"]
 
 
-class Study(Measuring, Estimating, Trying, Shipping, Rotating, Showing):
+class Study(Measuring, Estimating, Trying, Shipping, Following, Rotating, Showing):
     """One model, its inputs, and everything found out about it.
 
     The model is never changed: it is run in place with everything put back afterwards, and every

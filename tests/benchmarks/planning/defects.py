@@ -226,7 +226,7 @@ LATER = (
     Mistake("checksum as a label", "istio/istio#2993", "kubernetes", (("Deployment", "spec/template/metadata/labels/checksum", "0123456789abcdef" * 4),)),
     Mistake("digest of an image as a label", "paritytech/helm-charts#350", "kubernetes", (("Deployment", "metadata/labels/version", "latest@sha256:8bc3"),)),
 )  # fmt: skip
-"""Collected when the rules stood, and measured before any rule was changed for them; RESULTS.md has that figure."""
+"""Collected when the rules stood, and measured before any rule was changed for them; MANIFESTS.md has that figure."""
 
 
 ALERTS = "kubernetes(alerts=true)"

@@ -1,6 +1,6 @@
 """Measures what share of wrong manifests the check catches, by its schemas and rules alone: without the comparison with the spec's own export.
 
-``python tests/benchmarks/planning/measure.py [CRD FOLDER ...]`` prints the table that RESULTS.md quotes, the uncaught by name.
+``python tests/benchmarks/planning/measure.py [CRD FOLDER ...]`` prints the table that MANIFESTS.md quotes, the uncaught by name.
 """
 
 from __future__ import annotations

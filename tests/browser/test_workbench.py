@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine, and no right to install it"),
 ]
-PATIENCE_MS = 40_000
+PATIENCE_MS = 120_000
 LARGEST_PICTURE = 200_000
 VIEW = "application/vnd.jupyter.widget-view+json"
 BEYOND = """() => {
@@ -165,10 +165,9 @@ def test_curves_follow_the_hand_while_the_kernel_is_busy(page):
     page.locator(".aw .aw-primary").click()
     page.wait_for_selector(".aw-drag")
     quiet(page)
-    page.evaluate(
-        "() => { window.slept = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code: 'import time; time.sleep(4)'}).done; }"
-    )
-    page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    page.evaluate(f"() => {{ window.slept = {kernel}.requestExecute({{code: 'import time; time.sleep(8)'}}).done; }}")
+    page.wait_for_function(f"() => {kernel}.status === 'busy'")
     box = page.locator(".aw-drag").first.bounding_box()
     page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
     page.mouse.down()
@@ -194,9 +193,8 @@ def test_where_it_is_let_go_it_is_measured_and_the_dot_lands_beside_the_predicti
 
 def test_a_cell_comes_first_and_the_measurement_goes_on_after_it(page):
     number = int(ask(page, "print(len(study.results))"))
-    page.evaluate(
-        "() => { document.querySelector('.aw input[type=number]').value = 3; document.querySelector('.aw input[type=number]').dispatchEvent(new Event('change')); }"
-    )
+    page.locator(".aw input[type=number]").first.fill("3")
+    page.keyboard.press("Tab")
     page.wait_for_selector(".aw-job progress")
     for _ in range(5):
         assert ask(page, "print(model.training, len(model._forward_hooks))") == "True 0"
@@ -206,7 +204,7 @@ def test_a_cell_comes_first_and_the_measurement_goes_on_after_it(page):
 
 
 def test_the_kernels_interrupt_stops_what_runs_beside_it(page):
-    ask(page, "from aimass_lab.frontends.widgets.panel import open_panels\n_ = open_panels()[0].run('study.profile(seconds=100, batch=64)')")
+    ask(page, "from aimass_lab.frontends.widgets.panel import open_panels\n_ = open_panels()[0].run('study.profile(seconds=30, batch=64)')")
     page.wait_for_selector(".aw-job progress")
     page.wait_for_function("() => document.querySelector('.aw-job').textContent.includes('timing batch 64')")
     page.wait_for_timeout(2000)  # it keeps what it has timed, once there is some
@@ -217,21 +215,16 @@ def test_the_kernels_interrupt_stops_what_runs_beside_it(page):
 
 
 def test_a_line_that_fails_says_why(page):
-    ask(page, "_ = open_panels()[0].run('study.profile(batch=0)', 'study.demand()')")
+    ask(page, "from aimass_lab.frontends.widgets.panel import open_panels\n_ = open_panels()[0].run('study.profile(batch=0)', 'study.demand()')")
     page.wait_for_selector(".aw-failed")
     assert "batch" in page.locator(".aw-failed").inner_text()
     quiet(page)
 
 
 def test_figures_are_written_as_the_kernel_writes_them(page):
-    values = [
-        (v * f, unit)
-        for v in (1, 1.2345, 12.345, 999.9, 0.05)
-        for f in (1e-7, 1e-3, 1, 1e4, 1e7, 1e10)
-        for unit in ("s", "B", "item/s", "FLOP", "FLOP/s", "FLOP/B", "B/s")
-    ]
-    format_js = script().split("const $dom")[0]
-    program = f"{format_js}\nexport const answer = {json.dumps(values)}.map(([value, unit]) => $format.quantity(value, unit));"
+    units = ("s", "B", "item/s", "FLOP", "FLOP/s", "FLOP/B", "B/s")
+    values = [(v * f, unit) for v in (1, 1.2345, 12.345, 999.9, 0.05) for f in (1e-7, 1e-3, 1, 1e4, 1e7, 1e10) for unit in units]
+    program = f"{script().split('const $dom')[0]} export const answer = {json.dumps(values)}.map(([value, unit]) => $format.quantity(value, unit));"
     written = page.evaluate("async text => (await import(URL.createObjectURL(new Blob([text], {type: 'text/javascript'})))).answer", program)
     assert written == [format_quantity(value, unit) for value, unit in values]
 
@@ -250,10 +243,7 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(page, name, view, tmp_path):
         page.set_viewport_size({"width": width, "height": 1900})
         page.wait_for_timeout(300)
         page.locator(".aw").screenshot(path=pictures / f"workbench-{view.lower()}-{name.replace('JupyterLab ', '').replace(' ', '-').lower()}-{width}.png")
-        out = page.evaluate(
-            "() => { const w = document.querySelector('.aw').getBoundingClientRect(); return [...document.querySelectorAll('.aw *')].filter(e => !e.closest('.aw-scroll') && !e.closest('.aw-unseen') && e.getBoundingClientRect().right > w.right + 1).map(e => e.className.baseVal ?? e.className); }"
-        )
-        assert out == []
+        assert page.evaluate(BEYOND) == []
     page.set_viewport_size({"width": 1400, "height": 1900})
 
 

@@ -202,7 +202,8 @@ class Worker:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)  # one that came too late
 
     def _tell(self, job: Job, share: float, text: str) -> None:
-        if self._asked is not None:
+        if self._asked is not None and not self._asked_at:  # once only: a verb that was interrupted tells its progress while it keeps what it has
+            self._asked_at = time.monotonic()
             raise self._asked
         job.share, job.text = share, text
         job.changed(job)

@@ -12,19 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .. import preserve
+from .. import preserve, registry
 
 LOOK_EVERY_S = 0.01
 ASK_AGAIN_S = 5.0
 """A library may swallow an exception; it is not raised again sooner, because the job may be putting things back."""
 
-State = Literal["waiting", "running", "done", "failed", "stopped"]
+State = Literal["waiting", "running", "done", "failed", "stopped", "dropped"]
+"""*stopped*: while it ran, and what it kept of its work is kept; *dropped*: before it began."""
 Work = Callable[[Callable[[float, str], None]], Any]
 """What a job does; it is given where to tell its progress."""
 
 Changed = Callable[["Job"], None]
 
-END_STATES = ("done", "failed", "stopped")
+END_STATES = ("done", "failed", "stopped", "dropped")
 
 
 class Held(BaseException):
@@ -39,6 +40,8 @@ class Job:
     """The line of code that it stands for."""
     work: Work
     changed: Changed
+    after: Job | None = None
+    """What it was asked for together with, and goes on from: without that it is dropped."""
     number: int = field(default_factory=itertools.count(1).__next__)
     state: State = "waiting"
     share: float = 0.0
@@ -73,24 +76,26 @@ class Worker:
         with self._condition:
             return (*filter(None, (self._running,)), *self._waiting)
 
-    def submit(self, line: str, work: Work, changed: Changed) -> Job:
-        """Queue a job.
+    def submit(self, *calls: tuple[str, Work], changed: Changed) -> tuple[Job, ...]:
+        """Queue jobs; each but the first goes on from the one before, and is dropped where that one is not done.
 
         Args:
-            line: The line of code that it stands for.
-            work: What it does.
-            changed: Told whenever its state or progress changed, from the worker's thread or the caller's.
+            calls: The line of code that a job stands for, and what it does.
+            changed: Told whenever the state or progress of one changed, from the worker's thread or the caller's.
         """
-        job = Job(line, work, changed)
+        jobs: list[Job] = []
+        for line, work in calls:
+            jobs.append(Job(line, work, changed, jobs[-1] if jobs else None))
         with self._condition:
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             if self._thread is None:
                 # A daemon: an interpreter that ends shall not wait for a measurement.
                 self._thread = threading.Thread(target=self._loop, name="aimass-background", daemon=True)
                 self._thread.start()
             self._condition.notify_all()
-        changed(job)
-        return job
+        for job in jobs:
+            changed(job)
+        return tuple(jobs)
 
     def stop(self, *numbers: int) -> None:
         """End jobs, as an interrupt of the kernel ends a verb: what it keeps of its work is kept.
@@ -99,10 +104,7 @@ class Worker:
             numbers: Of the jobs; all if none is given.
         """
         with self._condition:
-            dropped = [job for job in self._waiting if not numbers or job.number in numbers]
-            for job in dropped:
-                self._waiting.remove(job)
-                job.state = "stopped"
+            dropped = self._drop(lambda job: not numbers or job.number in numbers)
             if self._running is not None and (not numbers or self._running.number in numbers):
                 self._running.state = "stopped"
                 self._ask(KeyboardInterrupt)
@@ -140,10 +142,20 @@ class Worker:
         thread = self._thread
         if not self._in_work or thread is None or thread.ident is None or time.monotonic() - self._asked_at < ASK_AGAIN_S:
             return
-        if _puts_back(thread.ident):
+        if _must_end_first(thread.ident):
             return  # asked again by `hold`, or heeded at the next progress
         self._asked_at = time.monotonic()
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(self._asked))
+
+    def _drop(self, which: Callable[[Job], bool]) -> list[Job]:
+        """Take waiting jobs off the queue, and those that would go on from them; the condition is held."""
+        dropped = []
+        for job in list(self._waiting):
+            if which(job) or (job.after is not None and job.after.state in ("failed", "stopped", "dropped")):
+                self._waiting.remove(job)
+                job.state = "dropped"
+                dropped.append(job)
+        return dropped
 
     def _loop(self) -> None:
         while True:
@@ -159,8 +171,10 @@ class Worker:
                 if again:
                     job.state = "waiting"
                     self._waiting.appendleft(job)
+                dropped = self._drop(lambda other: False)
                 self._condition.notify_all()
-            job.changed(job)
+            for one in (job, *dropped):
+                one.changed(one)
 
     def _do(self, job: Job) -> bool:
         """Run a job and note how it ended; True where a cell took its place."""
@@ -188,17 +202,19 @@ class Worker:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)  # one that came too late
 
     def _tell(self, job: Job, share: float, text: str) -> None:
-        if self._asked is not None:
+        if self._asked is not None and not self._asked_at:  # once only: a verb that was interrupted tells its progress while it keeps what it has
+            self._asked_at = time.monotonic()
             raise self._asked
         job.share, job.text = share, text
         job.changed(job)
 
 
-def _puts_back(thread: int) -> bool:
-    """Whether a thread is putting a model back, which nothing may break into."""
+def _must_end_first(thread: int) -> bool:
+    """Whether a thread does what nothing may break into: putting a model back, or importing, which would be left half done for good."""
     frame = sys._current_frames().get(thread)
     while frame is not None:
-        if frame.f_code.co_filename == preserve.__file__:
+        name = frame.f_code.co_filename
+        if name in (preserve.__file__, registry.__file__) or name.startswith("<frozen importlib"):
             return True
         frame = frame.f_back
     return False

@@ -36,6 +36,7 @@ class Frame {
       history: () => model.get("history"),
       subject: () => model.get("subject"),
       devices: () => model.get("devices"),
+      busy: () => model.get("jobs").some((job) => job.state === "running" || job.state === "waiting"),
       selection: () => model.get("selection"),
       select: (module) => { model.set("selection", module); model.save_changes(); this.showCode([this.moduleLine()]); },
       run: (lines, options = {}) => { this.showCode(lines); model.send({ kind: "run", lines, ...options }); },
@@ -71,10 +72,10 @@ class Frame {
     this.body = h("div", { class: "aw-body", role: "tabpanel", id: `${this.id}-body` });
     this.jobs = h("div", { class: "aw-jobs", "data-live": true });
     this.status = h("div", { class: "aw-unseen", role: "status", "data-live": true });
-    this.code = h("code", { class: "aw-line" });
+    this.code = h("code", { class: "aw-code" });
     this.said = h("span", { class: "aw-said", role: "status" });
     const bar = h("div", { class: "aw-codebar", "data-live": true }, this.code, this.said, h("button", { type: "button", class: "aw-button", onclick: () => this.copy() }, "Copy"), h("button", { type: "button", class: "aw-button", onclick: () => this.insert() }, "Insert cell"));
-    this.root.append(h("header", { class: "aw-head" }, this.title, list), this.body, this.jobs, this.status, bar);
+    this.root.append(h("div", { class: "aw-head" }, this.title, list), this.body, this.jobs, this.status, bar);
     // Keys that are meant for the panel must not reach the notebook, where a letter is a command.
     this.root.addEventListener("keydown", (event) => { if (event.key !== "Escape") event.stopPropagation(); });
   }
@@ -127,7 +128,7 @@ class Frame {
   drawJobs() {
     const jobs = this.model.get("jobs");
     const active = jobs.filter((job) => job.state === "running" || job.state === "waiting");
-    const last = jobs.findLast((job) => job.state === "failed" || job.state === "stopped" || job.state === "done");
+    const last = jobs.findLast((job) => !active.includes(job));
     const stop = (job) => h("button", { type: "button", class: "aw-button", "aria-label": `stop ${job.line}`, onclick: () => this.model.send({ kind: "stop", number: job.number }) }, "Stop");
     const rows = active.map((job) => h("div", { class: "aw-job" },
       h("progress", { max: 1, value: job.state === "running" ? job.share : 0, "aria-label": job.line }), h("code", {}, job.line), h("span", { class: "aw-hint" }, job.state === "running" ? job.text || "begins" : "waits"), stop(job)));
@@ -136,6 +137,7 @@ class Frame {
     const held = this.root.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
     this.jobs.replaceChildren(...rows);
     if (held?.startsWith("stop ")) [...this.jobs.querySelectorAll("button")].find((node) => node.getAttribute("aria-label") === held)?.focus();
+    this.view?.mark?.();
     const words = active.length ? `${active[0].line} runs` : last ? `${last.line}: ${last.state} ${last.text}` : "";
     if (this.status.textContent !== words) this.status.textContent = words; // not every step of the progress is read out
   }
@@ -169,7 +171,7 @@ class Frame {
 
   /** Every view that has something to show, one below the other, as it would look now. */
   picture() {
-    const page = h("div", { class: "aw" }, h("header", { class: "aw-head" }, this.title.cloneNode(true)));
+    const page = h("div", { class: "aw" }, h("div", { class: "aw-head" }, this.title.cloneNode(true)));
     for (const [name, text, make] of VIEWS) {
       if (!this.model.get("records")[name === "profile" ? "profile" : "prediction"]) continue;
       page.append(h("div", { class: "aw-body" }, h("h2", { class: "aw-picture-head" }, text), make(this.context(name, true)).node));

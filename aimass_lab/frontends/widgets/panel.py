@@ -42,10 +42,10 @@ class Panel(anywidget.AnyWidget):
     """How lines of code name the study, and where it runs."""
     records = traitlets.Dict().tag(sync=True)
     """The newest record of each kind that is drawn, as its JSON."""
-    history = traitlets.List().tag(sync=True)
+    history: traitlets.List[Any] = traitlets.List().tag(sync=True)
     """What was measured and what was predicted before, by batch size: the dots beside the curves."""
-    jobs = traitlets.List().tag(sync=True)
-    devices = traitlets.List().tag(sync=True)
+    jobs: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    devices: traitlets.List[Any] = traitlets.List().tag(sync=True)
     """Names of the catalogue."""
 
     def __init__(self, bench: Workbench, worker: Worker, names: Mapping[str, Any]) -> None:
@@ -56,8 +56,6 @@ class Panel(anywidget.AnyWidget):
         self.bench, self.worker = bench, worker
         self._names = names
         self._ended: list[dict[str, Any]] = []
-        self._chains: list[tuple[Job, ...]] = []
-        """Lines that were asked for together."""
         self._told_at = 0.0
         self._handle: Any = None
         self._picture = ""
@@ -120,15 +118,12 @@ class Panel(anywidget.AnyWidget):
         """Let lines of code run beside the notebook, as a click does.
 
         Args:
-            lines: Each one call of a verb of the study; those after one that fails or is stopped are not run.
+            lines: Each one call of a verb of the study; those after one that is not done are dropped.
 
         Raises:
             InputError: not such a line.
         """
-        calls = [(line, *read_line(line)) for line in lines]
-        jobs = tuple(self.worker.submit(line, partial(self._call, verb, values), self._job_changed) for line, verb, values in calls)
-        self._chains = [*(c for c in self._chains if any(job.state not in END_STATES for job in c)), jobs]
-        return jobs
+        return self.worker.submit(*((line, partial(self._call, *read_line(line))) for line in lines), changed=self._job_changed)
 
     def _call(self, verb: Any, values: Mapping[str, Any], progress: Any) -> Any:
         study = self.bench.study
@@ -159,12 +154,9 @@ class Panel(anywidget.AnyWidget):
     def _job_changed(self, job: Job) -> None:
         now = time.monotonic()
         if job.state in END_STATES:
-            self._ended = [*self._ended, _as_json(job)][-ENDED_SHOWN:]
+            if job.state != "dropped":
+                self._ended = [*self._ended, _as_json(job)][-ENDED_SHOWN:]
             self.refresh()
-            if job.state != "done":
-                after = [other.number for chain in self._chains if job in chain for other in chain[chain.index(job) + 1 :] if other.state == "waiting"]
-                if after:
-                    self.worker.stop(*after)
         elif job.state == "running" and job.share and now - self._told_at < PROGRESS_EVERY_S:
             return
         self._told_at = now

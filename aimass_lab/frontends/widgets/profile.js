@@ -1,10 +1,10 @@
 // The profile: where the time of a call goes, by module, operator and kernel; its memory; and what limits each module.
 
 import { figure, interval, percent, provenance, quantity, sourceWord } from "./format.js";
-import { choice, empty, h, number, section } from "./dom.js";
+import { choice, empty, fill, h, number, section } from "./dom.js";
 import { axes, linear, logarithmic, powers, squarify, steps, ticks } from "./plot.js";
 
-const PLOT = { width: 460, height: 250, margin: { left: 62, right: 16, top: 26, bottom: 38 } };
+const PLOT = { width: 440, height: 250, margin: { left: 62, right: 16, top: 26, bottom: 38 } };
 const label = (name, model) => name || `${model} (whole)`;
 const shortName = (name) => name.split(".").pop();
 
@@ -78,7 +78,7 @@ function markRows(ctx, node) {
 function moduleTable(ctx, profile, tree) {
   const { ui } = ctx;
   const body = h("tbody");
-  const columns = [["tree", "module"], ["type", "type"], ["calls", "calls"], ["own", "own time"], ["total", "with submodules"]];
+  const columns = [["tree", "module"], ["type", "type"], ["calls", "calls"], ["own", "own time, share"], ["total", "total"]];
   const order = { type: (a, b) => a.type.localeCompare(b.type), calls: (a, b) => b.calls - a.calls, own: (a, b) => b.own - a.own, total: (a, b) => (b.total_time?.value ?? 0) - (a.total_time?.value ?? 0) };
   const whole = profile.modules.reduce((sum, m) => sum + m.self_time.value, 0) || 1;
   const most = Math.max(...profile.modules.map((m) => m.self_time.value));
@@ -88,7 +88,7 @@ function moduleTable(ctx, profile, tree) {
     h("td", { class: "aw-num aw-bar-cell", title: m.self_time ? provenance(m.self_time) : null }, h("span", { class: "aw-bar", style: `width:${((m.own / most) * 100).toFixed(1)}%` }), h("span", {}, `${figure(m.self_time)} · ${percent(m.own / whole)}`)),
     h("td", { class: "aw-num", title: m.total_time ? provenance(m.total_time) : null }, m.total_time ? figure(m.total_time) : "–"));
   const flat = (node) => [node, ...node.children.flatMap(flat)];
-  const fill = () => {
+  const list = () => {
     const wanted = ui.search.toLowerCase();
     const rows = flat(tree.get("")).filter((m) => m.total_time && `${m.name} ${m.type}`.toLowerCase().includes(wanted));
     if (ui.sort !== "tree") rows.sort(order[ui.sort]);
@@ -97,13 +97,13 @@ function moduleTable(ctx, profile, tree) {
     for (const head of node.querySelectorAll("th[data-sort]")) head.setAttribute("aria-sort", head.dataset.sort === ui.sort ? (ui.sort === "tree" || ui.sort === "type" ? "ascending" : "descending") : "none");
     markRows(ctx, body);
   };
-  const sortBy = (name) => { ui.sort = name; fill(); };
-  const search = h("input", { type: "search", class: "aw-input", placeholder: "search", "aria-label": "search modules by name or type", "data-live": true, value: ui.search, oninput: (event) => { ui.search = event.target.value; fill(); } });
-  const head = h("tr", {}, columns.map(([name, text]) => h("th", { scope: "col", "data-sort": name }, h("button", { type: "button", class: "aw-sort", onclick: () => sortBy(name) }, text))));
+  const sortBy = (name) => { ui.sort = name; list(); };
+  const search = h("input", { type: "search", class: "aw-input", placeholder: "search", "aria-label": "search modules by name or type", "data-live": true, value: ui.search, oninput: (event) => { ui.search = event.target.value; list(); } });
+  const head = h("tr", {}, columns.map(([name, text]) => h("th", { scope: "col", class: name === "tree" || name === "type" ? null : "aw-num", "data-sort": name, title: name === "total" ? "with submodules" : null }, h("button", { type: "button", class: "aw-sort", onclick: () => sortBy(name) }, text))));
   const scroller = h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "time by module" }, h("table", { class: "aw-table" }, h("thead", {}, head), body));
   const node = section("Time by module", [search, ctx.codeButton(() => ctx.line("profile"))], scroller);
   node.addEventListener("keydown", (event) => moveInRows(event, body));
-  fill();
+  list();
   return { node, mark: () => markRows(ctx, body) };
 }
 
@@ -195,7 +195,7 @@ function detail(ctx, profile, tree, demand) {
     const name = ctx.selection();
     const m = name === null ? null : tree.get(name);
     if (!m) {
-      holder.replaceChildren(h("p", { class: "aw-hint" }, "Choose a module in the table, the areas or the roofline: its operators, lines and limits appear here, and every view marks it."));
+      fill(holder, h("p", { class: "aw-hint" }, "Choose a module in the table, the areas or the roofline: its operators, lines and limits appear here, and every view marks it."));
       return;
     }
     const asked = demand?.modules.find((d) => d.name === name);
@@ -205,7 +205,7 @@ function detail(ctx, profile, tree, demand) {
     const own = profile.operators.filter((o) => inside(o.module)).slice(0, 6);
     const sources = [...new Set(own.map((o) => o.source).filter(Boolean))];
     const held = (profile.timeline?.alive ?? []).filter((tensor) => inside(tensor.module)).reduce((sum, tensor) => sum + tensor.bytes.value, 0);
-    holder.replaceChildren(h("h4", {}, label(name, profile.model.name)), h("dl", { class: "aw-pairs" }, rows),
+    fill(holder, h("h4", {}, label(name, profile.model.name)), h("dl", { class: "aw-pairs" }, rows),
       own.length ? h("p", {}, "Operators mostly here: ", own.map((o) => `${o.name.replace("aten::", "")} ${figure(o.device_time || o.self_time)}`).join(", "), ".") : null,
       sources.length ? h("p", {}, "Lines: ", sources.map((source) => h("code", {}, source)), ".") : null,
       held ? h("p", {}, `Of the memory at the highest moment, ${quantity(held, "B")} were asked for here.`) : null,
@@ -220,15 +220,15 @@ function operators(ctx, profile) {
   const gpu = profile.kernels.length > 0;
   const node = section("Operators and kernels", ctx.codeButton(() => ctx.line("profile")));
   const time = (o) => o.device_time || o.self_time;
+  const row = (what, o, t) => h("tr", { "data-in": o.module }, h("th", { scope: "row", title: o.name }, (o.name.length > 34 ? `${o.name.slice(0, 33)}…` : o.name).replace("aten::", "")), h("td", { class: "aw-num", title: provenance(t) }, figure(t)), h("td", { class: "aw-num" }, percent(o.share.value)), h("td", {}, o.module ? picker(ctx, o.module, o.module) : "–"), h("td", { class: "aw-num" }, o.calls), h("td", {}, what));
+  const rows = [...profile.operators.map((o) => row(o.family, o, time(o))), ...profile.kernels.map((k) => row("GPU kernel", k, k.device_time))];
+  fill(body, rows.length ? rows : h("tr", {}, h("td", { colspan: 6 }, "no operator was recorded")));
   const mark = () => {
     const name = ctx.selection();
-    const inside = (place) => !name || place === name || place.startsWith(`${name}.`);
-    const row = (what, o, t) => h("tr", {}, h("th", { scope: "row" }, h("span", { title: o.name }, o.name.length > 44 ? `${o.name.slice(0, 43)}…` : o.name)), h("td", {}, what), h("td", { class: "aw-num" }, o.calls), h("td", { class: "aw-num", title: provenance(t) }, figure(t)), h("td", { class: "aw-num" }, percent(o.share.value)), h("td", {}, o.module ? picker(ctx, o.module, o.module) : "–"));
-    const rows = [...profile.operators.filter((o) => inside(o.module)).map((o) => row(o.family, o, time(o))), ...profile.kernels.filter((k) => inside(k.module)).map((k) => row("GPU kernel", k, k.device_time))].slice(0, 40);
-    body.replaceChildren(...(rows.length ? rows : [h("tr", {}, h("td", { colspan: 6 }, name ? "No operator spends most of its time here: they are shared with other modules, or too short to be seen." : "No operator was recorded."))]));
+    for (const one of body.querySelectorAll("[data-in]")) one.classList.toggle("aw-selected", Boolean(name) && (one.dataset.in === name || one.dataset.in.startsWith(`${name}.`)));
   };
-  const columns = ["name", "kind", "calls", gpu ? "GPU time" : "own time", "share", "mostly in"];
-  node.append(h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "operators and kernels" }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, columns.map((text) => h("th", { scope: "col" }, text)))), body)));
+  const columns = [["name"], [gpu ? "GPU time" : "own time", "aw-num"], ["share", "aw-num"], ["mostly in"], ["calls", "aw-num"], ["kind"]];
+  node.append(h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "operators and kernels" }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, columns.map(([text, kind]) => h("th", { scope: "col", class: kind }, text)))), body)));
   mark();
   return { node, mark };
 }
@@ -250,12 +250,12 @@ function timeline(ctx, profile) {
   const right = peak[0] < width * 0.55;
   const where = t.module ? `${t.operator.replace("aten::", "")} in ${t.module}` : t.operator || "no operator";
   const svg = h("svg", { class: "aw-plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `memory over one call: at most ${figure(t.peak)}, ${figure(t.peak_at)} after it began, at ${where}` },
-    axes({ width, height, margin, x, y, xTicks: ticks(end, 4).map((v) => [v, quantity(v, "s").replace(/\.?0+ /, " ")]), yTicks: places.map((v) => [v, v ? quantity(v, "B").replace(/\.0+ /, " ") : "0"]), xLabel: "time since the call began, profiler on", yLabel: "held beyond what was held before" }),
+    axes({ width, height, margin, x, y, xTicks: ticks(end, 4).map((v) => [v, v ? quantity(v, "s").replace(/\.0+ /, " ") : "0"]), yTicks: places.map((v) => [v, v ? quantity(v, "B").replace(/\.0+ /, " ") : "0"]), xLabel: "time since the call began, profiler on", yLabel: "held beyond what was held before" }),
     h("g", { class: "aw-series" }, steps(t.times_s.map((at, i) => [at, t.held_bytes[i]]), x, y, y(0))),
     h("circle", { class: "aw-peak", cx: peak[0], cy: peak[1], r: 4.5 }),
     h("text", { x: peak[0] + (right ? 9 : -9), y: peak[1] + 4, "text-anchor": right ? "start" : "end", class: "aw-strong" }, `peak ${figure(t.peak)}`));
   const rows = t.alive.slice(0, 5).map((tensor) => h("tr", { "data-row": tensor.module }, h("td", { class: "aw-num" }, figure(tensor.bytes)), h("td", {}, tensor.operator.replace("aten::", "") || "outside operators"), h("td", {}, tensor.module ? picker(ctx, tensor.module, tensor.module) : "–")));
-  node.append(svg, h("p", { class: "aw-hint" }, `The highest moment is at ${where}. The largest blocks then:`), h("table", { class: "aw-table" }, h("tbody", {}, rows)));
+  node.append(svg, h("p", { class: "aw-hint" }, `The highest moment is at ${where}. The largest blocks then:`), h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "largest blocks at the peak" }, h("table", { class: "aw-table" }, h("tbody", {}, rows))));
   return { node, mark: () => markRows(ctx, node) };
 }
 
@@ -286,14 +286,14 @@ function roofline(ctx, profile, tree, demand) {
   const dots = points.map((p) => h("g", { class: "aw-cell", "data-row": p.name, onclick: () => ctx.select(p.name) }, h("circle", { class: `aw-dot aw-${p.bound || "unknown"}`, cx: x(p.x), cy: y(p.y), r: 5 }), h("title", {}, `${p.name}: ${quantity(p.y, "FLOP/s")} at ${quantity(p.x, "FLOP/B")}${p.bound ? `, limited by ${p.bound}` : ""}`)));
   node.append(h("svg", { class: "aw-plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "roofline: achieved FLOP/s of each module against its FLOPs per byte moved" },
     axes({ width, height, margin, x, y, xTicks: powers(x0, x1, x1 / x0 > 1e4 ? 10 : 2).map((v) => [v, v >= 1 ? v.toLocaleString("en-US") : `1/${Math.round(1 / v)}`]), yTicks: powers(y0, y1, 10, 5).map((v) => [v, quantity(v, "FLOP/s").replace(/\.0+ /, " ")]), xLabel: "FLOPs per byte moved", yLabel: "achieved" }), roof,
-    compute ? h("text", { x: width - margin.right, y: y(compute.value) - 6, "text-anchor": "end", class: "aw-strong" }, figure(compute)) : null, dots),
+    dots),
     h("p", { class: "aw-hint" }, h("span", { class: "aw-key aw-compute" }), "compute ", h("span", { class: "aw-key aw-memory" }), "memory ", h("span", { class: "aw-key aw-launch" }), "starting the operators",
-      compute ? `. Roof: ${sourceWord(compute)} on ${demand.device}; ${memory ? `traffic at ${figure(memory)}. ` : ""}` : ". The device's rates are unknown, so there is no roof. ", "FLOPs and bytes by shapes, times measured with hooks."));
+      compute ? `. Roof: ${figure(compute)}${memory ? ` and ${figure(memory)}` : ""} (${sourceWord(compute)} on ${demand.device}). ` : ". The device's rates are unknown, so there is no roof. ", "FLOPs and bytes by shapes, times measured with hooks."));
   return { node, mark: () => markRows(ctx, node) };
 }
 
 function advice(ctx, profile) {
   if (!profile.advice.length) return null;
-  const items = profile.advice.map((a) => h("li", {}, h("div", {}, a.text, a.gain ? [" Predicted: ", h("b", {}, `${a.gain.value.toFixed(2)} × as fast`), ` ${interval(a.gain)}`] : []), h("div", { class: "aw-row" }, h("code", {}, a.code), ctx.codeButton(() => a.code))));
+  const items = profile.advice.map((a) => h("li", {}, h("div", {}, a.text, a.gain ? [". Predicted: ", h("b", {}, `${a.gain.value.toFixed(2)} × as fast`), ` ${interval(a.gain)}`] : []), h("div", { class: "aw-row" }, h("code", {}, a.code), ctx.codeButton(() => a.code))));
   return section("Next steps", null, h("ul", { class: "aw-advice" }, items));
 }

@@ -1,10 +1,10 @@
 // What if the batch were another: curves from the fitted model, followed by hand; a measured dot where it is let go.
 
 import { figure, interval, quantity, sourceWord } from "./format.js";
-import { empty, h, number, section } from "./dom.js";
+import { empty, fill, h, number, section } from "./dom.js";
 import { axes, bandLine, linear, logarithmic, powers, ticks } from "./plot.js";
 
-const PLOT = { width: 380, height: 230, margin: { left: 66, right: 14, top: 26, bottom: 38 } };
+const PLOT = { width: 320, height: 230, margin: { left: 58, right: 12, top: 26, bottom: 38 } };
 const QUANTITIES = [["latency", "latency of a call", "s"], ["throughput", "throughput", "item/s"], ["memory", "peak memory of a call", "B"]];
 const MEASURE_S = 2;
 
@@ -53,12 +53,17 @@ class WhatIf {
   }
 
   view() {
-    this.cards = h("div", { class: "aw-facts", "aria-live": "polite" });
-    this.verdict = h("p", { class: "aw-lead" });
+    this.cards = h("div", { class: "aw-facts aw-four" });
+    this.verdict = h("p", { class: "aw-lead", role: "status" });
     this.plots = QUANTITIES.map(([name, title, unit]) => this.plot(name, title, unit));
-    const node = h("div", { class: "aw-view" }, this.controls(), this.verdict, this.cards, h("div", { class: "aw-three" }, this.plots.map((p) => p.node)), this.past());
+    const node = h("div", { class: "aw-view" }, this.controls(), this.verdict, this.cards, h("div", { class: "aw-three" }, this.plots.map((p) => p.node)), this.legend(), this.past());
     this.move(this.batch);
-    return { node };
+    return { node, mark: () => { this.say(); } };
+  }
+
+  legend() {
+    const edge = this.largest && this.largest < this.sizes[1] ? [h("span", { class: "aw-key aw-key-edge" }), "beyond the memory limit "] : null;
+    return h("p", { class: "aw-hint" }, h("span", { class: "aw-key aw-key-band" }), "predicted, 90 % band ", h("span", { class: "aw-key aw-key-rested" }), "measured, what the curve rests on ", h("span", { class: "aw-key aw-key-measured" }), "measured when you asked ", edge);
   }
 
   controls() {
@@ -68,7 +73,7 @@ class WhatIf {
     this.slider = h("input", { type: "range", min: low, max: high, step: 0.01, "aria-label": "batch size", oninput: fromSlider, onchange: () => this.letGo(), onkeydown: (event) => this.key(event) });
     this.box = h("input", { type: "number", class: "aw-input aw-short", min: this.sizes[0], max: this.sizes[1], "aria-label": "batch size, typed", onchange: (event) => { this.move(Number(event.target.value) || this.batch); this.letGo(); } });
     const rate = h("input", { type: "number", class: "aw-input aw-short", min: 0.1, step: "any", value: this.rate, "aria-label": "requests per second", oninput: (event) => { this.rate = ctx.ui.rate = Number(event.target.value) || this.rate; this.move(this.batch); } });
-    const names = [ctx.subject().device, ...ctx.devices()];
+    const names = [ctx.subject().device, ...ctx.devices().filter((name) => name !== ctx.subject().device)];
     const device = h("select", { class: "aw-input", "aria-label": "device", onchange: (event) => ctx.run([ctx.line("predict", event.target.value === ctx.subject().device ? {} : { device: event.target.value })]) }, names.map((name, i) => h("option", { value: name, selected: name === this.prediction.device }, i ? name : `${name} (attached)`)));
     return h("div", { class: "aw-bench", "data-live": true },
       h("label", { class: "aw-field aw-wide" }, h("span", {}, "batch size"), h("span", { class: "aw-row" }, this.slider, this.box)),
@@ -104,17 +109,17 @@ class WhatIf {
     const bottom = logY ? Math.min(...values) / 1.4 : 0;
     const x = logarithmic(this.sizes[0], this.sizes[1], margin.left, width - margin.right);
     const y = (logY ? logarithmic : linear)(bottom, top, height - margin.bottom, margin.top);
-    const yTicks = (logY ? powers(bottom, top, unit === "B" ? 2 : 10, 5) : ticks(top, 4, unit === "B" ? 2 : 10)).map((v) => [v, v ? quantity(v, unit).replace(/\.0+ /, " ").replace(/ items/, "") : "0"]);
+    const yTicks = (logY ? powers(bottom, top, unit === "B" ? 2 : 10, 5) : ticks(top, 4, unit === "B" ? 2 : 10)).map((v) => [v, v ? quantity(v, unit).replace(/\.0+ /, " ").replace(/ items\/s/, "") : "0"]);
     const floor = height - margin.bottom;
     const edge = this.largest && this.largest < this.sizes[1] ? x(Math.max(this.sizes[0], this.largest)) : null;
     const cursor = h("line", { class: "aw-cursor", y1: margin.top, y2: floor });
-    const handle = h("circle", { class: "aw-handle", r: 5 });
+    const handle = h("circle", { class: "aw-handle", r: 7 });
     const svg = h("svg", { class: "aw-plot aw-drag", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} by batch size, predicted with its band` },
       axes({ width, height, margin, x, y, xTicks: powers(this.sizes[0], this.sizes[1], 2, 7).map((v) => [v, v.toLocaleString("en-US")]), yTicks, xLabel: "batch size", yLabel: unit === "item/s" ? "items/s" : null }),
       edge === null ? null : [h("rect", { class: "aw-beyond", x: edge, y: margin.top, width: width - margin.right - edge, height: floor - margin.top }), h("line", { class: "aw-limit", x1: edge, x2: edge, y1: margin.top, y2: floor })],
       limit ? [h("line", { class: "aw-limit", x1: margin.left, x2: width - margin.right, y1: y(limit), y2: y(limit) }), h("text", { class: "aw-limit-name", x: margin.left + 5, y: y(limit) - 5 }, `limit ${quantity(limit, "B")}`)] : null,
       bandLine(points, x, y), rested.map(([b, v]) => h("circle", { class: "aw-rested", cx: x(b), cy: y(v), r: 2.6 })),
-      dots.map((p) => (p.kind === "measured" ? h("circle", { class: "aw-measured", cx: x(p.batch), cy: y(p[name].value), r: 5 }) : null)), cursor, handle);
+      cursor, handle, dots.map((p) => (p.kind === "measured" ? h("circle", { class: "aw-measured", cx: x(p.batch), cy: y(p[name].value), r: 4 }) : null)));
     const toBatch = (event) => {
       const box = svg.getBoundingClientRect();
       const share = (((event.clientX - box.left) / box.width) * width - margin.left) / (width - margin.left - margin.right);
@@ -142,25 +147,31 @@ class WhatIf {
     for (const plot of this.plots) plot.move(this.batch);
     const found = Object.fromEntries(QUANTITIES.map(([name]) => [name, at(this.curves[name], this.batch)]));
     const seen = this.history.findLast((p) => p.kind === "measured" && p.batch === this.batch);
-    const card = (text, value, measured) => h("div", { class: "aw-fact" }, h("span", { class: "aw-fact-name" }, text), value, measured);
-    const predicted = (p, unit) => (p ? h("span", { class: "aw-number" }, h("b", {}, quantity(p.y, unit)), h("span", { class: "aw-band" }, interval({ value: p.y, unit, interval: [p.low, p.high] })), h("span", { class: "aw-src" }, "predicted")) : h("span", { class: "aw-number" }, "not predicted"));
-    this.cards.replaceChildren(...QUANTITIES.map(([name, title, unit]) => card(`${title}, batch ${this.batch}`, predicted(found[name], unit), seen?.[name] ? number(seen[name]) : null)),
-      card(`one copy at ${this.rate} requests/s`, h("span", { class: "aw-number" }, h("b", {}, found.throughput ? this.load(found.throughput.y) : "–"), h("span", { class: "aw-src" }, "predicted"))));
-    this.verdict.textContent = this.words(found);
-    this.verdict.className = `aw-lead${this.tooLarge() ? " aw-bad" : ""}`;
+    const before = this.history.findLast((p) => p.kind === "predicted" && p.batch === this.batch);
+    const predicted = (p, unit) => (p ? [h("b", {}, quantity(p.y, unit)), h("span", { class: "aw-band" }, interval({ value: p.y, unit, interval: [p.low, p.high] })), h("span", { class: "aw-src" }, "predicted")] : "not predicted");
+    const card = (text, value, more) => h("div", { class: "aw-fact" }, h("span", { class: "aw-fact-name" }, text), value, more ? h("span", { class: "aw-band" }, more) : null);
+    fill(this.cards,
+      QUANTITIES.map(([name, title, unit]) => card(title, seen?.[name] ? number(seen[name]) : h("span", { class: "aw-number" }, predicted(found[name], unit)), seen?.[name] && before?.[name] ? `was predicted ${figure(before[name])} ${interval(before[name])}` : null)),
+      card(`one copy at ${this.rate.toLocaleString("en-US")} requests/s`, h("span", { class: "aw-number" }, h("b", {}, found.throughput ? this.busy(found.throughput.y) : "–"), h("span", { class: "aw-src" }, "predicted")), this.batch > 1 ? `${quantity((this.batch - 1) / this.rate, "s")} until ${this.batch} requests have come` : "no request waits for another"));
+    this.say();
     this.ctx.showCode(this.lines());
   }
 
-  load(throughput) {
-    const busy = this.rate / throughput;
-    const fill = (this.batch - 1) / this.rate;
-    const share = busy <= 1 ? `${Math.round(100 * busy)} % busy` : `overloaded: needs ${Math.ceil(busy)} copies`;
-    return this.batch > 1 ? `${share}, ${quantity(fill, "s")} to fill a batch` : share;
+  say() {
+    const words = this.words();
+    if (this.verdict.textContent === words) return;
+    this.verdict.textContent = words;
+    this.verdict.className = `aw-lead${this.tooLarge() ? " aw-bad" : ""}`;
+  }
+
+  busy(throughput) {
+    const share = this.rate / throughput;
+    return share <= 1 ? `${Math.round(100 * share)} % busy` : `too much: ${Math.ceil(share)} copies at least`;
   }
 
   tooLarge() { return this.largest !== undefined && this.largest !== null && this.batch > this.largest; }
 
-  words(found) {
+  words() {
     if (this.tooLarge()) return `Batch ${this.batch.toLocaleString("en-US")} is not predicted to fit: the largest that does is ${this.largest.toLocaleString("en-US")}${this.limit ? `, of ${quantity(this.limit, "B")}` : ""}. Nothing will be run.`;
     const seen = this.history.findLast((p) => p.kind === "measured" && p.batch === this.batch);
     const before = this.history.findLast((p) => p.kind === "predicted" && p.batch === this.batch);
@@ -169,9 +180,10 @@ class WhatIf {
       const hit = seen.latency.value >= low && seen.latency.value <= high;
       return `Batch ${this.batch}: predicted ${figure(before.latency)} ${interval(before.latency)}, measured ${figure(seen.latency)} (${sourceWord(seen.latency)}): ${hit ? "inside" : "outside"} the band.`;
     }
+    if (this.ctx.busy()) return `Batch ${this.batch} is measured beside the notebook, after what is running.`;
     if (seen) return `Batch ${this.batch}: measured ${figure(seen.latency)} (${sourceWord(seen.latency)}).`;
     if (!this.here) return `Predicted for ${this.prediction.device}, which is not attached: nothing can be measured there.`;
-    return found.latency ? "Let go, and this point is measured beside the notebook; the dot lands beside the curve." : "";
+    return "Let go, and this point is measured beside the notebook; the dot lands beside the curve.";
   }
 
   lines() {
@@ -189,11 +201,11 @@ class WhatIf {
     const pairs = this.history.filter((p) => p.kind === "measured").map((seen) => [this.history.findLast((p) => p.kind === "predicted" && p.batch === seen.batch), seen]).filter(([before]) => before);
     const notes = this.prediction.notes.map((note) => h("li", {}, note.text));
     return h("div", {},
-      pairs.length ? section("Predicted, then measured", this.ctx.codeButton(() => "%aimass ledger"), h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, ["batch", "predicted latency", "band", "measured", ""].map((text) => h("th", { scope: "col" }, text)))),
+      pairs.length ? section("Predicted, then measured", this.ctx.codeButton(() => "%aimass ledger"), h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "predicted, then measured" }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, ["batch", "predicted latency", "90 % band", "measured", "measured lies"].map((text) => h("th", { scope: "col" }, text)))),
         h("tbody", {}, pairs.map(([before, seen]) => {
           const [low, high] = before.latency.interval ?? [before.latency.value, before.latency.value];
           return h("tr", {}, h("th", { scope: "row" }, before.batch), h("td", { class: "aw-num" }, figure(before.latency)), h("td", { class: "aw-num" }, interval(before.latency)), h("td", { class: "aw-num" }, figure(seen.latency)), h("td", {}, seen.latency.value >= low && seen.latency.value <= high ? "inside" : "outside"));
-        })))) : null,
+        }))))) : null,
       notes.length ? h("details", { class: "aw-notes" }, h("summary", {}, `What this prediction rests on (${notes.length})`), h("ul", {}, notes)) : null);
   }
 }

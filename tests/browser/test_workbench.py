@@ -1,0 +1,289 @@
+"""The workbench as a person uses it: clicked, dragged, driven by the keyboard, saved, opened again without a kernel."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from lab_server import CHROMIUM, command, jupyterlab, opened, theme
+
+from aimass_lab.frontends.widgets.source import script
+from aimass_lab.units import format_quantity
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine, and no right to install it"),
+]
+PATIENCE_MS = 120_000
+LARGEST_PICTURE = 200_000
+VIEW = "application/vnd.jupyter.widget-view+json"
+BEYOND = """() => {
+  const edge = document.querySelector('.aw').getBoundingClientRect().right + 1;
+  const parts = [...document.querySelectorAll('.aw *')].filter(part => !part.closest('.aw-scroll') && !part.closest('.aw-unseen'));
+  return parts.filter(part => part.getBoundingClientRect().right > edge).map(part => part.outerHTML.slice(0, 80));
+}"""
+"""What reaches over the panel's right edge, outside of what scrolls."""
+CELLS = (
+    """
+    import torch
+    from sklearn.datasets import load_digits
+    from torch import nn
+
+    torch.manual_seed(0)
+    images = torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 16
+
+    class DigitsCNN(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU())
+            self.head = nn.Sequential(nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+
+        def forward(self, image):
+            return self.head(self.features(image))
+
+    model, x = DigitsCNN().train(), images[:4]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    %load_ext aimass_lab
+    from aimass_lab import Study
+    study = Study(model, x)
+    """,
+    "study.workbench()",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def lab(folder):
+    with jupyterlab(folder, CELLS) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    """The panel, open, with nothing known yet; the tests below go on with what the ones before have found."""
+    with opened(lab, height=1900) as page:
+        page.set_default_timeout(PATIENCE_MS)
+        command(page, "notebook:run-all-cells")
+        page.wait_for_selector(".aw .aw-empty")
+        yield page
+
+
+def ask(page, code):
+    """Run code in the kernel as a front-end does, and give what it prints."""
+    return page.evaluate(
+        """async code => {
+          const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+          const future = kernel.requestExecute({code, store_history: false});
+          let out = '';
+          future.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text; if (m.header.msg_type === 'error') out += m.content.evalue; };
+          await future.done;
+          return out.trim();
+        }""",
+        code,
+    )
+
+
+def quiet(page):
+    """Wait until nothing runs beside the notebook."""
+    page.wait_for_function("() => document.querySelector('.aw') && !document.querySelector('.aw-job progress')")
+
+
+def open_view(page, name):
+    page.locator(".aw-tab", has_text=name).click()
+    page.wait_for_selector(f".aw-tab[aria-selected=true]:text-is('{name}')")
+
+
+def test_nothing_known_says_what_to_do_and_a_click_does_it_beside_the_notebook(page):
+    assert "Nothing is measured yet" in page.locator(".aw .aw-empty").inner_text()
+    page.locator(".aw .aw-primary").click()
+    assert page.locator("code.aw-code").inner_text() == "study.profile()"
+    page.wait_for_selector(".aw-columns")
+    quiet(page)
+    assert ask(page, "print([type(r).__name__ for r in study.results], model.training)") == "['Profile'] True"
+    assert ask(page, "print(all(torch.equal(before[n], t) for n, t in model.state_dict().items()))") == "True"
+
+
+def test_a_chosen_module_is_marked_in_every_view_of_it(page):
+    page.locator(".aw-section", has_text="Roofline").locator(".aw-primary").click()
+    page.wait_for_selector(".aw-dot")
+    page.locator("tbody .aw-pick[data-module='features.4']").first.click()
+    marked = page.locator(".aw-selected[data-row='features.4']")
+    assert {marked.nth(i).evaluate("node => node.closest('section').querySelector('h3').textContent") for i in range(marked.count())} >= {
+        "Time by module", "Shares", "Roofline",
+    }  # fmt: skip
+    assert page.locator(".aw-section h4").inner_text() == "features.4"
+    assert "Conv2d" in page.locator(".aw-pairs").inner_text()
+    assert page.locator("code.aw-code").inner_text() == '[m for m in study.results[0].modules if m.name == "features.4"]'
+    assert ask(page, '[m] = [m for m in study.results[0].modules if m.name == "features.4"]; print(m.type)') == "Conv2d"
+    page.locator("g[data-row='head.1']").first.click()
+    assert page.locator(".aw-section h4").inner_text() == "head.1"
+
+
+def test_the_keyboard_reaches_everything(page):
+    first = page.locator("tbody .aw-pick").first
+    first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.dataset.module") == page.locator(".aw-section tbody tr.aw-selected").first.get_attribute("data-row")
+    page.locator(".aw-tab[aria-selected=true]").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(".aw-tab[aria-selected=true]:text-is('What-if')")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector(".aw-tab[aria-selected=true]:text-is('Profile')")
+
+
+def test_the_table_is_searched_and_sorted(page):
+    page.locator(".aw input[type=search]").fill("linear")
+    rows = page.locator(".aw-section", has_text="Time by module").locator("tbody tr")
+    assert rows.count() == 2
+    page.locator(".aw input[type=search]").fill("")
+    page.locator("th[data-sort=own] button").click()
+    own = page.evaluate("() => [...document.querySelectorAll('tr[data-row] .aw-bar')].map(bar => parseFloat(bar.style.width))")
+    assert own == sorted(own, reverse=True)
+    assert page.locator("th[data-sort=own]").get_attribute("aria-sort") == "descending"
+
+
+def test_a_line_becomes_a_cell_and_a_cell_appears_in_the_panel(page):
+    cells = page.locator(".jp-Notebook .jp-Cell").count()
+    page.locator(".aw-codebar button", has_text="Insert cell").click()
+    page.wait_for_function("n => document.querySelectorAll('.jp-Notebook .jp-Cell').length === n + 1", arg=cells)
+    sources = page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells.map(cell => cell.source)")
+    assert sources[2] == page.evaluate("() => document.querySelector('code.aw-code').textContent")
+    ask(page, "_ = study.demand(batch=2)")
+    page.wait_for_selector(".aw-section:has(h3:text('Roofline')) .aw-primary")  # the newest demand is for another batch than the profile
+    ask(page, "_ = study.demand()")
+    page.wait_for_selector(".aw-dot")
+
+
+def test_curves_follow_the_hand_while_the_kernel_is_busy(page):
+    open_view(page, "What-if")
+    page.locator(".aw .aw-primary").click()
+    page.wait_for_selector(".aw-drag")
+    quiet(page)
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    page.evaluate(f"() => {{ window.slept = {kernel}.requestExecute({{code: 'import time; time.sleep(8)'}}).done; }}")
+    page.wait_for_function(f"() => {kernel}.status === 'busy'")
+    box = page.locator(".aw-drag").first.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    seen = []
+    for step in range(5):
+        page.mouse.move(box["x"] + (0.5 + 0.08 * step) * box["width"], box["y"] + 0.5 * box["height"])
+        seen.append((page.locator(".aw-four b").nth(0).inner_text(), page.locator("code.aw-code").inner_text()))
+    assert page.evaluate(f"() => {kernel}.status") == "busy"
+    assert len(set(seen)) == len(seen)
+    page.mouse.up()
+    page.evaluate("() => window.slept")
+
+
+def test_where_it_is_let_go_it_is_measured_and_the_dot_lands_beside_the_prediction(page):
+    page.wait_for_function("() => document.querySelectorAll('.aw-drag')[0].querySelectorAll('.aw-measured').length >= 2")
+    quiet(page)
+    assert page.locator(".aw-lead").inner_text().startswith("Batch ")
+    assert "the band" in page.locator(".aw-lead").inner_text()
+    kinds = ask(page, "print([type(r).__name__ for r in study.results[-3:]], len(study.results[-3].points))")
+    assert kinds == "['Prediction', 'Profile', 'Prediction'] 1"
+    assert ask(page, "print(model.training, all(torch.equal(before[n], t) for n, t in model.state_dict().items()))") == "True True"
+
+
+def test_a_cell_comes_first_and_the_measurement_goes_on_after_it(page):
+    number = int(ask(page, "print(len(study.results))"))
+    page.locator(".aw input[type=number]").first.fill("3")
+    page.keyboard.press("Tab")
+    page.wait_for_selector(".aw-job progress")
+    for _ in range(5):
+        assert ask(page, "print(model.training, len(model._forward_hooks))") == "True 0"
+        page.wait_for_timeout(200)
+    quiet(page)
+    assert ask(page, f"print(len(study.results) - {number}, study.results[-2].batch_size)") == "3 3"
+
+
+def test_the_kernels_interrupt_stops_what_runs_beside_it(page):
+    ask(page, "from aimass_lab.frontends.widgets.panel import open_panels\n_ = open_panels()[0].run('study.profile(seconds=30, batch=64)')")
+    page.wait_for_selector(".aw-job progress")
+    page.wait_for_function("() => document.querySelector('.aw-job').textContent.includes('timing batch 64')")
+    page.wait_for_timeout(2000)  # it keeps what it has timed, once there is some
+    command(page, "notebook:interrupt-kernel")
+    quiet(page)
+    assert "was stopped" in page.locator(".aw-jobs").inner_text()
+    assert ask(page, "print('W-INTERRUPTED' in [note.code for note in study.results[-1].notes], model.training)") == "True True"
+
+
+def test_a_line_that_fails_says_why(page):
+    ask(page, "from aimass_lab.frontends.widgets.panel import open_panels\n_ = open_panels()[0].run('study.profile(batch=0)', 'study.demand()')")
+    page.wait_for_selector(".aw-failed")
+    assert "batch" in page.locator(".aw-failed").inner_text()
+    quiet(page)
+
+
+def test_figures_are_written_as_the_kernel_writes_them(page):
+    units = ("s", "B", "item/s", "FLOP", "FLOP/s", "FLOP/B", "B/s")
+    values = [(v * f, unit) for v in (1, 1.2345, 12.345, 999.9, 0.05) for f in (1e-7, 1e-3, 1, 1e4, 1e7, 1e10) for unit in units]
+    program = f"{script().split('const $dom')[0]} export const answer = {json.dumps(values)}.map(([value, unit]) => $format.quantity(value, unit));"
+    written = page.evaluate("async text => (await import(URL.createObjectURL(new Blob([text], {type: 'text/javascript'})))).answer", program)
+    assert written == [format_quantity(value, unit) for value, unit in values]
+
+
+@pytest.mark.parametrize("name", ["JupyterLab Light", "JupyterLab Dark", "JupyterLab Light High Contrast"])
+@pytest.mark.parametrize("view", ["Profile", "What-if"])
+def test_axe_finds_nothing_and_nothing_is_cut_off(page, name, view, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    theme(page, name)
+    open_view(page, view)
+    found = axe.Axe().run(page, context=".aw").response["violations"]
+    assert [(v["id"], [node["html"][:160] for node in v["nodes"]][:4]) for v in found] == []
+    pictures = Path(os.environ.get("AIMASS_SCREENSHOTS", tmp_path))
+    pictures.mkdir(parents=True, exist_ok=True)
+    for width in (1400, 800):
+        page.set_viewport_size({"width": width, "height": 1900})
+        page.wait_for_timeout(300)
+        page.locator(".aw").screenshot(path=pictures / f"workbench-{view.lower()}-{name.replace('JupyterLab ', '').replace(' ', '-').lower()}-{width}.png")
+        assert page.evaluate(BEYOND) == []
+    page.set_viewport_size({"width": 1400, "height": 1900})
+
+
+def test_what_is_saved_is_a_picture_that_needs_no_kernel(page, lab, folder):
+    open_view(page, "Profile")
+    command(page, "docmanager:save")
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+    outputs = [output for cell in json.loads((folder / "first.ipynb").read_text())["cells"] for output in cell.get("outputs", ()) if "data" in output]
+    pictures = ["".join(output["data"]["text/html"]) for output in outputs]
+    assert not any(VIEW in output["data"] for output in outputs)
+    assert len(pictures) == 1
+    assert "<svg" in pictures[0]
+    assert len(pictures[0].encode()) < LARGEST_PICTURE
+    assert "<script" not in pictures[0]
+    assert "<button" not in pictures[0]
+    live = page.locator(".aw .aw-tabs")
+    assert live.count() == 1  # the one on the page stayed alive
+
+
+def test_a_panel_that_is_opened_again_moves_and_leaves_nothing_behind(page):
+    ask(
+        page, "import gc, threading\nfrom aimass_lab.frontends.widgets import Panel\nfrom IPython.display import display\nother = Study(model, x, name='other')"
+    )
+    count = "_ = gc.collect(); print(len([w for w in gc.get_objects() if issubclass(type(w), Panel)]), len(open_panels()), threading.active_count())"
+    ask(page, "display(other.workbench())")
+    before = ask(page, count)
+    assert before.split()[:2] == ["2", "2"]
+    for _ in range(100):
+        ask(page, "display(other.workbench())")
+    assert ask(page, count) == before
+
+
+def test_nothing_was_asked_of_other_machines_and_nothing_broke(page):
+    assert page.foreign == []
+    assert page.errors == []
+
+
+def test_without_a_kernel_the_picture_stands(page, lab):
+    command(page, "kernelmenu:shutdown")
+    page.goto(lab)
+    page.wait_for_selector(".aw-picture .aw-plot")
+    assert page.locator(".aw-tabs").count() == 0
+    assert "not found" not in page.locator(".jp-Notebook").inner_text()

@@ -115,12 +115,14 @@ async def frames(url, send, *, count=2):
     """The first frames; fewer where the server closes the socket before."""
     socket = await websocket_connect(url)
     await socket.write_message(send)
-    found = []
-    while len(found) < count and (frame := await asyncio.wait_for(socket.read_message(), 60)) is not None:
-        found.append(frame)
-    socket.close()
-    while await asyncio.wait_for(socket.read_message(), 60) is not None:  # until it is closed
-        pass
+    found, closed = [], False
+    while not closed:
+        frame = await asyncio.wait_for(socket.read_message(), 60)
+        closed = frame is None
+        if not closed and len(found) < count:
+            found.append(frame)
+        if len(found) == count:
+            socket.close()
     return found
 
 

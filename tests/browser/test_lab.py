@@ -1,26 +1,16 @@
 """A person's first minute: JupyterLab in a real browser, in the light and the dark theme."""
 
-import json
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import textwrap
-import time
-import urllib.request
 from pathlib import Path
 
-import nbformat
 import pytest
+from labserver import CHROMIUM, FLAGS, TOKEN, command, running_lab, theme, wait_idle, write_notebook
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine, and no right to install it"),
 ]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 CELLS = (
     """
     import torch
@@ -39,42 +29,9 @@ CELLS = (
 def lab(tmp_path_factory):
     """A JupyterLab of its own, with one notebook; gives its address."""
     folder = tmp_path_factory.mktemp("lab")
-    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)"}  # without one, JupyterLab asks which it should be
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel}, cells=[nbformat.v4.new_code_cell(textwrap.dedent(cell).strip()) for cell in CELLS])
-    nbformat.write(notebook, folder / "first.ipynb")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    environment = {**os.environ, **own, "AIMASS_STORE": str(folder / "history.db"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
-    options = {
-        "ServerApp.port": port,
-        "ServerApp.port_retries": 0,
-        "ServerApp.root_dir": folder,
-        "IdentityProvider.token": "t",
-        "LabApp.news_url": None,
-        "LabApp.extension_manager": "readonly",
-        "LabApp.expose_app_in_browser": True,
-    }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *(f"--{name}={value}" for name, value in options.items())]
-    with (folder / "lab.log").open("w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process:
-        try:
-            wait_for(f"http://127.0.0.1:{port}/api/status?token=t", folder / "lab.log")
-            yield f"http://127.0.0.1:{port}/lab/tree/first.ipynb?token=t&reset"
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
-
-
-def wait_for(url, log):
-    for _ in range(240):
-        try:
-            with urllib.request.urlopen(url, timeout=2) as response:
-                if json.load(response):
-                    return
-        except OSError:
-            time.sleep(0.25)
-    raise AssertionError(f"JupyterLab did not start: {Path(log).read_text()[-2000:]}")
+    write_notebook(folder / "first.ipynb", CELLS)
+    with running_lab(folder) as address:
+        yield f"{address}lab/tree/first.ipynb?token={TOKEN}&reset"
 
 
 @pytest.fixture(scope="module")
@@ -86,21 +43,11 @@ def page(lab):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1600})
         page.goto(lab)
-        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000)
+        wait_idle(page)
         command(page, "notebook:run-all-cells")
         page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea-output .aimass').length >= 3", timeout=60_000)
         yield page
         browser.close()
-
-
-def command(page, name, **arguments):
-    """Start a command of JupyterLab without waiting for its end: some end only when a person answers a dialog."""
-    page.evaluate("([name, args]) => { window.jupyterapp.commands.execute(name, args); }", [name, arguments])
-
-
-def theme(page, name):
-    command(page, "apputils:change-theme", theme=name)
-    page.wait_for_function("light => document.body.dataset.jpThemeLight === light", arg=str("Light" in name).lower(), timeout=20_000)
 
 
 def contrast(page, selector):

@@ -161,4 +161,5 @@ def test_a_cell_is_profiled_as_it_stands_and_only_once(kernel):
     assert "Profile of a cell" in shown
     assert states[-1].results[0].verb == "profile"
     assert states[-1].cells[0].first_line == "y = model(x)"  # as the person typed it
+    assert [cell.first_line for cell in states[-1].cells].count("y = model(x)") == 1
     assert "Profile of a cell" not in told(client, "y.shape")[1]

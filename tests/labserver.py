@@ -56,7 +56,8 @@ def running_lab(folder, *, module="jupyterlab", base_url="/", panel=False, **set
         (extensions / "aimass-lab").symlink_to(BUILT, target_is_directory=True)
         options["LabServerApp.extra_labextensions_path"] = extensions
         options["LabApp.extra_labextensions_path"] = options["JupyterNotebookApp.extra_labextensions_path"] = extensions
-    for plugin, values in settings.items():
+    silent = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": "false"}}  # or it asks, over the page
+    for plugin, values in (silent | settings).items():
         package, name = plugin.split(":")
         path = folder / ".settings" / package / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,32 @@ def running_lab(folder, *, module="jupyterlab", base_url="/", panel=False, **set
         finally:
             process.terminate()
             process.wait(timeout=20)
+
+
+@contextlib.contextmanager
+def running_notebook(folder, cells):
+    """A JupyterLab with one notebook in `folder`; yields the notebook's address."""
+    write_notebook(folder / "first.ipynb", cells)
+    with running_lab(folder) as address:
+        yield f"{address}lab/tree/first.ipynb?token={TOKEN}&reset"
+
+
+@contextlib.contextmanager
+def opened(address, *, height=1600):
+    """The notebook in a browser, its kernel ready; what went wrong on the page and what was asked of others is kept on it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": height})
+        page.errors, page.foreign = [], []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        own = address.split("/lab/")[0]
+        page.on("request", lambda request: None if request.url.startswith((own, "data:", "blob:")) else page.foreign.append(request.url))
+        page.goto(address)
+        wait_idle(page)
+        yield page
+        browser.close()
 
 
 def wait_for(url, log):
@@ -89,7 +116,7 @@ def command(page, name, **arguments):
 
 
 def wait_idle(page):
-    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=90_000)
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000)
 
 
 def theme(page, name):

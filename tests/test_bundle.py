@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import copy
 import errno
 import hashlib
@@ -22,6 +23,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from torch import nn
 
 from aimass_lab.bundle import calibrate as calibration
@@ -30,10 +32,14 @@ from aimass_lab.bundle.calibrate import Calibration, find_rate
 from aimass_lab.bundle.choices import choose, dns_name
 from aimass_lab.bundle.promises import Asked, make_promises, risk_notes
 from aimass_lab.bundle.requirements import extra_requirements, pinned_requirements
+from aimass_lab.bundle.served import ServedBundles
 from aimass_lab.errors import BundleError, InputError, UnsupportedError
 from aimass_lab.formats import FORMATS
+from aimass_lab.frontends.documents import read_document
+from aimass_lab.frontends.render import render_text
 from aimass_lab.records import Bundle, Finding, ModelInfo, Number, Recipe, ServingSpec, Step, Unit, from_json
 from aimass_lab.serving.config import check_manifest, load_config, load_vectors
+from aimass_lab.serving.launch import start
 from aimass_lab.workload import Workload
 
 
@@ -225,8 +231,6 @@ def test_the_bill_of_materials_names_every_package_and_the_model(made: tuple[Any
 def test_the_dashboard_asks_for_metrics_that_there_are(moved: Path) -> None:
     import re
     import urllib.request
-
-    from aimass_lab.serving.launch import start
 
     text = (moved / "grafana.json").read_text()
     asked = {re.sub("_(bucket|sum|count|total)$", "", name) for name in re.findall(r"aimass_\w+", text)}
@@ -631,3 +635,41 @@ def test_the_written_records_are_records(made: tuple[Any, ...]) -> None:
     assert isinstance(spec.model, ModelInfo)
     assert spec.replicas.source == "assumed"
     assert "W-NOT-PLANNED" in [note.code for note in spec.notes]
+
+
+# --- what the panel does with one -------------------------------------------------------------
+
+
+def test_a_served_bundle_is_found_whoever_started_it_and_can_be_stopped(moved: Path) -> None:
+    served = ServedBundles()
+    with start(moved) as server:
+        (found,) = (service for service in served.find() if service.pid == server.pid)
+        assert (found.folder, found.url, found.grpc_address) == (str(moved), server.url, server.grpc_address)
+        served.stop(server.pid)
+        assert server.wait() == 0
+        assert all(service.pid != found.pid for service in served.find())
+    with pytest.raises(BundleError, match="serves no bundle"):
+        served.stop(os.getpid())
+
+
+def test_a_bundle_opened_from_the_file_browser_says_whether_it_is_as_it_was_written(moved: Path) -> None:
+    contents = LargeFileManager(root_dir=str(moved.parent))
+    for path in ("elsewhere", "elsewhere/manifest.json"):
+        record = asyncio.run(read_document(contents, path))
+        assert isinstance(record, Bundle)
+        assert [note.code for note in record.notes][-1] == "hashes"
+    assert "Promises" in render_text(record)
+    (moved / "promises.json").write_text((moved / "promises.json").read_text() + " ")
+    notes = asyncio.run(read_document(contents, "elsewhere")).notes  # type: ignore[attr-defined]
+    assert notes[-1].code == "E-ALTERED"
+    assert "promises.json" in notes[-1].text
+    assert asyncio.run(read_document(contents, "elsewhere/spec.json")).name == "digits-cnn"  # type: ignore[attr-defined]
+
+
+def test_nothing_outside_the_servers_root_is_opened(moved: Path) -> None:
+    (moved.parent / "root").mkdir()
+    contents = LargeFileManager(root_dir=str(moved.parent / "root"))
+    with pytest.raises(InputError, match="cannot be opened"):
+        asyncio.run(read_document(contents, "../elsewhere/spec.json"))
+    with pytest.raises(InputError, match="cannot be opened"):
+        asyncio.run(read_document(contents, "../elsewhere"))

@@ -10,6 +10,8 @@ import warnings
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+from aimass_lab.records import KernelState, from_json
+
 SETUP = """
 import torch
 from torch import nn
@@ -103,3 +105,61 @@ def test_too_much_memory_is_an_answer_and_not_the_end_of_the_kernel(kernel):
     assert "does not fit" in reply["evalue"]
     reply, shown = run(client, "print(model(x).shape)")
     assert "torch.Size([8, 8])" in shown
+
+
+# --- what it tells the panel -----------------------------------------------------------------
+
+
+def told(client, code):
+    """What the kernel says over its comm while a cell runs, and the texts that it shows."""
+    states, shown = [], []
+
+    def keep(message):
+        content = message["content"]
+        if message["msg_type"] in ("comm_open", "comm_msg") and "state" in content["data"]:
+            states.append(from_json(content["data"]["state"], KernelState))
+        elif message["msg_type"] in ("execute_result", "display_data"):
+            shown.append(content["data"].get("text/plain", ""))
+
+    client.execute_interactive(code, timeout=120, output_hook=keep)
+    return states, "\n".join(shown)
+
+
+def test_the_panel_is_told_of_models_running_verbs_results_and_cells(kernel):
+    _, client = kernel
+    states, _ = told(client, "%aimass profile study --seconds 1")
+    assert {state.running.verb for state in states if state.running} == {"profile"}
+    assert max(state.running.share for state in states if state.running) > 0
+    last = states[-1]
+    assert last.running is None
+    assert last.results[0].verb == "profile"
+    assert "p50" in last.results[0].headline
+    models = {model.name: model for model in last.models}
+    assert models["model"].num_parameters == 8 * (512 * 512 + 512) + 512 * 8 + 8
+    assert models["model"].weight_bytes == 4 * models["model"].num_parameters
+    assert (models["study"].inputs_known, models["model"].inputs_known) == (True, False)
+    assert "x" in last.inputs
+    assert last.cells[0].first_line == "%aimass profile study --seconds 1"
+    assert 0.5 < last.cells[0].wall_time.value < 110
+
+
+def test_the_cell_that_grew_memory_is_named(kernel):
+    _, client = kernel
+    told(client, "# a comment\nbig = bytearray(b'1') * 2**27")
+    states, _ = told(client, "1/0")
+    failed, grew = states[-1].cells[:2]
+    assert (failed.raised, failed.gpu_memory_growth_bytes) == ("ZeroDivisionError", None)
+    assert abs(grew.memory_growth_bytes.value - 2**27) < 2**24
+    told(client, "del big")
+
+
+def test_a_cell_is_profiled_as_it_stands_and_only_once(kernel):
+    _, client = kernel
+    ask = "from aimass_lab.frontends.magics import profile_next\nprofile_next(get_ipython())"
+    client.execute_interactive(ask, timeout=60, silent=True, store_history=False)
+    states, shown = told(client, "y = model(x)\ny.shape")
+    assert "Profile of a cell" in shown
+    assert states[-1].results[0].verb == "profile"
+    assert states[-1].cells[0].first_line == "y = model(x)"  # as the person typed it
+    assert [cell.first_line for cell in states[-1].cells].count("y = model(x)") == 1
+    assert "Profile of a cell" not in told(client, "y.shape")[1]

@@ -102,7 +102,8 @@ class KernelLink:
         name = None if error is None else type(error).__name__
         number = result.execution_count
         found = self._meter.finish(number=number or 0, code=info.raw_cell, cell_id=info.cell_id, raised=name) if info is not None else None
-        if found is not None and number is not None:  # None: the front end asked for something on its own account
+        # Without a number the front end asked for something on its own account; a cell within a cell is part of the outer one.
+        if found is not None and number is not None and not self._meter.nested:
             self._cells.appendleft(found[0])
             self._notes = found[1]
         self._look()

@@ -33,6 +33,7 @@ from .documents import read_document
 from .live import LiveFeed
 from .render import render_html
 
+HTML = "text/html; charset=UTF-8"
 RESOURCE = "aimass_lab"
 """What a hub's authorizer is asked about."""
 
@@ -65,8 +66,10 @@ class _Handler(APIHandler):
         except AimassError as error:
             self.refuse(404 if isinstance(error, StoreError) else 400, error)
         else:
-            self.set_header("Content-Type", "text/html; charset=UTF-8" if page else "application/json")
-            self.finish(render_html(record) if page else to_json(record, indent=None))
+            if page:
+                self.finish(render_html(record), set_content_type=HTML)
+            else:
+                self.finish(to_json(record, indent=None))
 
     def refuse(self, status: int, error: AimassError) -> None:
         """Send what was wrong, and what to do."""
@@ -143,8 +146,7 @@ class DocumentHandler(_Handler):
         except AimassError as error:
             self.refuse(400, error)
         else:
-            self.set_header("Content-Type", "text/html; charset=UTF-8")
-            self.finish(await asyncio.to_thread(render_html, record))
+            self.finish(await asyncio.to_thread(render_html, record), set_content_type=HTML)
 
 
 class LiveHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):

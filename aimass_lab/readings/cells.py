@@ -29,6 +29,11 @@ class CellMeter:
         self._nvml: Nvml | Note | None = None
         self._starts: list[tuple[float, float, float, int, int | None]] = []
 
+    @property
+    def nested(self) -> bool:
+        """Whether a cell is running: what ended just now was run by it."""
+        return bool(self._starts)
+
     def start(self) -> None:
         """A cell begins; a cell may run another."""
         self._starts.append((time.time(), time.perf_counter(), time.process_time(), self._process.memory_info().rss, _tensor_bytes()))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from lab_server import CHROMIUM, command, jupyterlab, opened, theme
+from labserver import CHROMIUM, command, opened, running_notebook, theme
 
 pytestmark = [
     pytest.mark.browser,
@@ -28,7 +28,7 @@ CELLS = (
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A JupyterLab of its own, with one notebook; gives its address."""
-    with jupyterlab(tmp_path_factory.mktemp("lab"), CELLS) as address:
+    with running_notebook(tmp_path_factory.mktemp("lab"), CELLS) as address:
         yield address
 
 

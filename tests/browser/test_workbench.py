@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from lab_server import CHROMIUM, command, jupyterlab, opened, theme
+from labserver import CHROMIUM, command, opened, running_notebook, theme
 
 from aimass_lab.frontends.widgets.source import script
 from aimass_lab.units import format_quantity
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(folder):
-    with jupyterlab(folder, CELLS) as address:
+    with running_notebook(folder, CELLS) as address:
         yield address
 
 

@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.lock)
 PANEL := $(shell find extension/src extension/style extension/schema -type f 2>/dev/null) $(wildcard extension/*.json extension/*.py extension/yarn.lock)
 SOURCES := pyproject.toml constraints.lock Makefile $(PANEL)
 
-.PHONY: help lab tour test lint format types hooks schemas panel lock benchmark benchmark-demand benchmark-compression benchmark-search clean
+.PHONY: help lab tour test lint format types hooks schemas panel lock benchmark benchmark-demand benchmark-compression benchmark-search benchmark-serving clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -62,6 +62,11 @@ benchmark-compression: $(VENV)/.test  ## Evaluate techniques and verdicts on fiv
 benchmark-search: $(VENV)/.test  ## Evaluate the search: what it finds by itself, and samplers replayed on recorded grids; goes on where it stopped
 	$(BIN)/python tests/benchmarks/search/goals.py
 	$(BIN)/python tests/benchmarks/search/replay.py
+
+benchmark-serving: $(VENV)/.test  ## Compare the bundle's server with seven others (needs wrk and haproxy) and evaluate its promises; MINUTES=N stops each part earlier
+	$(BIN)/python tests/benchmarks/serving/peers.py --install $(VENV)/serving-peers
+	$(BIN)/python tests/benchmarks/serving/run.py --peers $(VENV)/serving-peers $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python tests/benchmarks/serving/promise.py $(if $(MINUTES),--minutes $(MINUTES))
 
 lock: $(VENV)/.dev  ## Write constraints.lock again: the newest versions that fit, for every supported Python; torch stays as pinned
 	echo "$(TORCH)" > $(VENV)/torch-pin.txt

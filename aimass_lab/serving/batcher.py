@@ -64,6 +64,7 @@ class Batcher:
         self._bytes = 0
         self._numbers = itertools.count()
         self._idle: list[Worker] = []
+        self._pump_planned = False
         self._hold: asyncio.TimerHandle | None = None
         self._last_requests = self._last_items = 0
         self._items_per_s = 0.0
@@ -103,7 +104,7 @@ class Batcher:
         pending.timer = loop.call_later(limit_s, self._drop, pending, late)
         self._queues.setdefault(pending.key, {})[pending.number] = pending
         self._count(pending, 1)
-        self._pump()
+        self._pump_soon()
         return pending
 
     def expected_wait_s(self) -> float:
@@ -138,8 +139,15 @@ class Batcher:
         self._idle.append(worker)
         self._pump()
 
+    def _pump_soon(self) -> None:
+        """Look for a batch once all requests that the loop has already read are queued, so that the first of them does not leave alone."""
+        if self._idle and not self._pump_planned:
+            self._pump_planned = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
     def _pump(self, *, force: bool = False) -> None:
         """Send batches while there are idle workers and something that should not wait (any longer: `force`)."""
+        self._pump_planned = False
         self._idle = [worker for worker in self._idle if not worker.closed.is_set()]
         while self._idle and (batch := self._next_batch(force)):
             force = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from aimass_lab.serving.batcher import Batcher
+from aimass_lab.serving.config import ServingConfig, TensorSpec
 from aimass_lab.serving.launch import Server, start
+from aimass_lab.serving.metrics import Metrics, ModelMetrics
+from aimass_lab.serving.tensors import from_values, make_request
 
 from .conftest import call, infer, metric, onnx_bytes, tensor, wait_for, write_bundle
 
@@ -46,6 +51,39 @@ def test_an_idle_worker_gets_a_lone_request_at_once(run_faulty: RunFaulty) -> No
     for i in range(3):
         assert infer(server, [[float(i), 0.0]]).status == 200
     assert metric(server, "aimass_queue_seconds_sum") < 2.5
+
+
+def test_requests_of_one_turn_of_the_loop_leave_together() -> None:
+    """The first of them does not take the idle worker for itself."""
+    tensors = (TensorSpec("x", "FP32", (-1, 2)),)
+    config = ServingConfig(schema=1, name="net", version="1", format="onnx", model_file="", inputs=tensors, outputs=tensors, max_batch_size=8)
+    frames: list[Any] = []
+
+    class Recorder:
+        """A worker that keeps its first batch and never answers."""
+
+        closed = asyncio.Event()
+
+        def send(self, frame: Any) -> asyncio.Future[Any]:
+            frames.append(frame)
+            return asyncio.get_running_loop().create_future()
+
+        def kill(self, *, hung: bool) -> None:
+            raise AssertionError("nothing takes long here")
+
+    async def ask() -> None:
+        batcher = Batcher(config, ModelMetrics(Metrics(), config.name, config.version))
+        batcher.offer(Recorder())  # type: ignore[arg-type]
+        row = from_values(config.inputs[0], (1, 2), [1.0, 2.0])
+        requests = [make_request(config, id="", inputs=[row], outputs=[(0, False)], parameters={}) for _ in range(3)]
+        waiting = [asyncio.create_task(batcher.infer(request)) for request in requests]
+        await asyncio.sleep(0.05)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(ask())
+    assert [header["items"] for header, _ in frames] == [[1, 1, 1]]
 
 
 def test_always_waiting_gathers_a_full_batch(run_faulty: RunFaulty) -> None:

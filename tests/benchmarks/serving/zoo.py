@@ -87,11 +87,13 @@ def load(entry: Entry, folder: Path) -> nn.Module:
 
 
 def write(entry: Entry, folder: Path) -> None:
-    """Put the model below `folder` in every form, unless it is there."""
+    """Put the model below `folder` in every form, unless it is there and the bundle's server is still the one of this checkout."""
     from aimass_lab.bundle import write_bundle
+    from aimass_lab.bundle.writer import SERVER
     from aimass_lab.workload import Workload
 
-    if (folder / BUNDLE / "manifest.json").exists():
+    copy = folder / BUNDLE / "aimass_serve"
+    if copy.exists() and all(path.read_bytes() == (SERVER / path.relative_to(copy)).read_bytes() for path in copy.rglob("*.py")):
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)

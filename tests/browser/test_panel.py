@@ -150,9 +150,8 @@ def test_a_hidden_panel_and_page_are_silent(page):
     assert [url for url in sockets if "aimass-lab/live" in url]
 
 
-def test_after_a_reload_the_panel_is_back_and_finds_its_kernel(page):
-    command(page, "docmanager:save")
-    page.goto(page.url.split("?")[0])
+def test_after_a_reload_the_panel_is_back_and_finds_its_kernel(page, address):
+    page.goto(f"{address}lab/tree/first.ipynb")
     wait_idle(page)
     says(page, "Linear")
     says(page, "profile", ".jp-aimass-Result")

@@ -133,17 +133,17 @@ function addNotebookCommands(app: JupyterFrontEnd, model: PanelModel, trans: Tra
 
 /** The variable under the last click of the right mouse button, if it is a model of the current notebook. */
 function pointedAt(model: PanelModel): () => string | null {
-  let at: { x: number; y: number } | null = null;
+  let name: string | null = null;
   document.addEventListener(
     'contextmenu',
     event => {
-      at = { x: event.clientX, y: event.clientY };
+      // Now, before the menu lies over it.
+      const panel = model.links?.panel;
+      name = panel ? identifierUnder(panel, event.clientX, event.clientY) : null;
     },
     true
   );
   return () => {
-    const panel = model.links?.panel;
-    const name = panel && at ? identifierUnder(panel, at.x, at.y) : null;
     const models = model.kernelState?.models ?? [];
     return models.some(one => one.name === name) ? name : null;
   };

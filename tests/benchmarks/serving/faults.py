@@ -1,7 +1,7 @@
 """Put a server through its faults for as long as one likes, and write down what came out.
 
 ``python tests/benchmarks/serving/faults.py`` takes about an hour, half of it the soak; ``faults.py kills --count 50`` runs one part.
-Each part ends as an entry of ``results/faults.json`` beside this file, which ``report.py`` makes RESULTS.md of.
+Each part ends as an entry of ``results/faults.json`` beside this file, which ``faults_report.py`` makes FAULTS.md of.
 """
 
 from __future__ import annotations

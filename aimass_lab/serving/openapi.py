@@ -11,7 +11,7 @@ import numpy as np
 
 from .config import ServingConfig, TensorSpec
 from .protocol import HEADER_LENGTH, SERVER_NAME, SERVER_VERSION
-from .service import Model, Service, version_order
+from .service import Servable, Service, version_order
 from .tensors import NUMPY
 
 Json = dict[str, Any]
@@ -122,7 +122,7 @@ def _home() -> Json:
     return operation
 
 
-def _model_paths(model: Model, version: str) -> dict[str, Json]:
+def _model_paths(model: Servable, version: str) -> dict[str, Json]:
     config = model.config
     key, promise = _key(config), _object(name={"type": "string"}, relation={"enum": ["<=", ">=", "=="]}, limit={"type": "object"})
     promised = _object(promises=_list(promise))
@@ -132,9 +132,7 @@ def _model_paths(model: Model, version: str) -> dict[str, Json]:
         path: {"get": _operation(f"metadata_{tag}", "The model's signature", 404, answer=_metadata(config, model.platform))},
         f"{path}/ready": {"get": _may_be_unready(_operation(f"ready_{tag}", "Whether a worker of the model is up", 404, answer=ready), ready)},
         f"{path}/sample": {"get": _sample(tag)},
-        f"{path}/promises": {
-            "get": _operation(f"promises_{tag}", "What the bundle promises, and at which load", 404, answer=promised)
-        },
+        f"{path}/promises": {"get": _operation(f"promises_{tag}", "What the bundle promises, and at which load", 404, answer=promised)},
         f"{path}/infer": {
             "post": _operation(f"infer_{tag}", "Compute outputs", *INFERENCE)
             | {"parameters": [_header_length()], "requestBody": _body(_ref(f"{key}_request"), binary=True)}

@@ -29,7 +29,7 @@ from .protocol import (
 )
 from .repository import Repository
 from .request_log import request_id
-from .service import Model, Service
+from .service import Servable, Service
 from .tensors import InferRequest, Tensor
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class App:
             return handler(model, scope)
         return await handler(model, scope, headers, receive)
 
-    def _route(self, segments: list[str]) -> tuple[Any, Model | None, str]:
+    def _route(self, segments: list[str]) -> tuple[Any, Servable | None, str]:
         match segments:
             case [""]:
                 return self._home, None, "GET"
@@ -131,7 +131,7 @@ class App:
                 return self._route_model(name, rest)
         raise RequestError(404, "no such address; GET / lists them")
 
-    def _route_model(self, name: str, rest: list[str]) -> tuple[Any, Model | None, str]:
+    def _route_model(self, name: str, rest: list[str]) -> tuple[Any, Servable | None, str]:
         version = None
         if rest[:1] == ["versions"] and len(rest) >= 2:
             version, rest = rest[1], rest[2:]
@@ -178,16 +178,16 @@ class App:
     def _server_metadata(self, _: None, __: Any) -> Answer:
         return 200, JSON, orjson.dumps(server_metadata())
 
-    def _sample(self, model: Model, scope: dict[str, Any]) -> Answer:
+    def _sample(self, model: Servable, scope: dict[str, Any]) -> Answer:
         return 200, JSON, stored_sample(model, scope["query_string"])
 
-    def _promises(self, model: Model, _: Any) -> Answer:
+    def _promises(self, model: Servable, _: Any) -> Answer:
         return 200, JSON, promises(model)
 
-    def _model_metadata(self, model: Model, _: Any) -> Answer:
+    def _model_metadata(self, model: Servable, _: Any) -> Answer:
         return 200, JSON, orjson.dumps(model_metadata(model.config, model.platform))
 
-    def _model_ready(self, model: Model, _: Any) -> Answer:
+    def _model_ready(self, model: Servable, _: Any) -> Answer:
         ready = self._service.started and model.ready and not self._service.draining
         return 200 if ready else 503, JSON, orjson.dumps({"name": model.config.name, "ready": ready})
 
@@ -205,7 +205,7 @@ class App:
         await change(name)
         return 200, JSON, b"{}"
 
-    def _only_model(self) -> Model:
+    def _only_model(self) -> Servable:
         """The model that `/predict` means.
 
         Raises:
@@ -218,7 +218,7 @@ class App:
 
     # --- inference -----------------------------------------------------------------------
 
-    async def _infer(self, model: Model, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
+    async def _infer(self, model: Servable, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
         length = headers.get(HEADER_LENGTH.encode())
 
         def parse(body: bytes) -> InferRequest:
@@ -226,13 +226,13 @@ class App:
 
         return await self._compute("rest", model, parse, scope, headers, receive)
 
-    async def _predict(self, model: Model, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
+    async def _predict(self, model: Servable, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
         return await self._compute("predict", model, lambda body: parse_predict(model.config, body), scope, headers, receive)
 
     async def _compute(
         self,
         protocol: str,
-        model: Model,
+        model: Servable,
         parse: Callable[[bytes], InferRequest],
         scope: dict[str, Any],
         headers: dict[bytes, bytes],
@@ -293,7 +293,7 @@ class MethodNotAllowed(RequestError):
         self.allowed = allowed
 
 
-def _encode(protocol: str, model: Model, request: InferRequest, outputs: list[Tensor]) -> Answer:
+def _encode(protocol: str, model: Servable, request: InferRequest, outputs: list[Tensor]) -> Answer:
     if protocol == "predict":
         return 200, JSON, encode_predict(outputs)
     headers, body = encode_infer(model.config, request, outputs)

@@ -61,6 +61,7 @@ class Batcher:
         """By priority and shapes, oldest first."""
         self._retries: deque[Pending] = deque()
         self._items = 0
+        metrics.queue_items.set_function(lambda: self._items)  # read when somebody asks, not set with every request
         self._bytes = 0
         self._numbers = itertools.count()
         self._idle: list[Worker] = []
@@ -114,7 +115,6 @@ class Batcher:
     def _count(self, pending: Pending, sign: int) -> None:
         self._items += sign * pending.request.items
         self._bytes += sign * pending.request.num_bytes
-        self.metrics.queue_items.set(self._items)
 
     def _drop(self, pending: Pending, reason: RequestError) -> None:
         """Fail a request that is not answered yet; if it is still queued, it will not be computed."""

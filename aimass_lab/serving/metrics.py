@@ -31,6 +31,8 @@ class Metrics:
         self.queue_items = Gauge("aimass_queue_items", "Items waiting for a worker", labels, registry=self.registry)
         self.workers_ready = Gauge("aimass_workers_ready", "Workers that take batches", labels, registry=self.registry)
         self.restarts = Counter("aimass_worker_restarts", "Workers that had to be replaced", labels, registry=self.registry)
+        of_steps = [*labels, "step", "result"]
+        self.ensemble_steps = Counter("aimass_ensemble_steps", "Answers of an ensemble's members", of_steps, registry=self.registry)
 
     def answered(self, protocol: str, code: int, seconds: float) -> None:
         """Count an inference request."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from .config import ServingConfig, TensorSpec
 from .protocol import HEADER_LENGTH, SERVER_NAME, SERVER_VERSION
-from .service import Model, Service, version_order
+from .service import Servable, Service, version_order
 from .tensors import NUMPY
 
 Json = dict[str, Any]
@@ -122,7 +122,7 @@ def _home() -> Json:
     return operation
 
 
-def _model_paths(model: Model, version: str) -> dict[str, Json]:
+def _model_paths(model: Servable, version: str) -> dict[str, Json]:
     config = model.config
     key, promise = _key(config), _object(name={"type": "string"}, relation={"enum": ["<=", ">=", "=="]}, limit={"type": "object"})
     promised = _object(promises=_list(promise))

@@ -14,7 +14,7 @@ import orjson
 from .config import TensorSpec, load_vectors, read_json
 from .errors import bad
 from .protocol import nested, values_of
-from .service import Model
+from .service import ENSEMBLE, Servable
 from .tensors import Array, Tensor, encode
 
 PAGE = Path(__file__).with_name("page.html")
@@ -41,7 +41,7 @@ def _hash(text: str, tag: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def stored_sample(model: Model, query: bytes) -> bytes:
+def stored_sample(model: Servable, query: bytes) -> bytes:
     """One stored sample in JSON: inputs as a request has them, and the outputs of the original model.
 
     Args:
@@ -62,6 +62,8 @@ def stored_sample(model: Model, query: bytes) -> bytes:
     part: Any = slice(index, index + 1) if config.batched else ...
     pairs = {key: zip(specs, arrays, strict=True) for key, specs, arrays in (("inputs", config.inputs, inputs), ("outputs", config.outputs, outputs))}
     tensors = {key: [_entry(spec, array[part]) for spec, array in pair] for key, pair in pairs.items()}
+    if model.platform == ENSEMBLE:  # the samples are a member's, and so would the outputs be
+        tensors["outputs"] = []
     return orjson.dumps({"index": index, "count": count, **tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -72,11 +74,13 @@ def _entry(spec: TensorSpec, array: Array) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape), "data": nested(values_of(tensor), array.shape)}
 
 
-def promises(model: Model) -> bytes:
+def promises(model: Servable) -> bytes:
     """The bundle's `promises.json`: limits, each with where it comes from, and the load under which they hold.
 
     Raises:
         BundleError: the file cannot be read.
     """
+    if model.platform == ENSEMBLE:  # its members promise, each for itself
+        return orjson.dumps({"scenario": None, "promises": [], "notes": []})
     found = read_json(model.folder / "promises.json")
     return orjson.dumps({key: found.get(key) for key in ("scenario", "promises", "notes")})

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .config import ServingConfig, check_manifest, load_config, load_vectors
+from .ensemble import SUFFIX, Ensemble, load_ensemble
 from .errors import BundleError, RequestError, ServerError
-from .service import Model, Service, version_order
+from .service import Model, Servable, Service, version_order
 from .tensors import InferRequest, Tensor, encode, relative_error
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class Repository:
         """Folders that are no bundles, with the reason."""
         self._known: dict[Path, tuple[int, Found]] = {own.folder: (_written(own.folder), own)}
         """By folder: when its manifest was written, and what it is; hashing takes a while."""
+        self._ensembles: dict[Path, tuple[int, Key]] = {}
+        """By file: when it was written, and what it is served as."""
         self._unloaded: set[str] = set()
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -105,10 +108,34 @@ class Repository:
                         raise
                     self._refused[key] = _Refusal(bundle.folder, _written(bundle.folder), str(error))
                     logger.warning("version %s of %s is not served: %s", key[1], key[0], error)
-            for key in [key for key in self._service.models if key not in wanted and name in (None, key[0])]:
+            combined = {key for _, key in self._ensembles.values()}
+            for key in [key for key in self._service.models if key not in wanted and key not in combined and name in (None, key[0])]:
                 if not any(other[0] == key[0] for other in wanted if other in self._service.models) and key in found:
                     continue  # what should have taken its place did not load
                 self._retire(key)
+            self._refresh_ensembles()
+
+    def _refresh_ensembles(self) -> None:
+        """Serve the ensembles that the folder describes now, as it describes them; the models that they are made of are there already."""
+        files = {path: path.stat().st_mtime_ns for path in sorted(self._folder.glob(f"*{SUFFIX}"))} if self._folder is not None else {}
+        for path, (written, key) in list(self._ensembles.items()):
+            if files.get(path) != written or key not in self._service.models:
+                del self._ensembles[path]
+                if key in self._service.models:
+                    self._retire(key)
+        for path, written in files.items():
+            if path in self._ensembles:
+                continue
+            try:
+                config = load_ensemble(path)
+                key = config.name, config.version
+                if key in self._service.models:
+                    raise BundleError(f"{path.name}: version {key[1]!r} of a model {key[0]!r} is served already")
+                if config.name not in self._unloaded:
+                    self._service.add(Ensemble(config, self._service))
+                    self._ensembles[path] = written, key
+            except BundleError as error:
+                self._broken[path.name] = str(error)
 
     async def unload(self, name: str) -> None:
         """Stop serving a model until it is loaded again.
@@ -136,6 +163,8 @@ class Repository:
         if refused:
             raise RequestError(400, f"{name!r} was not loaded: {refused[0]}")
         if not served:
+            if reasons := [why for file, why in self._broken.items() if file == name + SUFFIX]:
+                raise RequestError(400, f"{name!r} was not loaded: {reasons[0]}")
             raise RequestError(404, f"no bundle of a model {name[:80]!r} is in the repository")
 
     def index(self) -> list[dict[str, Any]]:
@@ -231,7 +260,7 @@ class Repository:
         task.add_done_callback(self._retiring.discard)
 
 
-async def _finish(model: Model) -> None:
+async def _finish(model: Servable) -> None:
     while model.num_users:
         await asyncio.sleep(DRAIN_STEP_S)
     await model.close()
@@ -258,7 +287,7 @@ async def _check_parity(model: Model, bundle: Found) -> None:
     tensors = [Tensor(spec, array[part].shape, encode(spec.datatype, array[part])) for spec, array in zip(config.inputs, inputs, strict=True)]
     request = InferRequest(id="parity", inputs=tensors, items=count, outputs=[(i, True) for i in range(len(config.outputs))])
     try:
-        answers = await model.batcher.infer(request)
+        answers = await model.infer(request)
     except RequestError as error:
         raise ServerError(f"its stored inputs got no answer: {error.text}") from None
     worst = relative_error(config, [answer.array() for answer in answers], [array[part] for array in outputs])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,16 +20,55 @@ from .request_log import RequestLog
 from .runners.base import find_format
 from .tensors import InferRequest, Tensor, encode
 
+ENSEMBLE = "aimass_ensemble"
+"""What the protocol's metadata calls a model that is made of others."""
 
-class Model:
+
+class Servable(ABC):
+    """What answers inference requests under a name and a version."""
+
+    platform: str
+
+    def __init__(self, config: ServingConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        """Of the bundle whose samples fit."""
+        self.num_users = 0
+        """Requests that were sent here and are not answered yet."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether requests would be computed at once."""
+
+    @abstractmethod
+    async def infer(self, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
+        """Compute all outputs of a checked request, in the order of the signature.
+
+        Raises:
+            RequestError: it cannot.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End what belongs to it."""
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a request is on its way through this version, it is not ended."""
+        self.num_users += 1
+        try:
+            yield
+        finally:
+            self.num_users -= 1
+
+
+class Model(Servable):
     """One version of one model: its signature, its queue and its workers."""
 
     def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics) -> None:
-        self.folder = folder
-        self.config = config
+        super().__init__(config, folder)
         self.platform = find_format(config.format).PLATFORM
-        self.num_users = 0
-        """Requests that were sent here and are not answered yet."""
         self._metrics = ModelMetrics(metrics, config.name, config.version)
         self.batcher = Batcher(config, self._metrics)
         self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, self._metrics.restarts.inc)
@@ -39,14 +79,9 @@ class Model:
         """Whether a worker is up."""
         return bool(self.pool.ready)
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """While a request is on its way through this version, it is not ended."""
-        self.num_users += 1
-        try:
-            yield
-        finally:
-            self.num_users -= 1
+    async def infer(self, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
+        """Compute all outputs in a batch with others; raises as `Batcher.infer`."""
+        return await self.batcher.infer(request, hangup)
 
     async def close(self) -> None:
         """End the workers."""
@@ -68,7 +103,7 @@ class Service:
     """
 
     def __init__(self, metrics: Metrics, door: Door, log: RequestLog, *, canary: float | None = None) -> None:
-        self.models: dict[tuple[str, str], Model] = {}
+        self.models: dict[tuple[str, str], Servable] = {}
         self.metrics = metrics
         self.door = door
         self._canary = canary
@@ -83,7 +118,7 @@ class Service:
         """Whether new requests should be sent here."""
         return self.started and not self.draining and bool(self.models) and all(model.ready for model in self.models.values())
 
-    def find(self, name: str, version: str | None) -> Model:
+    def find(self, name: str, version: str | None) -> Servable:
         """The model called `name`, in the version asked for; where none is, in the newest, or in the one before for the share that canaries leave it.
 
         Raises:
@@ -98,23 +133,23 @@ class Service:
         shown = repr(name[:80]) + (f" in version {version[:80]!r}" if version else "")
         raise RequestError(404, f"no model {shown}; there are: {', '.join(f'{n!r} version {v!r}' for n, v in self.models)}")
 
-    def add(self, model: Model) -> None:
+    def add(self, model: Servable) -> None:
         """Send requests to a version from now on."""
         self.models[model.config.name, model.config.version] = model
 
-    def remove(self, key: tuple[str, str]) -> Model:
+    def remove(self, key: tuple[str, str]) -> Servable:
         """Send no more requests to a version; those that it has go on."""
         return self.models.pop(key)
 
-    async def infer(self, model: Model, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
+    async def infer(self, model: Servable, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
         """Compute all outputs of a checked request.
 
         Raises:
-            RequestError: 503 while the server starts, and whatever `Batcher.infer` raises.
+            RequestError: 503 while the server starts, and whatever the model raises.
         """
         if not self.started:
             raise RequestError(503, "the model is still loading", retry_after_s=1.0)
-        return await model.batcher.infer(request, hangup)
+        return await model.infer(request, hangup)
 
 
 def warm_up_frames(folder: Path, config: ServingConfig) -> list[Frame]:

@@ -16,18 +16,14 @@ RESTART_WINDOW = "15m"
 
 
 def alert_rules(spec: ServingSpec) -> list[dict[str, Any]]:
-    """Rules on the metrics that the server itself counts.
-
-    The server times waiting and computing apart; the sum of their 99th percentiles is at least near the p99 of a request, and above it where
-    the two do not coincide, so the latency rule errs on the side of telling.
-    """
+    """Rules on the metrics that the server itself counts."""
     job = f'job="{spec.name}"'
     target, scale_at = spec.latency_p99_target, spec.scale_at
-    quantiles = " + ".join(f"histogram_quantile(0.99, sum by (le) (rate(aimass_{part}_seconds_bucket{{{job}}}[5m])))" for part in ("queue", "compute"))
+    p99 = f"histogram_quantile(0.99, sum by (le) (rate(aimass_request_seconds_bucket{{{job}}}[5m])))"
     rate = f"sum(rate(aimass_requests_total{{{job}}}[5m]))"
     errors = f'sum(rate(aimass_requests_total{{{job},code=~"5.."}}[5m]))'
     return [
-        _rule(spec, "LatencyAboveTarget", f"{quantiles} > {target.value:.6g}", "5m", "critical",
+        _rule(spec, "LatencyAboveTarget", f"{p99} > {target.value:.6g}", "5m", "critical",
               f"p99 above its target of {format_seconds(target.value)}", provenance(target)),
         _rule(spec, "MoreLoadThanPlanned", f'{rate} / count(up{{{job}}} == 1) > {scale_at.value:.6g}', "10m", "warning",
               f"more than {scale_at.value:.4g} requests per second and replica, at which one more is wanted", provenance(scale_at)),

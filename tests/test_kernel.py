@@ -12,6 +12,9 @@ from jupyter_client.manager import start_new_kernel
 
 from aimass_lab.records import KernelState, from_json
 
+# jupyter_client leaves event loops and their sockets to the garbage collector, whenever it comes.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
 SETUP = """
 import torch
 from torch import nn

@@ -32,6 +32,10 @@ class Held(BaseException):
     """Raised inside a job when a cell begins. Not an interrupt: what a verb keeps of interrupted work is not asked for, the job is done again."""
 
 
+class _Late(BaseException):
+    """Takes the place of what was raised from outside when the job had ended already."""
+
+
 @dataclass(eq=False)
 class Job:
     """One piece of work and how far it is."""
@@ -88,10 +92,7 @@ class Worker:
             jobs.append(Job(line, work, changed, jobs[-1] if jobs else None))
         with self._condition:
             self._waiting.extend(jobs)
-            if self._thread is None:
-                # A daemon: an interpreter that ends shall not wait for a measurement.
-                self._thread = threading.Thread(target=self._loop, name="aimass-background", daemon=True)
-                self._thread.start()
+            self._begin()
             self._condition.notify_all()
         for job in jobs:
             changed(job)
@@ -123,6 +124,7 @@ class Worker:
         """Undo one `hold`."""
         with self._condition:
             self._holds = max(0, self._holds - 1)
+            self._begin()
             self._condition.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
@@ -157,11 +159,22 @@ class Worker:
                 dropped.append(job)
         return dropped
 
+    def _begin(self) -> None:
+        """Start the thread, if there is something to do; the condition is held.
+
+        It ends when there is not, so that a panel that is closed leaves nothing behind.
+        """
+        if self._thread is None and self._waiting and not self._holds:
+            # A daemon: an interpreter that ends shall not wait for a measurement.
+            self._thread = threading.Thread(target=self._loop, name="aimass-background", daemon=True)
+            self._thread.start()
+
     def _loop(self) -> None:
         while True:
             with self._condition:
-                while self._holds or not self._waiting:
-                    self._condition.wait()
+                if self._holds or not self._waiting:
+                    self._thread = None
+                    return
                 job = self._running = self._waiting.popleft()
                 job.state, job.share, job.text, self._asked = "running", 0.0, "", None
             job.changed(job)
@@ -199,7 +212,12 @@ class Worker:
     def _end_work(self) -> None:
         with self._condition:
             self._in_work = False
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)  # one that came too late
+            try:  # one that came too late is replaced, and this one taken: one that is only taken back leaves Python looking for it at every step, and torch's profiler with stacks then never ends
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(_Late))
+                for _ in range(100_000):
+                    pass
+            except _Late:
+                pass
 
     def _tell(self, job: Job, share: float, text: str) -> None:
         if self._asked is not None and not self._asked_at:  # once only: a verb that was interrupted tells its progress while it keeps what it has

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import tempfile
 import threading
 import time
@@ -117,35 +116,19 @@ def _profile(workload: Workload, call: Call, raw: Path, *, calls: int, shapes: b
         # With stacks, torch's own tracer notes the modules.
         marks = contextlib.nullcontext() if stacks else ModuleMarks(model)
         try:
-            with quiet_stderr(), _without_collections():
+            with quiet_stderr():
                 profiler.start()
             for _ in range(WARMUP_CALLS + calls):
                 with marks:
                     call_model(model, call)
                 if profiler.step_num in (WARMUP_CALLS - 1, WARMUP_CALLS + calls - 1):
                     _synchronize(device)  # no kernel of the warm-up in the first step, and none of the last one after the profiler's end
-                with quiet_stderr(), _without_collections():
+                with quiet_stderr():
                     profiler.step()
         finally:
-            with quiet_stderr(), _without_collections():
+            with quiet_stderr():
                 profiler.stop()
         profiler.export_chrome_trace(str(raw))
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Let nothing be collected while torch's profiler begins and ends.
-
-    To note Python's stacks it goes over all threads in the name of each. A collection then may call somebody's hook, which gives the
-    interpreter up to a thread that waits for what this one holds: neither goes on.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -212,7 +212,9 @@ class Worker:
     def _end_work(self) -> None:
         with self._condition:
             self._in_work = False
-            try:  # one that came too late is replaced, and this one taken: one that is only taken back leaves Python looking for it at every step, and torch's profiler with stacks then never ends
+            # One that came too late is replaced, and this one taken: if it were only taken back, Python would look for it at every step,
+            # and torch's profiler with stacks would never end.
+            try:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(_Late))
                 for _ in range(100_000):
                     pass

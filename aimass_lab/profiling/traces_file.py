@@ -162,7 +162,7 @@ def _is_readable(event: Event) -> bool:
 
 
 def _round_times_(events: list[Event]) -> None:
-    """Count microseconds from the first event on, in steps of 2^-10, and cut off by how little callees outlast their callers.
+    """Count microseconds from the first event on, in steps of 2^-20, and cut off by how little callees outlast their callers.
 
     Large floating-point times make the end of an operator fall behind the end of the one that called it, by rounding;
     the plugin then drops it. In binary fractions of small numbers, sums are exact, and what was nested stays nested.
@@ -176,7 +176,7 @@ def _round_times_(events: list[Event]) -> None:
         ts = event["ts"]
         event["ts"] = start = _fraction(ts - first)
         if "dur" in event:
-            event["dur"] = _fraction(ts + event["dur"] - first) - start
+            event["dur"] = _fraction((ts - first) + event["dur"]) - start  # added to the small time: to the large one it would lose a nanosecond
             if _kind(event) in _NESTED:
                 by_thread[(event.get("pid"), event.get("tid"))].append(event)
     for calls in by_thread.values():
@@ -192,7 +192,7 @@ def _round_times_(events: list[Event]) -> None:
 
 
 def _fraction(microseconds: float) -> float:
-    return (round(microseconds * 1000) * 1024 // 1000) / 1024
+    return (round(microseconds * 1000) * 2**20 // 1000) / 2**20
 
 
 def _link_runtime_(events: list[Event]) -> None:

@@ -15,6 +15,7 @@ import orjson
 
 from .batcher import Hangup
 from .errors import RequestError
+from .memory import give_back
 from .openapi import describe
 from .page import page, promises, stored_sample
 from .protocol import (
@@ -264,11 +265,10 @@ class App:
         """
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise RequestError(415, "compressed bodies are not accepted; send the body as it is")
-        too_long = RequestError(413, f"the body is longer than {self._max_body_bytes} bytes")
         if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
             if b"expect" not in headers:  # a client that asks first has sent nothing yet
                 await _discard(receive)
-            raise too_long
+            raise self._too_long()
         message = await receive()
         if message["type"] == "http.request" and not message["more_body"]:
             return bytes(message["body"])
@@ -276,13 +276,18 @@ class App:
         while message["type"] == "http.request":
             body += message["body"]
             if len(body) > self._max_body_bytes:
-                body.clear()
+                del body, message
                 await _discard(receive)
-                raise too_long
+                give_back()
+                raise self._too_long()
             if not message["more_body"]:
                 return bytes(body)
             message = await receive()
         raise RequestError(499, "the client hung up")
+
+    def _too_long(self) -> RequestError:
+        # Made where it is raised: kept in a variable it would keep the frame, and with it the last of the body, until a collection of all.
+        return RequestError(413, f"the body is longer than {self._max_body_bytes} bytes")
 
 
 class MethodNotAllowed(RequestError):

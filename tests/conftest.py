@@ -3,10 +3,6 @@
 import textwrap
 
 import pytest
-from hypothesis import settings
-
-settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing of the code on a busy one
-settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

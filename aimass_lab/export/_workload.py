@@ -129,7 +129,7 @@ def container(spec: ServingSpec) -> dict[str, Any]:
 def resources(spec: ServingSpec) -> dict[str, Any]:
     """Memory: limit equals request. Processor: no limit, as throttling would lengthen the tail."""
     memory = Said(f"{math.ceil(spec.memory_bytes.value / _MIB)}Mi", provenance(spec.memory_bytes))
-    requests: dict[str, Any] = {"cpu": Said(_cores(spec.cpu_cores.value), provenance(spec.cpu_cores)), "memory": memory}
+    requests: dict[str, Any] = {"cpu": Said(cores(spec.cpu_cores.value), provenance(spec.cpu_cores)), "memory": memory}
     limits: dict[str, Any] = {"memory": Said(memory.value, "as requested")}
     if spec.accelerators.value:
         count = Said(int(spec.accelerators.value), f"{spec.device}; {provenance(spec.accelerators)}")
@@ -137,7 +137,8 @@ def resources(spec: ServingSpec) -> dict[str, Any]:
     return {"requests": requests, "limits": limits}
 
 
-def _cores(value: float) -> str:
+def cores(value: float) -> str:
+    """As Kubernetes writes them: whole ones, or thousandths."""
     return str(int(value)) if value == int(value) else f"{math.ceil(value * 1000)}m"
 
 
@@ -148,11 +149,16 @@ def accelerator_resource(spec: ServingSpec) -> str:
     return "amd.com/gpu" if (device.title if device else attached).startswith("AMD ") else "nvidia.com/gpu"
 
 
+def startup_budget(spec: ServingSpec) -> Said:
+    """Seconds in which a replica must have started: twice the start-up time, 30 at least."""
+    comment = f"2 x start-up {format_seconds(spec.startup_time.value)}, at least 30 s; {provenance(spec.startup_time)}"
+    return Said(max(2 * spec.startup_time.value, 30), comment)
+
+
 def startup_failures(spec: ServingSpec) -> Said:
-    """Probes that may fail while a replica starts: twice the start-up time, 30 s at least."""
-    budget = max(2 * spec.startup_time.value, 30)
-    comment = f"{_PROBE_PERIOD_S} s apart: 2 x start-up {format_seconds(spec.startup_time.value)}, at least 30 s; {provenance(spec.startup_time)}"
-    return Said(math.ceil(budget / _PROBE_PERIOD_S), comment)
+    """Probes that may fail while a replica starts."""
+    budget = startup_budget(spec)
+    return Said(math.ceil(budget.value / _PROBE_PERIOD_S), f"{_PROBE_PERIOD_S} s apart: {budget.comment}")
 
 
 def _probe(path: str, failures: int | Said) -> dict[str, Any]:

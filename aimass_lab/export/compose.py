@@ -9,8 +9,7 @@ from typing import Any
 from ..errors import SpecError
 from ..manifests.server import GRPC_PORT, HTTP_PORT, TOKEN_VARIABLE, command, probe_command
 from ..records import ServingSpec, to_json
-from ..units import format_seconds
-from ._workload import accelerator_resource, grace
+from ._workload import accelerator_resource, grace, startup_budget
 from ._yaml import Said, dump
 from .base import EXPORTERS, Exporter, provenance
 from .json import SPEC_FILE
@@ -45,6 +44,7 @@ class Compose(Exporter):
 
     def _service(self, spec: ServingSpec) -> dict[str, Any]:
         program, arguments = command()
+        startup = startup_budget(spec)
         return {
             "image": spec.image,
             **({"build": "."} if self.build else {}),
@@ -56,10 +56,7 @@ class Compose(Exporter):
                 "interval": "10s",
                 "timeout": "3s",
                 "retries": 3,
-                "start_period": Said(
-                    f"{math.ceil(max(2 * spec.startup_time.value, 30))}s",
-                    f"2 x start-up {format_seconds(spec.startup_time.value)}, at least 30 s; {provenance(spec.startup_time)}",
-                ),
+                "start_period": Said(f"{math.ceil(startup.value)}s", startup.comment),
             },
             "stop_grace_period": Said(f"{grace(spec).value}s", grace(spec).comment),
             "restart": "unless-stopped",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..records import ServingSpec
-from ._workload import config_map, header, metadata, pod
+from ._workload import config_map, cores, header, metadata, pod
 from ._yaml import Said, dump
 from .base import EXPORTERS, Exporter, provenance
 
@@ -89,12 +89,8 @@ class Ray(Exporter):
         one = pod(spec)
         server = one["containers"][0]
         kept: dict[str, Any] = {key: server[key] for key in ("image", "resources")}
-        cores = Said(_milli(spec.cpu_cores.value + SPARE_CORES), f"the actor's and {SPARE_CORES:g} for Ray; {provenance(spec.cpu_cores)}")
-        kept["resources"]["requests"] = {**kept["resources"]["requests"], "cpu": cores}
+        asked = Said(cores(spec.cpu_cores.value + SPARE_CORES), f"the actor's and {SPARE_CORES:g} for Ray; {provenance(spec.cpu_cores)}")
+        kept["resources"]["requests"] = {**kept["resources"]["requests"], "cpu": asked}
         shared = ("automountServiceAccountToken", "enableServiceLinks", "tolerations", "terminationGracePeriodSeconds")
         found: dict[str, Any] = {key: one[key] for key in shared if key in one}
         return {**found, "containers": [{"name": name, **kept}]}
-
-
-def _milli(cores: float) -> str:
-    return f"{math.ceil(cores * 1000)}m"

@@ -77,8 +77,7 @@ def compile_package(model: nn.Module, call: Call, *, names: Sequence[str], devic
         BundleError: the package computes something else than the model, or the model's outputs are not finite.
     """
     signature = read_signature(Flat(model, call), flat_call(call), names=names)
-    example = call.with_batch(max(2, call.batch_size)) if signature.batched else call
-    file = package_bytes(model, example, signature, options)
+    file = package_bytes(model, signature.example(call), signature, options)
     module = PackageModule(file, Interface.of(model, call, signature), device)
     verify(module, model, call, signature)
     return module, signature

@@ -131,7 +131,6 @@ def export_module(
 
     signature = read_signature(Flat(model, call), flat_call(call), names=names)
     check_dtypes(signature)
-    example = call.with_batch(max(2, call.batch_size)) if signature.batched else call
-    module = OnnxModule(onnx_bytes(model, example, signature), Interface.of(model, call, signature), device, graph_optimization)
+    module = OnnxModule(onnx_bytes(model, signature.example(call), signature), Interface.of(model, call, signature), device, graph_optimization)
     verify(module, model, call, signature)
     return module, signature

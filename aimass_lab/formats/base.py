@@ -128,12 +128,11 @@ class Format(ABC):
         with preserved(model), torch.no_grad():
             signature = read_signature(model, call, names=names) if like is None else like.signature
             check_dtypes(signature)
-            example = call.with_batch(max(2, call.batch_size)) if signature.batched else call
             began = time.perf_counter()
             if like is not None and like.format == self.same_file_as:
                 shutil.copyfile(like.path, path)
             else:
-                self._write(model, example, signature, path)
+                self._write(model, signature.example(call), signature, path)
             write_s = time.perf_counter() - began
             runner = self.open(path, threads=threads)
             answers = partial(_answers, runner, signature.inputs)

@@ -32,6 +32,10 @@ class Signature:
     """Whether axis 0 of every input and output counts the items, -1 in the shapes."""
     unbatched_because: str | None = None
 
+    def example(self, call: Call) -> Call:
+        """What to export with: two items at least where the batch size stays open, for exporters take a size of 1 to be fixed."""
+        return call.with_batch(max(2, call.batch_size)) if self.batched else call
+
 
 def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None = None) -> Signature:
     """Run `model` at a few batch sizes and read its signature off inputs and outputs.

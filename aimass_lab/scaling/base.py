@@ -113,3 +113,27 @@ class Window:
     def highest(self) -> float:
         """Largest of the values."""
         return max(value for _, value in self._values)
+
+
+class Stabilization:
+    """What a HorizontalPodAutoscaler makes of recommendations: up at once, by four replicas or to twice as many a sync; down to the highest of a while.
+
+    Args:
+        window_s: The while.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self._recommended = Window(window_s)
+
+    def wanted(self, seen: Observation, recommended: int, *, syncs: int = 1) -> int:
+        """How many replicas there should be.
+
+        Args:
+            seen: What happened.
+            recommended: What the metric asks for.
+            syncs: So many times it acts until it is asked again.
+        """
+        self._recommended.add(seen.time_s, recommended)
+        if recommended < seen.wanted:
+            return min(seen.wanted, int(self._recommended.highest()))
+        return min(recommended, max(seen.wanted + 4 * syncs, seen.wanted * 2**syncs))

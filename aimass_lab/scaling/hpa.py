@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .base import SCALERS, Controller, Observation, Scaler, Window, require_positive
+from .base import SCALERS, Controller, Observation, Scaler, Stabilization, require_positive
 
 
 @SCALERS.register("hpa")
@@ -52,16 +52,12 @@ class Hpa(Scaler):
 class _Controller(Controller):
     def __init__(self, scaler: Hpa) -> None:
         self._scaler = scaler
-        self._recommended = Window(scaler.stabilization_s)
+        self._stabilization = Stabilization(scaler.stabilization_s)
 
     def wanted(self, seen: Observation) -> int:
         """By the rule of the class."""
         total = seen.utilization * seen.ready if self._scaler.by == "utilization" else seen.requests_per_s
-        recommended = self._recommend(seen, total)
-        self._recommended.add(seen.time_s, recommended)
-        if recommended < seen.wanted:
-            return min(seen.wanted, int(self._recommended.highest()))
-        return min(recommended, max(seen.wanted + 4, 2 * seen.wanted))
+        return self._stabilization.wanted(seen, self._recommend(seen, total))
 
     def _recommend(self, seen: Observation, total: float) -> int:
         if not seen.ready:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import SCALERS, Controller, Observation, Scaler, Window, require_positive
+from .base import SCALERS, Controller, Observation, Scaler, Stabilization, require_positive
 
 
 @SCALERS.register("keda")
@@ -52,7 +52,7 @@ class Keda(Scaler):
 class _Controller(Controller):
     def __init__(self, scaler: Keda) -> None:
         self._scaler = scaler
-        self._recommended = Window(scaler.stabilization_s)
+        self._stabilization = Stabilization(scaler.stabilization_s)
         self._active_s = 0.0
 
     def wanted(self, seen: Observation) -> int:
@@ -63,9 +63,5 @@ class _Controller(Controller):
             return 0
         ratio = seen.requests_per_s / max(seen.wanted, 1) / self._scaler.target
         recommended = max(seen.wanted, 1) if abs(ratio - 1) <= self._scaler.tolerance else max(1, math.ceil(seen.requests_per_s / self._scaler.target - 1e-9))
-        self._recommended.add(seen.time_s, recommended)
-        if recommended < seen.wanted:
-            return min(seen.wanted, int(self._recommended.highest()))
         # The HPA behind it acts every 15 s, so twice a look: four times, or eight more.
-        steps = max(1, int(self._scaler.polling_s // 15))
-        return min(recommended, max(seen.wanted + 4 * steps, seen.wanted * 2**steps))
+        return self._stabilization.wanted(seen, recommended, syncs=max(1, int(self._scaler.polling_s // 15)))

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from labserver import CHROMIUM, FLAGS
 
-from aimass_lab.serving.launch import Server, start
-from tests.serving.conftest import write_linear
+from aimass_lab.serving.launch import Server
+from tests.serving.conftest import guarded_server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine, and no right to install it")]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "tokens").write_text("secret alice\n")
-    with start(write_linear(folder / "bundle"), grpc_port=None, arguments=("--token-file", str(folder / "tokens"))) as server:
+    with guarded_server(tmp_path_factory.mktemp("page")) as server:
         yield server
-        assert server.exit_code is None, server.log
 
 
 @pytest.fixture(scope="module")

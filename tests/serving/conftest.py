@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -226,6 +227,22 @@ def wait_for(condition: Callable[[], bool], timeout: float = 20) -> None:
 @pytest.fixture(scope="session")
 def linear_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_linear(tmp_path_factory.mktemp("linear") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that asks for the token ``secret``."""
+    with guarded_server(tmp_path_factory.mktemp("guarded")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def guarded_server(folder: Path) -> Iterator[Server]:
+    """A server that asks for the token ``secret``, of a bundle in `folder`."""
+    (folder / "tokens").write_text("secret alice\n")
+    with start(write_linear(folder / "bundle"), grpc_port=None, arguments=("--token-file", str(folder / "tokens"))) as server:
+        yield server
+        assert server.exit_code is None, server.log
 
 
 @pytest.fixture(scope="session")

@@ -16,19 +16,9 @@ from schemathesis.specs.openapi import checks
 
 from aimass_lab.serving.launch import Server, start
 
-from .conftest import WEIGHT, call, infer, linear_onnx, tensor, write_bundle, write_linear
+from .conftest import WEIGHT, call, infer, linear_onnx, tensor, write_bundle
 
-TOKEN = {"Authorization": "Bearer user"}
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that asks for tokens."""
-    folder = tmp_path_factory.mktemp("guarded")
-    (folder / "tokens").write_text("user alice\n")
-    with start(write_linear(folder / "bundle"), grpc_port=None, arguments=("--token-file", str(folder / "tokens"))) as server:
-        yield server
-        assert server.exit_code is None, server.log
+TOKEN = {"Authorization": "Bearer secret"}
 
 
 @pytest.fixture(scope="module")

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from aimass_lab.serving.launch import Server
 
-import pytest
-
-from aimass_lab.serving.launch import Server, start
-
-from .conftest import call, infer, metric, write_linear
+from .conftest import call, infer, metric
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "tokens").write_text("secret alice\n")
-    with start(write_linear(folder / "bundle"), grpc_port=None, arguments=("--token-file", str(folder / "tokens"))) as server:
-        yield server
-
-
-def test_the_page_holds_nothing_and_a_program_gets_a_list(server: Server) -> None:
-    answer = call(server, "GET", "/", None, {"Accept": "text/html,*/*"})
+def test_the_page_holds_nothing_and_a_program_gets_a_list(guarded: Server) -> None:
+    answer = call(guarded, "GET", "/", None, {"Accept": "text/html,*/*"})
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert answer.body.startswith(b"<!doctype html>")
     policy = answer.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy
-    assert call(server, "GET", "/").status == 401
-    assert "infer" in call(server, "GET", "/", None, {"Authorization": "Bearer secret"}).body.decode()
+    assert call(guarded, "GET", "/").status == 401
+    assert "infer" in call(guarded, "GET", "/", None, {"Authorization": "Bearer secret"}).body.decode()
 
 
 def test_samples_and_promises(linear: Server) -> None:

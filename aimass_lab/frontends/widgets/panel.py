@@ -215,7 +215,7 @@ def points_of(results: list[Record]) -> list[dict[str, Any]]:
 
     points: list[dict[str, Any]] = []
     for record in results:
-        if isinstance(record, Prediction) and record.technique == "none" and len(record.points) == 1:
+        if isinstance(record, Prediction) and record.technique == ORIGINAL and len(record.points) == 1:
             point = record.points[0]
             if point.basis != "measured":
                 points.append({"kind": "predicted", "device": record.device, "batch": point.batch_size, **json.loads(_numbers(point))})

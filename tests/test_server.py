@@ -123,6 +123,7 @@ async def frames(url, send, *, count=2):
             found.append(frame)
         if len(found) == count:
             socket.close()
+    socket.close()  # the server's end of it is not ours
     return found
 
 

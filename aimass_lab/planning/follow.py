@@ -140,8 +140,12 @@ class Comparison:
         return self.run(tried.kind, tried.pool, self.held_out)
 
     def meets(self, tried: Tried) -> bool:
-        """Whether even the worst replication attains what is asked."""
-        return tried.attainment(self.asked.latency_s).low >= self.asked.attainment
+        """Whether even the worst replication attains what is asked, and the queue does not grow: a short simulation may end before that is felt."""
+        return self.stable(tried.pool.max_replicas) and tried.attainment(self.asked.latency_s).low >= self.asked.attainment
+
+    def stable(self, replicas: int) -> bool:
+        """Whether so many carry the mean rate; a recorded trace has an end, and is simulated to it."""
+        return isinstance(self.asked.arrivals, Trace) or self.asked.arrivals.rate < replicas * self.capacity
 
     def all(self, progress: Progress) -> list[Tried]:
         """Every way: the smallest fixed number that meets the target, then autoscalers and floors below it."""
@@ -308,6 +312,8 @@ class _Answer:
     def _reason(self, tried: Tried, chosen: bool, best: Tried) -> str:
         if chosen:
             return "the answer" if self.comparison.meets(tried) else "comes nearest"
+        if not self.comparison.stable(tried.pool.max_replicas):
+            return "its queue grows without bound"
         if not self.comparison.meets(tried):
             return "misses the target in its worst replication"
         return f"meets the target with {tried.replicas.value - best.replicas.value:.2f} replicas more on average"
@@ -329,7 +335,7 @@ def _binding(asked: Asked, comparison: Comparison, options: Sequence[ScaleOption
     option = options[best]
     limit = format_quantity(comparison.capacity * asked.max_replicas, "request/s")
     if not option.meets:
-        if asked.arrivals.rate >= comparison.capacity * asked.max_replicas:
+        if not comparison.stable(asked.max_replicas):
             return f"unstable from {limit} on with {asked.max_replicas} replicas, and {format_quantity(asked.arrivals.rate, 'request/s')} arrive"
         lowest = (option.attainment.interval or (option.attainment.value,))[0]
         return f"no way attains {asked.attainment:.2%} in every replication with up to {asked.max_replicas} replicas; the best has {lowest:.2%} in its worst"

@@ -149,16 +149,16 @@ def accelerator_resource(spec: ServingSpec) -> str:
     return "amd.com/gpu" if (device.title if device else attached).startswith("AMD ") else "nvidia.com/gpu"
 
 
-def startup_budget(spec: ServingSpec) -> Said:
-    """Seconds in which a replica must have started: twice the start-up time, 30 at least."""
-    comment = f"2 x start-up {format_seconds(spec.startup_time.value)}, at least 30 s; {provenance(spec.startup_time)}"
-    return Said(max(2 * spec.startup_time.value, 30), comment)
+def startup_budget(spec: ServingSpec) -> tuple[float, str]:
+    """Seconds in which a replica must have started, twice the start-up time and 30 at least; and why."""
+    why = f"2 x start-up {format_seconds(spec.startup_time.value)}, at least 30 s; {provenance(spec.startup_time)}"
+    return max(2 * spec.startup_time.value, 30), why
 
 
 def startup_failures(spec: ServingSpec) -> Said:
     """Probes that may fail while a replica starts."""
-    budget = startup_budget(spec)
-    return Said(math.ceil(budget.value / _PROBE_PERIOD_S), f"{_PROBE_PERIOD_S} s apart: {budget.comment}")
+    seconds, why = startup_budget(spec)
+    return Said(math.ceil(seconds / _PROBE_PERIOD_S), f"{_PROBE_PERIOD_S} s apart: {why}")
 
 
 def _probe(path: str, failures: int | Said) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Compose(Exporter):
 
     def _service(self, spec: ServingSpec) -> dict[str, Any]:
         program, arguments = command()
-        startup = startup_budget(spec)
+        seconds, why = startup_budget(spec)
         return {
             "image": spec.image,
             **({"build": "."} if self.build else {}),
@@ -56,7 +56,7 @@ class Compose(Exporter):
                 "interval": "10s",
                 "timeout": "3s",
                 "retries": 3,
-                "start_period": Said(f"{math.ceil(startup.value)}s", startup.comment),
+                "start_period": Said(f"{math.ceil(seconds)}s", why),
             },
             "stop_grace_period": Said(f"{grace(spec).value}s", grace(spec).comment),
             "restart": "unless-stopped",

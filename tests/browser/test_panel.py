@@ -168,21 +168,18 @@ def test_settings_are_described_and_kept(page):
     assert set(json.loads(values)) == {"interval", "windowMinutes", "historyLength", "statusBar"}
 
 
-def test_notebook_7_has_it_too(tmp_path):
+def test_notebook_7_has_it_too(page, tmp_path):
     """The other front-end, which has neither a status bar nor a launcher."""
-    from playwright.sync_api import sync_playwright
-
     write_notebook(tmp_path / "first.ipynb", [MODEL, "y = model(x)"])
-    with running_lab(tmp_path, module="notebook", panel=True) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.goto(f"{address}notebooks/first.ipynb?token={TOKEN}")
-        wait_idle(page)
-        command(page, "aimass-lab:open-panel")
-        says(page, "Processor")
-        command(page, "notebook:run-all-cells")
-        says(page, "Linear", timeout=60_000)
-        page.locator(".jp-cell-toolbar [data-command='aimass-lab:profile-cell']").last.click()
-        says(page, "Profile of a cell", ".jp-Cell:last-of-type .jp-OutputArea", timeout=60_000)
-        shoot(page, "notebook-7")
-        browser.close()
+    with running_lab(tmp_path, module="notebook", panel=True) as address:
+        other = page.context.browser.new_page(viewport={"width": 1400, "height": 1000})
+        other.goto(f"{address}notebooks/first.ipynb?token={TOKEN}")
+        wait_idle(other)
+        command(other, "aimass-lab:open-panel")
+        says(other, "Processor")
+        command(other, "notebook:run-all-cells")
+        says(other, "Linear", timeout=60_000)
+        other.locator(".jp-cell-toolbar [data-command='aimass-lab:profile-cell']").last.click()
+        says(other, "Profile of a cell", ".jp-Cell:last-of-type .jp-OutputArea", timeout=60_000)
+        shoot(other, "notebook-7")
+        other.close()

@@ -134,7 +134,7 @@ def output(message: Any) -> Any:
 
 
 def test_messages_are_answered_as_over_http_and_share_batches(broker: Broker, serve: Start) -> None:
-    server, sender = serve("plain"), Sender(broker, "plain")
+    server, sender = serve("plain", wait_policy="always", max_wait_s=0.05), Sender(broker, "plain")  # however slowly they are sent
     x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
     answers = sender.ask([asking(row.tolist()) for row in x])
     assert sorted(map(int, answers)) == list(range(200))

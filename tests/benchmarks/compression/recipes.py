@@ -33,8 +33,9 @@ COMPOSED_VIT = (
 )  # fmt: skip
 SLOWLY = "recover(epochs=3,learning_rate=5e-5)"
 """A large pretrained model wants small steps, and few of them suffice."""
-PLAIN_FIRST = tuple(sorted(EVERY, key=lambda text: "(" in text or "+" in text))
-"""For models whose cells take long: a form of each technique before the others, should the time be short."""
+VARIED = ("compile(freezing=true)", "fp8(activations=dynamic)", "low_rank(activation_aware=false)")
+ONCE = tuple(text for text in EVERY if " + " not in text and "sparsity=" not in text and text not in VARIED)
+"""For models whose cells take minutes: each technique, and each way of a runtime, once. Its other options are tried on the small models."""
 RECIPES: dict[str, tuple[str, ...]] = {
     "digits_cnn": (*EVERY, *RECOVERED, *COMPOSED_CNN),
     "digits_vit": (*EVERY, *RECOVERED, *COMPOSED_VIT),
@@ -42,8 +43,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
         *EVERY, f"low_rank + {SLOWLY}", f"layer_dropping(count=1) + {SLOWLY}", "low_rank(ratio=0.75) + onnxruntime(quantize=dynamic)",
         f"low_rank + {SLOWLY} + onnxruntime(quantize=dynamic)",
     ),
-    "bert_base": (*PLAIN_FIRST, "low_rank + onnxruntime(quantize=dynamic)"),
-    "resnet50": (*PLAIN_FIRST, "channel_pruning + onnxruntime(quantize=static)"),
+    "bert_base": (*ONCE, "low_rank + onnxruntime(quantize=dynamic)"),
+    "resnet50": (*ONCE, "channel_pruning + onnxruntime(quantize=static)"),
     "decoder_1b": (
         "none", "compile", "int8_weight_only", "int8_weight_only + compile", "int8_dynamic + compile", "int4_weight_only", "int4_weight_only + compile", "fp8",
         "fp8(activations=dynamic) + compile", "n_m_pruning(sparse_kernels=true)", "low_rank(ratio=0.5)", "layer_dropping(count=2)", "head_pruning",

@@ -10,6 +10,7 @@ import signal
 import ssl
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,14 @@ from .metrics import Metrics
 from .repository import Found, Repository
 from .request_log import RequestLog
 from .service import Service
+from .shadow import Shadows
+from .tracing import make_tracing
 
 logger = logging.getLogger(__name__)
 
 FORCED_EXIT = 1
+NUM_THREADS = 2
+"""For what takes longer than the loop should stand still; each keeps memory of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class ServeOptions:
     """Of each model, the newest ones."""
     canary: float | None = None
     """Share of requests for the newest of several versions."""
+    shadow: float | None = None
+    """Share of requests of which the newest of several versions gets a copy."""
     poll_s: float | None = None
     """Between two looks at the repository; None: only when asked to."""
     token_file: Path | None = None
@@ -80,6 +87,10 @@ def serve(folder: Path, options: ServeOptions) -> None:
         raise ServerError(f"the repository {options.repository} is no folder")
     if options.canary is not None and options.num_versions < 2:
         raise ServerError("a canary share needs several versions: give --versions 2")
+    if options.shadow is not None and options.num_versions < 2:
+        raise ServerError("a shadow needs several versions: give --versions 2")
+    if options.shadow is not None and options.canary is not None:
+        raise ServerError("the newest version is either a canary, which answers, or a shadow, which does not: give --canary or --shadow")
     tokens = read_tokens(options.token_file, os.environ.get("AIMASS_TOKEN"))
     tls = check_tls(options.tls_cert, options.tls_key)
     if not is_loopback(options.host):
@@ -130,7 +141,11 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
     if options.until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
     take_handles()
+    loop.set_default_executor(ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="aside"))
     service = Service(Metrics(), door, log, canary=options.canary)
+    service.tracing = make_tracing(config.name, os.environ)
+    if options.shadow is not None:
+        service.shadows = Shadows(service, options.shadow)
     repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=options.workers)
     try:
         listener = bind(options.host, options.port)
@@ -148,7 +163,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
     if options.grpc_port is not None:
         from .grpc_app import start_grpc  # here, because gRPC costs time and memory that not everybody wants to spend
 
-        grpc_server, grpc_port = await start_grpc(service, f"{host}:{options.grpc_port}", config.max_body_bytes, tls)
+        grpc_server, grpc_port = await start_grpc(service, repository, f"{host}:{options.grpc_port}", config.max_body_bytes, tls)
     http_task = loop.create_task(http.serve(sockets=[listener]))
     consumer = None
     try:
@@ -174,7 +189,11 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         if grpc_server is not None:
             await grpc_server.stop(0)
         await asyncio.gather(http_task, return_exceptions=True)
+        if service.shadows is not None:
+            service.shadows.close()
         await repository.stop()
+        if service.tracing is not None:
+            await service.tracing.close()
         log.close()
 
 

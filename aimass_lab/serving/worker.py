@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,18 @@ from .tensors import Buffer, decode, encode
 PR_SET_PDEATHSIG = 1
 
 
-def main(bundle: str, descriptor: int, parent: int) -> None:
+def main(bundle: str, descriptor: int, parent: int, background: bool) -> None:
     """Load the model of the bundle, say so, and serve until the other end of the socket closes.
 
     Args:
         bundle: The bundle's folder.
         descriptor: The inherited socket to the front end.
         parent: The front end's process id.
+        background: Compute only while nobody else wants the processor.
     """
     _die_with(parent)
+    if background:
+        _step_back()
     connection = socket.socket(fileno=descriptor)
     try:
         config = load_config(Path(bundle))
@@ -42,7 +46,9 @@ def main(bundle: str, descriptor: int, parent: int) -> None:
         return
     _send(connection, {"ready": True}, [])
     while (frame := _receive(connection)) is not None:
-        _send(connection, *answer(runner, config, *frame))
+        began = time.monotonic()
+        header, parts = answer(runner, config, *frame)
+        _send(connection, header | {"computed": [began, time.monotonic()]}, parts)
 
 
 def _die_with(parent: int) -> None:
@@ -53,6 +59,14 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
+
+
+def _step_back() -> None:
+    """Whoever else is ready to run goes first, at once; there is no way back without rights that nobody should have."""
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
 
 
 def answer(runner: Runner, config: ServingConfig, header: dict[str, Any], payload: memoryview) -> tuple[dict[str, Any], list[Buffer]]:

@@ -15,7 +15,7 @@ import orjson
 
 from .batcher import Hangup
 from .errors import RequestError
-from .memory import give_back
+from .heap import give_back
 from .openapi import describe
 from .page import page, promises, stored_sample
 from .protocol import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -22,6 +23,7 @@ from .access import Door, read_tokens
 from .app import App
 from .config import ServingConfig, check_manifest, load_config
 from .errors import ServerError
+from .heap import IDLE_S, give_back
 from .listener import HttpServer, bind, make_http_server, take_handles
 from .metrics import Metrics
 from .repository import Found, Repository
@@ -178,10 +180,12 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
             service.metrics.startup_s.set(time.time() - psutil.Process().create_time())
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
             _say(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}")
-            looking = loop.create_task(_look(repository, options.poll_s)) if options.poll_s is not None else None
+            aside = [loop.create_task(_tidy(service))]
+            if options.poll_s is not None:
+                aside.append(loop.create_task(_look(repository, options.poll_s)))
             await _first(repository.failed, stop)
-            if looking is not None:
-                looking.cancel()
+            for task in aside:
+                task.cancel()
             queue = [consumer.stop(config.request_timeout_s)] if consumer else []
             await asyncio.gather(_drain(service, config, http, http_task, grpc_server), *queue)
     finally:
@@ -208,6 +212,19 @@ def _say(line: str) -> None:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries again as it ends, and says so at length
         raise ServerError(f"cannot write to standard output: {error.strerror or error}") from None
+
+
+async def _tidy(service: Service) -> None:
+    """Give memory back whenever nobody has asked for a while and somebody had before; probes do not count."""
+    seen, tidied = -1, -1
+    while True:
+        await asyncio.sleep(IDLE_S)
+        asked = sum(model.num_asked for model in service.models.values())
+        if asked == seen != tidied:
+            gc.collect()  # closed connections are circles, which else wait until there are as many as the server has objects
+            give_back()
+            tidied = asked
+        seen = asked
 
 
 async def _look(repository: Repository, poll_s: float) -> None:

@@ -41,6 +41,8 @@ class Servable(ABC):
         """Of the bundle whose samples fit."""
         self.num_users = 0
         """Requests that were sent here and are not answered yet."""
+        self.num_asked = 0
+        """Requests that were sent here so far."""
         self.background = background
         """Whether it is a shadow: it answers those who name its version, and has the processor when nobody else wants it."""
 
@@ -74,6 +76,7 @@ class Servable(ABC):
     def in_use(self) -> Iterator[None]:
         """While a request is on its way through this version, it is not ended."""
         self.num_users += 1
+        self.num_asked += 1
         try:
             yield
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import select
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ import orjson
 from .config import ServingConfig, load_config
 from .errors import BundleError
 from .frames import LENGTHS, pack, padding
+from .heap import IDLE_S, give_back
 from .runners.base import Array, Runner, find_format
 from .tensors import Buffer, decode, encode
 
@@ -45,7 +47,7 @@ def main(bundle: str, descriptor: int, parent: int, background: bool) -> None:
         _send(connection, {"error": str(error)}, [])
         return
     _send(connection, {"ready": True}, [])
-    while (frame := _receive(connection)) is not None:
+    while (frame := _next(connection)) is not None:
         began = time.monotonic()
         header, parts = answer(runner, config, *frame)
         _send(connection, header | {"computed": [began, time.monotonic()]}, parts)
@@ -153,6 +155,15 @@ def _nan_error(config: ServingConfig, inputs: list[Array], outputs: list[Array])
         return None
     names = [spec.name for spec, array in zip(config.outputs, outputs, strict=True) if _has_nan(array)]
     return f"the model failed: output {names[0]!r} holds NaN" if names else None
+
+
+def _next(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None:
+    """As `_receive`; what the last batch took is given back when the next one is long in coming."""
+    waiting = select.poll()
+    waiting.register(connection, select.POLLIN)
+    if not waiting.poll(IDLE_S * 1e3):
+        give_back()
+    return _receive(connection)
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None:

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from aimass_lab.bundle import check_hashes, is_bundle, read_bundle, require_bund
 from aimass_lab.bundle.calibrate import Calibration, find_rate
 from aimass_lab.bundle.choices import choose, dns_name
 from aimass_lab.bundle.promises import Asked, make_promises, risk_notes
-from aimass_lab.bundle.requirements import extra_requirements, pinned_requirements
+from aimass_lab.bundle.requirements import EXTRAS, extra_requirements, pinned_requirements
 from aimass_lab.bundle.served import ServedBundles
 from aimass_lab.errors import BundleError, InputError, UnsupportedError
 from aimass_lab.formats import FORMATS
@@ -134,7 +135,8 @@ def test_the_manifest_has_the_hash_of_every_file(made: tuple[Any, ...]) -> None:
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"}
     assert manifest["files"] == {name: "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
     assert (manifest["schema"], manifest["name"], manifest["version"]) == (1, "digits-cnn", "1")
-    expected = {"serving.json", "vectors.npz", "promises.json", "spec.json", "run.py", "requirements.txt", "requirements-rabbitmq.txt", "Dockerfile"}
+    expected = {"serving.json", "vectors.npz", "promises.json", "spec.json", "run.py", "requirements.txt", "Dockerfile", "MODEL_CARD.md"}
+    expected |= {f"requirements-{extra}.txt" for extra in EXTRAS}
     expected |= {".dockerignore", "README.md", "runtimes.json", "model/digits-cnn/config.pbtxt", "client.py", "compose.yaml", "sbom.json", "LICENCES.md"}
     expected |= {"grafana.json"}
     assert expected | {"model/digits-cnn/1/model.onnx"} <= set(found)
@@ -195,6 +197,37 @@ def test_the_readme_says_how_to_call_it_and_names_every_promise(made: tuple[Any,
     assert (tensor["name"], tensor["shape"], tensor["datatype"], len(tensor["data"])) == ("image", [1, 1, 8, 8], "FP32", 64)
 
 
+def test_the_curl_lines_of_the_readme_work_as_they_stand(made: tuple[Any, ...], moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a shell, against servers that are started with the options of the README; only the port is another, for 8000 may be taken."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    text = (moved / "README.md").read_text()
+    blocks = [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.S)]
+    lines = {line: "--token-file" in " ".join(block) for block in blocks for line in block if line.startswith("curl ")}
+    assert (len(lines), sum(lines.values())) == (text.count("\ncurl "), 2)
+    (serve,) = (line for block in blocks for line in block if "--repository" in line)
+    guarded = tuple(shlex.split(serve.partition(" serve ")[2]))
+    (moved / "bundles").mkdir()
+    (moved / "tokens").write_text("TOKEN admin\n")
+    answers: dict[str, str] = {}
+    for options, with_token in (((), False), (guarded, True)):
+        with start(moved, grpc_port=None, arguments=options) as server:
+            (tmp_path / ".curlrc").write_text(f'connect-to = "127.0.0.1:8000:{server.url.removeprefix("http://")}"\nfail\n')
+            monkeypatch.setenv("CURL_HOME", str(tmp_path))
+            for line in (line for line, needs_token in lines.items() if needs_token == with_token):
+                done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
+                assert done.returncode == 0, (line, done.stderr, done.stdout)
+                answers[line.split("127.0.0.1:8000")[1].split()[0]] = done.stdout
+    with torch.no_grad():
+        expected = copy.deepcopy(made[1].model).eval()(torch.zeros(1, 1, 8, 8)).flatten().tolist()
+    assert json.loads(answers["/v2/models/digits-cnn/infer"])["outputs"][0]["data"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert json.loads(answers["/v2/models/digits-cnn"])["inputs"][0]["shape"] == [-1, 1, 8, 8]
+    assert json.loads(answers["/v2/health/ready"])["ready"] is True
+    assert "aimass_requests_total" in answers["/metrics"]
+    assert json.loads(answers["/v2/repository/models/digits-cnn/load"]) == {}
+    assert json.loads(answers["/v2/repository/index"]) == [{"name": "digits-cnn", "version": "1", "state": "READY"}]
+
+
 def test_the_dockerfile_runs_as_nobody_special(made: tuple[Any, ...]) -> None:
     text = (Path(made[0].folder) / "Dockerfile").read_text()
     assert f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim" in text
@@ -217,7 +250,7 @@ def test_the_composed_service_can_write_nowhere_and_keeps_its_token_outside(made
 def test_the_bill_of_materials_names_every_package_and_the_model(made: tuple[Any, ...]) -> None:
     folder = Path(made[0].folder)
     bill = json.loads((folder / "sbom.json").read_text())
-    requirements = (folder / "requirements.txt").read_text().split()
+    requirements = (folder / "requirements.txt").read_text().splitlines()[1:]
     packages = {f"{c['name']}=={c['version']}": c for c in bill["components"] if c["type"] == "library"}
     assert list(packages) == requirements
     assert all(c["purl"] == f"pkg:pypi/{c['name']}@{c['version']}" for c in packages.values())
@@ -262,7 +295,7 @@ def test_nothing_in_it_can_be_unpickled(made: tuple[Any, ...]) -> None:
 def test_the_copied_server_imports_nothing_of_the_package(made: tuple[Any, ...]) -> None:
     runtimes = tuple({package for member in FORMATS.values() for package in member.runs_on})  # each runner's own is imported when it loads a model
     pinned = {line.split("==")[0].replace("-", "_") for line in (*pinned_requirements(runtimes), *extra_requirements("rabbitmq"))}
-    import_names = pinned | {"grpc", "google", "aimass_serve"} | set(sys.stdlib_module_names)
+    import_names = pinned | {"grpc", "google", "grpc_reflection", "opentelemetry", "aimass_serve"} | set(sys.stdlib_module_names)
     for path in (Path(made[0].folder) / "aimass_serve").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -27,6 +27,7 @@ def dashboard(name: str, promises: Mapping[str, float]) -> dict[str, Any]:
         _panel("Items waiting", "none", [("sum by (instance) (aimass_queue_items)", "{{instance}}")]),
         _panel("Workers ready", "none", [("sum by (instance) (aimass_workers_ready)", "{{instance}}")]),
         _panel("Workers replaced", "none", [("sum(increase(aimass_worker_restarts_total[5m]))", "in 5 minutes")]),
+        _panel("Items that a shadow decides alike", "percentunit", [(_share("aimass_shadow_items_total", 'alike="true"'), "version {{version}}")]),
     ]
     for number, panel in enumerate(panels):
         per_row = 24 // WIDTH
@@ -36,6 +37,10 @@ def dashboard(name: str, promises: Mapping[str, float]) -> dict[str, Any]:
         "title": f"{name}: serving", "uid": None, "tags": ["aimass"], "schemaVersion": SCHEMA_VERSION, "refresh": "10s",
         "time": {"from": "now-30m", "to": "now"}, "templating": {"list": [source]}, "panels": panels,
     }  # fmt: skip
+
+
+def _share(metric: str, part: str) -> str:
+    return f"sum by (version) (rate({metric}{{{part}}}[5m])) / sum by (version) (rate({metric}[5m]))"
 
 
 def _quantiles(metric: str) -> list[tuple[str, str]]:

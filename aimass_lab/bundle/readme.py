@@ -46,6 +46,7 @@ def readme(
     notes: Sequence[Note],
     num_samples: int,
     trials: Sequence[RuntimeTrial],
+    hashes: bool,
 ) -> str:
     """README.md of the bundle."""
     member = FORMATS[serving["format"]]
@@ -68,6 +69,7 @@ def readme(
         format_text=f"{serving['format']}, run by {member.runtime}; {member.safety}",
         triton=_triton(serving),
         num_samples=num_samples,
+        hashes="with hashes, so that pip installs nothing else" if hashes else "without hashes, as nobody asked the package index for them (`--hashes`)",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from ..errors import MissingPackageError
@@ -12,7 +12,14 @@ RUNTIME = ("numpy", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "orj
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 """Where torch's builds for the processor alone lie, which PyPI does not have."""
 
-EXTRAS = {"rabbitmq": ("aio-pika",)}
+Hashes = Mapping[str, Sequence[str]]
+"""By requirement: ``sha256:<hex>`` of every file."""
+
+EXTRAS = {
+    "rabbitmq": ("aio-pika",),
+    "reflection": ("grpcio-reflection",),
+    "tracing": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
+}
 """What some ways of running it need besides, each in a file of its own: ``requirements-rabbitmq.txt``."""
 
 
@@ -56,7 +63,29 @@ def pinned_requirements(runs_on: tuple[str, ...] = ("onnxruntime",)) -> tuple[st
     return tuple(f"{name}=={version}" for name, version in sorted(versions.items()))
 
 
-def requirements_text(requirements: Sequence[str]) -> str:
-    """The content of ``requirements.txt``."""
-    index = [f"--extra-index-url {CPU_WHEELS}"] if any(line.endswith("+cpu") for line in requirements) else []
-    return "\n".join([*index, *requirements]) + "\n"
+def is_from_cpu_index(requirement: str) -> bool:
+    """Whether it is one of torch's builds for the processor alone."""
+    return requirement.endswith("+cpu")
+
+
+def is_pinned(requirement: str) -> bool:
+    """Whether it names a version."""
+    return "==" in requirement
+
+
+def requirements_text(requirements: Sequence[str], hashes: Hashes | None) -> str:
+    """The content of ``requirements.txt``.
+
+    Args:
+        requirements: ``name==version``.
+        hashes: Of the files that may be installed, with which pip accepts no others; None: nobody asked the index for them.
+    """
+    index = [f"--extra-index-url {CPU_WHEELS}"] if any(map(is_from_cpu_index, requirements)) else []
+    if not all(map(is_pinned, requirements)):
+        said = "# Without versions and hashes: these packages were not installed where the bundle was written."
+    elif hashes is None:
+        said = "# Without hashes, which only the package index has: a bundle that is written with --hashes has them."
+    else:
+        said = "# With the hash of every file that the package index has of these versions; pip refuses any other."
+        requirements = [" \\\n    ".join([line, *(f"--hash={digest}" for digest in hashes[line])]) for line in requirements]
+    return "\n".join([said, *index, *requirements]) + "\n"

@@ -18,12 +18,14 @@ from ..records import BatchPoint, Bundle, Note, Number, Plan, Promise, RuntimeTr
 from ..workload import Workload, weight_bytes
 from . import calibrate as calibration
 from . import readme
+from .card import model_card
 from .choices import Choices, choose
 from .dashboard import dashboard
 from .folder import RUNTIMES, SCHEMA, new_folder, read_bundle, write_json, write_manifest
+from .hashes import fetch_hashes
 from .materials import bill_of_materials, licence_list
 from .promises import Asked, make_promises, risk_notes
-from .requirements import EXTRAS, extra_requirements, pinned_requirements, requirements_text
+from .requirements import EXTRAS, extra_requirements, is_pinned, pinned_requirements, requirements_text
 from .runtimes import Shipped, export_fastest
 from .samples import measure_fidelity, reference_outputs, stored_call
 from .unplanned import unplanned_spec
@@ -74,6 +76,7 @@ def write_bundle(
     format: str | None = None,
     variant: nn.Module | None = None,
     calibrate: bool = True,
+    hashes: bool = False,
     force: bool = False,
     progress: Callable[[float, str], None] | None = None,
 ) -> Bundle:
@@ -98,6 +101,7 @@ def write_bundle(
         variant: What to serve in the model's place, the result of the spec's recipe; its
             fidelity is judged against the model.
         calibrate: Start the bundle once, for a few seconds, so that its promises are founded.
+        hashes: Ask the package index for the hashes of all that the bundle needs, so that pip installs nothing else.
         force: Replace a bundle that is already there.
         progress: Called with the share done and what is being done.
 
@@ -107,6 +111,7 @@ def write_bundle(
         UnsupportedError: the format cannot express the model.
         InputError: an argument that cannot be used.
         ModelError: the model raises.
+        MissingPackageError: an optional package that this needs.
     """
     say = progress or (lambda share, text: None)
     folder = Path(folder).expanduser().resolve()
@@ -123,11 +128,11 @@ def write_bundle(
         fidelity, num_samples = _write_vectors(temporary, workload, file, choices)
         say(0.6, "measuring it")
         points, missing = measure_format(file, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
-        requirements = _write_runtime(temporary, file)
+        requirements = _write_runtime(temporary, file, hashes=hashes)
         say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
         proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate and not choices.on_accelerator)
         proof = replace(proof, notes=tuple(dict.fromkeys((*choices.notes, *missing, *proof.notes))))
-        _write_texts(temporary, workload, choices, serving, spec, proof, points, num_samples, shipped.trials)
+        _write_texts(temporary, workload, choices, serving, spec, proof, points, num_samples, shipped.trials, hashes=hashes)
         _write_operations(temporary, choices, file, proof, requirements)
         write_manifest(temporary)
     say(1.0, f"written to {folder}")
@@ -147,7 +152,6 @@ def _export(folder: Path, workload: Workload, served: nn.Module, format: str | N
     place = folder / "model" / choices.name / choices.version
     place.mkdir(parents=True)
     shipped = export_fastest(place, workload, served, format=format, max_batch_size=choices.max_batch_size, threads=choices.threads, say=say)
-    write_json(folder / RUNTIMES, {"schema": SCHEMA, "runtimes": shipped.trials})
     if not shipped.file.batched:
         choices = replace(choices, max_batch_size=1, max_wait_s=0.0)
     return shipped, replace(choices, notes=choices.notes + shipped.file.notes + shipped.notes)
@@ -202,14 +206,16 @@ def _write_vectors(folder: Path, workload: Workload, file: FormatFile, choices: 
     return fidelity, call.batch_size if file.batched else 1
 
 
-def _write_runtime(folder: Path, file: FormatFile) -> tuple[str, ...]:
+def _write_runtime(folder: Path, file: FormatFile, *, hashes: bool) -> tuple[str, ...]:
     """Copy the server, and what is needed to run it; returns the packages."""
     requirements = pinned_requirements(FORMATS[file.format].runs_on)
+    files = {"requirements.txt": requirements} | {f"requirements-{extra}.txt": extra_requirements(extra) for extra in EXTRAS}
+    known = fetch_hashes(sorted({line for lines in files.values() for line in lines if is_pinned(line)})) if hashes else None
     shutil.copytree(SERVER, folder / "aimass_serve", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", CLIENT.name))
     shutil.copy(CLIENT, folder)
     (folder / "run.py").write_text(readme.fill("run.py"), encoding="utf-8")
-    for name, lines in (("requirements.txt", requirements), *((f"requirements-{extra}.txt", extra_requirements(extra)) for extra in EXTRAS)):
-        (folder / name).write_text(requirements_text(lines), encoding="utf-8")
+    for name, lines in files.items():
+        (folder / name).write_text(requirements_text(lines, known), encoding="utf-8")
     (folder / ".dockerignore").write_text(readme.fill("dockerignore"), encoding="utf-8")
     return requirements
 
@@ -266,15 +272,20 @@ def _write_texts(
     points: Sequence[BatchPoint],
     num_samples: int,
     trials: Sequence[RuntimeTrial],
+    *,
+    hashes: bool,
 ) -> None:
-    """Write promises, spec, README and Dockerfile."""
+    """Write promises, spec, what was measured, the model card, README and Dockerfile."""
+    write_json(folder / RUNTIMES, {"schema": SCHEMA, "runtimes": trials, "batches": points})
     load = calibration.scenario(proof.rate.value)
     write_json(folder / "promises.json", {"schema": SCHEMA, "scenario": load, "promises": proof.promises, "notes": proof.notes})
     spec = spec or unplanned_spec(choices, workload.info(), rate=proof.rate, capacity=_capacity(points), promises=proof.promises, run=proof.run)
     (folder / "spec.json").write_text(to_json(spec) + "\n", encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(model_card(folder), encoding="utf-8")
     text = readme.readme(
-        serving=serving, spec=spec, promises=proof.promises, scenario=load, points=points, notes=proof.notes, num_samples=num_samples, trials=trials
-    )
+        serving=serving, spec=spec, promises=proof.promises, scenario=load, points=points, notes=proof.notes, num_samples=num_samples, trials=trials,
+        hashes=hashes,
+    )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     startup = next(promise.limit for promise in proof.promises if promise.name == "startup")
     (folder / "Dockerfile").write_text(readme.dockerfile(name=choices.name, version=choices.version, startup=startup), encoding="utf-8")

@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--repository", type=Path, metavar="FOLDER", help="serve the bundles in its subfolders, too")
     serve.add_argument("--versions", type=_positive, default=1, help="how many of the newest versions of each model are served")
     serve.add_argument("--canary", type=_share, help="share of requests that the newest of several versions gets, where they name none")
+    serve.add_argument("--shadow", type=_share, help="share of requests of which the newest of several versions gets a copy; its answers are only compared")
     serve.add_argument("--poll", type=_positive_number, metavar="SECONDS", help="look at the repository so often; else only when asked to")
     serve.add_argument("--token-file", type=Path, help="tokens that callers must show, each on a line: TOKEN [NAME [REQUESTS_PER_S]] (or set AIMASS_TOKEN)")
     serve.add_argument("--rate-limit", type=_positive_number, help="requests per second of each token that has no rate of its own; more get 429")
@@ -133,6 +134,7 @@ def _serve(folder: Path, arguments: argparse.Namespace) -> int:
         repository=arguments.repository,
         num_versions=arguments.versions,
         canary=arguments.canary,
+        shadow=arguments.shadow,
         poll_s=arguments.poll,
         token_file=arguments.token_file,
         rate_limit=arguments.rate_limit,

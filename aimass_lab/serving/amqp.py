@@ -274,8 +274,9 @@ class QueueConsumer:
         while True:
             try:
                 model = self._service.find(self._config.name, None)
-                with model.in_use():
+                with model.in_use(), self._service.trace("amqp", model, lambda name: _header(message, name)) as trace:
                     request = parse_infer(model.config, message.body, None if length is None else str(length))
+                    request.trace = trace
                     outputs = await self._service.infer(model, request)
                 return encode_infer(model.config, request, outputs)
             except RequestError as error:
@@ -295,6 +296,11 @@ def _copy(message: Any, body: bytes, **properties: Any) -> Any:
 
     names = {"correlation_id": message.correlation_id or message.message_id, "message_id": message.message_id}
     return aio_pika.Message(body, delivery_mode=message.delivery_mode, **names, **properties)
+
+
+def _header(message: Any, name: str) -> str | None:
+    value = message.headers.get(name)
+    return value.decode("latin-1") if isinstance(value, bytes) else value if isinstance(value, str) else None
 
 
 def _digest(message: Any) -> bytes | None:

@@ -15,7 +15,7 @@ import orjson
 
 from .batcher import Hangup
 from .errors import RequestError
-from .memory import give_back
+from .heap import give_back
 from .openapi import describe
 from .page import page, promises, stored_sample
 from .protocol import (
@@ -24,6 +24,8 @@ from .protocol import (
     encode_predict,
     error_body,
     model_metadata,
+    parse_change,
+    parse_index,
     parse_infer,
     parse_predict,
     server_metadata,
@@ -60,6 +62,8 @@ class App:
         self._service = service
         self._repository = repository
         self._max_body_bytes = max_body_bytes
+        self._reading = asyncio.Semaphore(1)
+        """Of stored samples, all of which are read for one of them."""
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -104,7 +108,7 @@ class App:
         if method != allowed and not (method == "HEAD" and allowed == "GET"):
             raise MethodNotAllowed(method, allowed)
         if allowed == "GET":
-            return handler(model, scope)
+            return await handler(model, scope)
         return await handler(model, scope, headers, receive)
 
     def _route(self, segments: list[str]) -> tuple[Any, Servable | None, str]:
@@ -152,7 +156,7 @@ class App:
 
     # --- answers without a body ----------------------------------------------------------
 
-    def _home(self, _: None, __: Any) -> Answer:
+    async def _home(self, _: None, __: Any) -> Answer:
         lines = ["aimass_serve: Open Inference Protocol v2", ""]
         for model in self._service.models.values():
             config = model.config
@@ -163,46 +167,47 @@ class App:
             lines += [f"{method.upper():4} {path}   {operation['summary']}" for method, operation in item.items()]
         return 200, TEXT, "\n".join([*lines, ""]).encode()
 
-    def _describe(self, _: None, __: Any) -> Answer:
+    async def _describe(self, _: None, __: Any) -> Answer:
         return 200, JSON, orjson.dumps(describe(self._service))
 
-    def _metrics(self, _: None, __: Any) -> Answer:
-        return 200, METRICS, self._service.metrics.text()
+    async def _metrics(self, _: None, __: Any) -> Answer:
+        return 200, METRICS, await asyncio.to_thread(self._service.metrics.text)  # which looks at every process of the server
 
-    def _live(self, _: None, __: Any) -> Answer:
+    async def _live(self, _: None, __: Any) -> Answer:
         return 200, JSON, orjson.dumps({"live": True})
 
-    def _ready(self, _: None, __: Any) -> Answer:
+    async def _ready(self, _: None, __: Any) -> Answer:
         ready = self._service.ready
         return 200 if ready else 503, JSON, orjson.dumps({"live": True, "ready": ready})
 
-    def _server_metadata(self, _: None, __: Any) -> Answer:
+    async def _server_metadata(self, _: None, __: Any) -> Answer:
         return 200, JSON, orjson.dumps(server_metadata())
 
-    def _sample(self, model: Servable, scope: dict[str, Any]) -> Answer:
-        return 200, JSON, stored_sample(model, scope["query_string"])
+    async def _sample(self, model: Servable, scope: dict[str, Any]) -> Answer:
+        async with self._reading:
+            return 200, JSON, await asyncio.to_thread(stored_sample, model, scope["query_string"])
 
-    def _promises(self, model: Servable, _: Any) -> Answer:
+    async def _promises(self, model: Servable, _: Any) -> Answer:
         return 200, JSON, promises(model)
 
-    def _model_metadata(self, model: Servable, _: Any) -> Answer:
+    async def _model_metadata(self, model: Servable, _: Any) -> Answer:
         return 200, JSON, orjson.dumps(model_metadata(model.config, model.platform))
 
-    def _model_ready(self, model: Servable, _: Any) -> Answer:
+    async def _model_ready(self, model: Servable, _: Any) -> Answer:
         ready = self._service.started and model.ready and not self._service.draining
         return 200 if ready else 503, JSON, orjson.dumps({"name": model.config.name, "ready": ready})
 
     async def _index(self, _: None, __: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
-        """What is served, and whether it can be used; the body may be empty, as Triton and its clients have it."""
-        await self._read_body(headers, receive)
-        return 200, JSON, orjson.dumps(self._repository.index())
+        """What is served, and whether it can be used."""
+        ready = parse_index(await self._read_body(headers, receive))
+        return 200, JSON, orjson.dumps(self._repository.index(ready=ready))
 
     async def _change(
         self, change: Callable[[str], Awaitable[None]], name: str, _: None, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive
     ) -> Answer:
         """Load or unload a model, for those who may."""
         self._service.door.demand_admin(scope["aimass.caller"])
-        await self._read_body(headers, receive)
+        parse_change(await self._read_body(headers, receive))
         await change(name)
         return 200, JSON, b"{}"
 
@@ -243,9 +248,10 @@ class App:
         code, began = 500, time.monotonic()
         try:
             self._service.door.spend(scope["aimass.caller"])
-            with model.in_use():
+            with model.in_use(), self._service.trace(protocol, model, lambda name: headers.get(name.encode(), b"").decode("latin-1")) as trace:
                 request = parse(await self._read_body(headers, receive))
                 scope["aimass.items"] = request.items
+                request.trace = trace
                 hangup = scope["aimass.hangup"] = Hangup()
                 outputs = await self._service.infer(model, request, hangup)
             answer = _encode(protocol, model, request, outputs)

@@ -26,7 +26,7 @@ QUARANTINE_SIZE = 128
 class Pending:
     """A request that waits for its outputs."""
 
-    __slots__ = ("deaths", "future", "key", "number", "queued_at", "request", "timer")
+    __slots__ = ("deaths", "future", "key", "launched", "number", "queued_at", "request", "timer")
 
     def __init__(self, request: InferRequest, number: int, future: asyncio.Future[list[Tensor]], queued_at: float) -> None:
         self.request = request
@@ -36,6 +36,7 @@ class Pending:
         self.future = future
         self.queued_at = queued_at
         self.deaths = 0
+        self.launched = False
         self.timer: asyncio.TimerHandle | None = None
 
     def fail(self, error: RequestError) -> None:
@@ -61,7 +62,6 @@ class Batcher:
         """By priority and shapes, oldest first."""
         self._retries: deque[Pending] = deque()
         self._items = 0
-        metrics.queue_items.set_function(lambda: self._items)  # read when somebody asks, not set with every request
         self._bytes = 0
         self._numbers = itertools.count()
         self._idle: list[Worker] = []
@@ -70,6 +70,11 @@ class Batcher:
         self._last_requests = self._last_items = 0
         self._items_per_s = 0.0
         self._quarantine: dict[bytes, float] = {}
+
+    @property
+    def num_waiting(self) -> int:
+        """Items in the queue."""
+        return self._items
 
     async def infer(self, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
         """Queue a request and wait for its outputs, in the model's order.
@@ -87,6 +92,8 @@ class Batcher:
         try:
             return await pending.future
         finally:
+            if request.trace is not None and not pending.launched:
+                request.trace.queue(self.config, pending.queued_at, time.monotonic())
             self._drop(pending, RequestError(CLIENT_GONE, "cancelled"))
             if pending.timer is not None:
                 pending.timer.cancel()
@@ -205,6 +212,7 @@ class Batcher:
         started = time.monotonic()
         for pending in batch:
             self.metrics.queue_s.observe(started - pending.queued_at)
+            pending.launched = True
         self.metrics.batch_items.observe(sum(pending.request.items for pending in batch))
         self.num_running += 1
         watchdog = loop.call_later(self.config.request_timeout_s, lambda: worker.kill(hung=True))
@@ -214,6 +222,7 @@ class Batcher:
     def _finish(self, worker: Worker, batch: list[Pending], started: float, watchdog: asyncio.TimerHandle, reply: asyncio.Future[Reply]) -> None:
         watchdog.cancel()
         self.num_running -= 1
+        self._record(batch, started, None if reply.exception() is not None else reply.result()[0]["computed"])
         if reply.exception() is not None:
             self._after_death(worker, batch)
         else:
@@ -224,6 +233,16 @@ class Batcher:
             self._answer(batch, *reply.result())
             self._idle.append(worker)
         self._pump()
+
+    def _record(self, batch: list[Pending], started: float, computed: list[float] | None) -> None:
+        """Tell those requests that are recorded what became of them; None: the worker died."""
+        now, items = time.monotonic(), sum(pending.request.items for pending in batch)
+        for pending in batch:
+            if (trace := pending.request.trace) is None:
+                continue
+            if not pending.deaths:
+                trace.queue(self.config, pending.queued_at, started)
+            trace.batch(self.config, started, now, items=items, requests=len(batch), computed=None if computed is None else (computed[0], computed[1]))
 
     def _learn_pace(self, items: int, elapsed: float) -> None:
         pace = items / max(elapsed, 1e-6) * self.config.workers

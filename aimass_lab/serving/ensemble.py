@@ -124,13 +124,16 @@ class Ensemble(Servable):
             raise BundleError(f"ensemble {config.name!r}: only FP16, FP32 and FP64 can be averaged; use vote")
         super().__init__(_serving_config(config, [model.config for model in members]), first.folder)
         self._metrics = ModelMetrics(service.metrics, config.name, config.version)
-        self._metrics.workers_ready.set_function(self._num_ready)
         self._steps = service.metrics.ensemble_steps
 
     @property
     def ready(self) -> bool:
         """Whether enough members are."""
         return self._num_ready() >= self._ensemble.min_members
+
+    def show(self) -> None:
+        """Let metrics tell of these members."""
+        self._metrics.workers_ready.set_function(self._num_ready)
 
     def _num_ready(self) -> int:
         found = [self._find(name, version) for name, version in ((member.model, member.version) for member in self._ensemble.members)]

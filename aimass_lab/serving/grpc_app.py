@@ -1,10 +1,11 @@
-"""gRPC: the Open Inference Protocol v2 and gRPC's own health service, on the same models as REST."""
+"""gRPC: the Open Inference Protocol v2 with its repository, gRPC's own health service and reflection, on the same models as REST."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from google.protobuf.message import DecodeError
 
 from .config import ServingConfig
 from .errors import CLIENT_GONE, RequestError, ServerError, bad
-from .grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, ModelInferResponse, message
+from .grpc_messages import INFERENCE_SERVICE, METHODS, POOL, ModelInferResponse, message
 from .listener import grpc_connections
-from .protocol import UNSUPPORTED, check_outputs, model_metadata, server_metadata
+from .protocol import UNSUPPORTED, check_change, check_outputs, model_metadata, server_metadata
+from .repository import Repository
 from .request_log import request_id
 from .service import Service
 from .tensors import (
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
@@ -62,54 +65,74 @@ Method = Callable[[Any, Any], Awaitable[Any]]
 
 
 class GrpcApp:
-    """The methods of both services."""
+    """The methods of all services."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, repository: Repository) -> None:
         self._service = service
+        self._repository = repository
 
     def handlers(self) -> list[Any]:
         """Handlers for `grpc.aio.server`."""
-        inference = {
-            name: (getattr(self, name), message(f"inference.{name}Request"), message(f"inference.{name}Response"))
-            for name in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
-        }
-        health = {"Check": (self.Check, message("grpc.health.v1.HealthCheckRequest"), message("grpc.health.v1.HealthCheckResponse"))}
-        return [self._handlers(INFERENCE_SERVICE, inference), self._handlers(HEALTH_SERVICE, health)]
+        return [*(self._handlers(service) for service in METHODS), *self._reflection()]
 
-    def _handlers(self, service: str, methods: Mapping[str, tuple[Method, Any, Any]]) -> Any:
-        made = {
-            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method, request, response), None, lambda answer: answer.SerializeToString())
-            for name, (method, request, response) in methods.items()
-        }
+    def _handlers(self, service: str) -> Any:
+        package, made = service.rpartition(".")[0], {}
+        for name, (request, response) in METHODS[service].items():
+            method = self._guarded(name, getattr(self, name), message(f"{package}.{request}"), message(f"{package}.{response}"))
+            made[name] = grpc.unary_unary_rpc_method_handler(method, None, lambda answer: answer.SerializeToString())
         return grpc.method_handlers_generic_handler(service, made)
 
+    @contextlib.asynccontextmanager
+    async def _guard(self, name: str, context: Any) -> AsyncIterator[None]:
+        """Check the token, translate errors, and write down what became of a call."""
+        began, status, error_text = time.monotonic(), 500, None
+        metadata = dict(context.invocation_metadata() or ())
+        trailing = {"x-request-id": request_id(metadata.get("x-request-id"))}
+        context.set_trailing_metadata(tuple(trailing.items()))
+        try:
+            if name not in OPEN:
+                _caller.set(self._service.door.admit(metadata.get("authorization")))
+            yield
+            status = 200
+        except RequestError as error:
+            status, error_text = error.status, error.text
+            if error.retry_after_s is not None:
+                context.set_trailing_metadata((*trailing.items(), ("retry-after", f"{error.retry_after_s:.0f}")))
+            await context.abort(CODES.get(error.status, grpc.StatusCode.UNKNOWN), error.text)
+        finally:
+            if self._service.log:
+                self._service.log.write(
+                    id=trailing["x-request-id"], protocol="grpc", client=context.peer(), caller=_caller.get(None), method=name, status=status,
+                    seconds=round(time.monotonic() - began, 6), error=error_text,
+                )  # fmt: skip
+
     def _guarded(self, name: str, method: Method, request: Any, response: Any) -> Method:
-        """Check the token, read the message, translate errors, make the answer from keyword arguments."""
+        """Read the message, and make the answer from keyword arguments."""
 
         async def call(data: bytes, context: Any) -> Any:
-            began, status, error_text = time.monotonic(), 500, None
-            metadata = dict(context.invocation_metadata() or ())
-            trailing = {"x-request-id": request_id(metadata.get("x-request-id"))}
-            context.set_trailing_metadata(tuple(trailing.items()))
-            try:
-                if name not in OPEN:
-                    _caller.set(self._service.door.admit(metadata.get("authorization")))
+            async with self._guard(name, context):
                 answer = await method(_read(request, data), context)
-                status = 200
                 return answer if isinstance(answer, response) else response(**answer)
-            except RequestError as error:
-                status, error_text = error.status, error.text
-                if error.retry_after_s is not None:
-                    context.set_trailing_metadata((*trailing.items(), ("retry-after", f"{error.retry_after_s:.0f}")))
-                await context.abort(CODES.get(error.status, grpc.StatusCode.UNKNOWN), error.text)
-            finally:
-                if self._service.log:
-                    self._service.log.write(
-                        id=trailing["x-request-id"], protocol="grpc", client=context.peer(), caller=_caller.get(None), method=name, status=status,
-                        seconds=round(time.monotonic() - began, 6), error=error_text,
-                    )  # fmt: skip
 
         return call
+
+    def _reflection(self) -> list[Any]:
+        """Handlers that tell clients such as grpcurl which methods and messages there are, where grpcio-reflection is installed; else none."""
+        try:
+            from grpc_reflection.v1alpha import reflection, reflection_pb2  # here, because it is an extra
+        except ImportError:
+            return []
+        POOL.AddSerializedFile(reflection_pb2.DESCRIPTOR.serialized_pb)
+        servicer = reflection.aio.ReflectionServicer((*METHODS, reflection.SERVICE_NAME), pool=POOL)
+
+        async def tell(asked: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+            async with self._guard("ServerReflectionInfo", context):
+                async for answer in servicer.ServerReflectionInfo((_read(reflection_pb2.ServerReflectionRequest, data) async for data in asked), context):
+                    yield answer
+
+        handler = {"ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(tell, None, lambda answer: answer.SerializeToString())}
+        names = (reflection.SERVICE_NAME, reflection.SERVICE_NAME.replace("v1alpha", "v1"))  # the same on the wire; newer clients ask for v1 first
+        return [grpc.method_handlers_generic_handler(name, handler) for name in names]
 
     async def ServerLive(self, _: Any, __: Any) -> Any:
         """Always true: whoever answers is alive."""
@@ -133,6 +156,35 @@ class GrpcApp:
         model = self._service.find(request.name, request.version)
         return model_metadata(model.config, model.platform)
 
+    async def RepositoryIndex(self, request: Any, _: Any) -> Any:
+        """What is served, and whether it can be used."""
+        _refuse_repository(request.repository_name)
+        return {"models": self._repository.index(ready=request.ready)}
+
+    async def RepositoryModelLoad(self, request: Any, _: Any) -> Any:
+        """Serve the newest versions of a model, for those who may say so."""
+        name = self._demand_change(request)
+        await self._repository.load(name)
+        return {"model_name": name, "isLoaded": True}
+
+    async def RepositoryModelUnload(self, request: Any, _: Any) -> Any:
+        """Stop serving a model, for those who may say so."""
+        name = self._demand_change(request)
+        await self._repository.unload(name)
+        return {"model_name": name, "isUnloaded": True}
+
+    def _demand_change(self, request: Any) -> str:
+        """The model that is to be loaded or unloaded; a client of KServe's names it where one of Triton's names the repository.
+
+        Raises:
+            RequestError: 403; 400, the request asks for more than that.
+        """
+        self._service.door.demand_admin(_caller.get())
+        if request.model_name:
+            _refuse_repository(request.repository_name)
+        check_change({name: getattr(value, value.WhichOneof("parameter_choice") or "string_param") for name, value in request.parameters.items()})
+        return str(request.model_name or request.repository_name)
+
     async def Check(self, request: Any, _: Any) -> Any:
         """Tell whether to send requests here, for the whole server and for the inference service."""
         if request.service not in ("", INFERENCE_SERVICE):
@@ -145,11 +197,12 @@ class GrpcApp:
         try:
             self._service.door.spend(_caller.get())
             model = self._service.find(request.model_name, request.model_version)
-            checked = parse_request(model.config, request)
-            remaining = context.time_remaining()
-            if remaining is not None and remaining < (checked.timeout_s or remaining + 1):
-                checked.timeout_s = max(remaining, 1e-3)
-            with model.in_use():
+            with model.in_use(), self._service.trace("grpc", model, dict(context.invocation_metadata() or ()).get) as trace:
+                checked = parse_request(model.config, request)
+                remaining = context.time_remaining()
+                if remaining is not None and remaining < (checked.timeout_s or remaining + 1):
+                    checked.timeout_s = max(remaining, 1e-3)
+                checked.trace = trace
                 outputs = await self._service.infer(model, checked)
             answer = make_response(model.config, checked, outputs, raw=bool(request.raw_input_contents))
             code = 200
@@ -235,7 +288,12 @@ def make_response(config: ServingConfig, request: InferRequest, outputs: list[Te
     return response
 
 
-async def start_grpc(service: Service, address: str, max_body_bytes: int, tls: tuple[Path, Path] | None = None) -> tuple[Any, int]:
+def _refuse_repository(name: str) -> None:
+    if name:
+        raise bad(f"repository_name is {name[:80]!r}; there is one repository here, and it has no name")
+
+
+async def start_grpc(service: Service, repository: Repository, address: str, max_body_bytes: int, tls: tuple[Path, Path] | None = None) -> tuple[Any, int]:
     """Start listening; with `tls`, a certificate and its key, encrypted.
 
     Returns:
@@ -247,7 +305,7 @@ async def start_grpc(service: Service, address: str, max_body_bytes: int, tls: t
     options = [("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
     options += [("grpc.max_allowed_incoming_connections", grpc_connections())]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers(GrpcApp(service).handlers())
+    server.add_generic_rpc_handlers(GrpcApp(service, repository).handlers())
     try:
         if tls is None:
             port = server.add_insecure_port(address)

@@ -78,6 +78,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever computes for this client."""
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn lets this timer run, which then holds all of a closed connection for as long as an open one may rest
         self._stop_clock()
         self.waiting.pop(self, None)
         for scope in [self.scope, *(cycle.scope for cycle, _ in self.pipeline)]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import psutil
@@ -33,10 +32,3 @@ def _bytes(process: psutil.Process) -> int:
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     except (OSError, psutil.Error):
         return 0  # it ended while we looked
-
-
-def give_back() -> None:
-    """Return free memory to the system, where the C library has a way to: it would keep what a large body took for the next one."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

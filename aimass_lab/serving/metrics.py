@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter as CollectionCounter
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from .memory import KIND, tree_bytes
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+ERRORS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -31,6 +33,17 @@ class Metrics:
         self.queue_items = Gauge("aimass_queue_items", "Items waiting for a worker", labels, registry=self.registry)
         self.workers_ready = Gauge("aimass_workers_ready", "Workers that take batches", labels, registry=self.registry)
         self.restarts = Counter("aimass_worker_restarts", "Workers that had to be replaced", labels, registry=self.registry)
+        self.shadow_requests = Counter(
+            "aimass_shadow_requests", "Copies of requests for a shadow: compared, failed, dropped, or unfit for it", [*labels, "result"], registry=self.registry
+        )
+        self.shadow_items = Counter("aimass_shadow_items", "Items that were compared, by whether both decide alike", [*labels, "alike"], registry=self.registry)
+        self.shadow_error = Histogram("aimass_shadow_relative_error", "Of a shadow's outputs to those given", labels, buckets=ERRORS, registry=self.registry)
+        self.shadow_s = Histogram(
+            "aimass_shadow_seconds", "Time of the requests that were compared: of the answer given, and of the shadow's",
+            [*labels, "answer"], buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.holders: CollectionCounter[tuple[str, str]] = CollectionCounter()
+        """How many tell of a version: two, while one takes the other's place."""
         of_steps = [*labels, "step", "result"]
         self.ensemble_steps = Counter("aimass_ensemble_steps", "Answers of an ensemble's members", of_steps, registry=self.registry)
 
@@ -59,6 +72,8 @@ class ModelMetrics:
 
     def __init__(self, metrics: Metrics, name: str, version: str) -> None:
         self._labels = (name, version)
+        self._metrics = metrics
+        metrics.holders[self._labels] += 1
         self._of_models: list[Any] = [
             metrics.queue_s, metrics.compute_s, metrics.batch_items, metrics.queue_items, metrics.workers_ready, metrics.restarts,
         ]  # fmt: skip
@@ -67,6 +82,13 @@ class ModelMetrics:
         )
 
     def remove(self) -> None:
-        """Tell of the version no more."""
+        """Tell of the version no more, unless another took its place."""
+        metrics = self._metrics
+        metrics.holders[self._labels] -= 1
+        if metrics.holders[self._labels]:
+            return
+        del metrics.holders[self._labels]
         for metric in self._of_models:
             metric.remove(*self._labels)
+        for metric in (metrics.shadow_requests, metrics.shadow_items, metrics.shadow_error, metrics.shadow_s):
+            metric.remove_by_labels({"model": self._labels[0], "version": self._labels[1]})

@@ -58,12 +58,12 @@ INFERENCE = (400, 404, *WITH_BODY, 429, 500, 503, 504)
 def describe(service: Service) -> Json:
     """The document, for the models that are served now."""
     models = sorted(service.models.values(), key=lambda model: (model.config.name, version_order(model.config.version)))
-    newest = {model.config.name: model for model in models}
+    newest = {model.config.name: model for model in models if not model.background}
     schemas: Json = {"Error": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}}
     paths = _common_paths()
     for model in models:
         schemas |= _model_schemas(model.config)
-        if newest[model.config.name] is model:
+        if newest.get(model.config.name) is model:
             paths |= _model_paths(model, "")
         paths |= _model_paths(model, f"/versions/{quote(model.config.version, safe='')}")
     if len(newest) == 1 and not _has_fp16(config := next(iter(newest.values())).config):
@@ -94,10 +94,12 @@ def _common_paths() -> dict[str, Json]:
     ready = _object(live={"const": True}, ready={"type": "boolean"})
     entry = _object(name={"type": "string"}, version={"type": "string"}, state={"enum": ["READY", "UNAVAILABLE"]})
     entry["properties"]["reason"] = {"type": "string", "description": "Why it is not served"}
+    only_ready = {"type": "object", "properties": {"ready": {"type": "boolean", "description": "Only what can be used"}}}
+    as_it_is = {"type": "object", "properties": {"parameters": {"type": "object", "additionalProperties": {"const": False}}}}
     named = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
     changes = {
         f"/v2/repository/models/{{name}}/{verb}": {
-            "post": _operation(verb, what, 400, 403, 404, *WITH_BODY, 500, answer={"type": "object"}) | {"parameters": named}
+            "post": _operation(verb, what, 400, 403, 404, *WITH_BODY, 500, answer={"type": "object"}) | {"parameters": named} | _optional(as_it_is)
         }
         for verb, what in (
             ("load", "Serve the newest versions of a model that are in the repository; for the token named admin"),
@@ -112,7 +114,7 @@ def _common_paths() -> dict[str, Json]:
         "/v2": {"get": _operation("server_metadata", "Name, version and extensions of the server", answer=server)},
         "/v2/health/live": {"get": _open(_operation("live", "Whether the process answers", answer=_object(live={"const": True})))},
         "/v2/health/ready": {"get": _open(_may_be_unready(_operation("ready", "Whether to send requests here", answer=ready), ready))},
-        "/v2/repository/index": {"post": _operation("index", "All there is, served or not", *WITH_BODY, answer=_list(entry))},
+        "/v2/repository/index": {"post": _operation("index", "All there is, served or not", 400, *WITH_BODY, answer=_list(entry)) | _optional(only_ready)},
     }
 
 
@@ -221,6 +223,11 @@ def _body(schema: Json, *, binary: bool = False) -> Json:
     if binary:
         content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
     return {"required": True, "content": content}
+
+
+def _optional(schema: Json) -> Json:
+    """A body that may be left out."""
+    return {"requestBody": _body(schema) | {"required": False}}
 
 
 # --- schemas -----------------------------------------------------------------------------

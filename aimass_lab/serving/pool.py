@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
-    "import importlib; importlib.import_module(sys.argv[2] + '.worker').main(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))"
+    "import importlib; importlib.import_module(sys.argv[2] + '.worker').main(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), bool(int(sys.argv[6])))"
 )
 """A worker sees the packages that its parent sees, whatever the working directory holds."""
 MAX_FAILED_STARTS = 5
@@ -105,6 +105,7 @@ class WorkerPool:
         warm_up: Batches that a new worker must answer before it counts as ready.
         on_ready: Called with a worker that can take a batch.
         on_restart: Called when a worker had to be replaced.
+        background: Whether workers compute only while nobody else wants the processor.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class WorkerPool:
         warm_up: list[Frame],
         on_ready: Callable[[Worker], None],
         on_restart: Callable[[], None],
+        *,
+        background: bool = False,
     ) -> None:
         self.ready: set[Worker] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -123,6 +126,7 @@ class WorkerPool:
         self._warm_up = warm_up
         self._on_ready = on_ready
         self._on_restart = on_restart
+        self._background = background
         self._failed_starts = 0
         self._stopping = False
         self._started: list[asyncio.Future[None]] = []
@@ -227,7 +231,7 @@ class WorkerPool:
     async def _spawn(self) -> Worker:
         ours, theirs = socket.socketpair()
         threads = str(self._config.threads_per_worker)
-        arguments = [json.dumps(sys.path), __package__ or "", str(self._folder), str(theirs.fileno()), str(os.getpid())]
+        arguments = [json.dumps(sys.path), __package__ or "", str(self._folder), str(theirs.fileno()), str(os.getpid()), str(int(self._background))]
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-B", "-c", BOOT, *arguments],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,35 @@ def parse_infer(config: ServingConfig, body: bytes, header_length: str | None) -
         raise bad(f"the body has {len(tail)} bytes more than its JSON header and its binary tensors")
     outputs = _outputs(config, document.get("outputs"), parameters)
     return make_request(config, id=request_id, inputs=inputs, outputs=outputs, parameters=parameters)
+
+
+def parse_index(body: bytes) -> bool:
+    """Whether a request for the repository's index wants only what is ready; its body may be empty, as Triton and its clients have it.
+
+    Raises:
+        RequestError: 400, with what was wrong.
+    """
+    return _flag(parse_object(body), "ready", False) if body else False
+
+
+def parse_change(body: bytes) -> None:
+    """Check the body of a request to load or unload a model; it may be empty.
+
+    Raises:
+        RequestError: 400, with what was wrong.
+    """
+    if body:
+        check_change(_parameters(parse_object(body).get("parameters"), "request"))
+
+
+def check_change(parameters: Mapping[str, Any]) -> None:
+    """Refuse to load or unload otherwise than a bundle says: with another configuration, files from the request, or what depends on it.
+
+    Raises:
+        RequestError: 400.
+    """
+    if wished := [name for name, value in parameters.items() if value]:
+        raise bad(f"parameter {wished[0][:80]!r}: a model is loaded and unloaded as its bundle says, and not otherwise")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,23 +98,47 @@ class Repository:
         """
         async with self._changing:
             found = await asyncio.to_thread(self._scan)
-            wanted = {key: f for key, f in self._wanted(found).items() if name in (None, key[0])}
-            for key, bundle in wanted.items():
-                if key in self._service.models or self._was_refused(bundle):
-                    continue
-                try:
-                    await self._load(bundle)
-                except (ServerError, BundleError) as error:
-                    if key == must_load:
-                        raise
-                    self._refused[key] = _Refusal(bundle.folder, _written(bundle.folder), str(error))
-                    logger.warning("version %s of %s is not served: %s", key[1], key[0], error)
+            while missing := self._missing(wanted := self._wanted(found, name)):  # what does not load is wanted no more, and takes nobody's place
+                await self._try_to_load(*missing, must_load=must_load)
             combined = {key for _, key in self._ensembles.values()}
             for key in [key for key in self._service.models if key not in wanted and key not in combined and name in (None, key[0])]:
-                if not any(other[0] == key[0] for other in wanted if other in self._service.models) and key in found:
-                    continue  # what should have taken its place did not load
-                self._retire(key)
+                self._retire(self._service.remove(key))
             self._refresh_ensembles()
+
+    def _missing(self, wanted: Mapping[Key, Found]) -> tuple[Found, bool] | None:
+        """The next bundle to load, and whether as a shadow: one that is not served, or a shadow that is to answer from now on."""
+        for key, bundle in wanted.items():
+            served, is_shadow = self._service.models.get(key), self._is_shadow(key, wanted)
+            if served is None or (served.background and not is_shadow):
+                return bundle, is_shadow
+        return None
+
+    def _is_shadow(self, key: Key, wanted: Mapping[Key, Found]) -> bool:
+        """Whether a version only gets copies: the newest of several, unless it answers already."""
+        served = self._service.models.get(key)
+        if self._service.shadows is None or (served is not None and not served.background):
+            return False
+        others = [other for other in wanted if other[0] == key[0] and other != key]
+        return bool(others) and all(version_order(other[1]) < version_order(key[1]) for other in others)
+
+    async def _try_to_load(self, bundle: Found, background: bool, *, must_load: Key | None) -> None:
+        """Serve a bundle, or write down why not."""
+        old = self._service.models.get(bundle.key)
+        try:
+            await self._load(bundle, background=background)
+        except (ServerError, BundleError) as error:
+            if bundle.key == must_load:
+                raise
+            self._refuse(bundle, str(error))
+            old = self._service.models.pop(bundle.key, None)
+        else:
+            self._refused.pop(bundle.key, None)
+        if old is not None:
+            self._retire(old)
+
+    def _refuse(self, bundle: Found, reason: str) -> None:
+        self._refused[bundle.key] = _Refusal(bundle.folder, _written(bundle.folder), reason)
+        logger.warning("version %s of %s is not served: %s", bundle.config.version, bundle.config.name, reason)
 
     def _refresh_ensembles(self) -> None:
         """Serve the ensembles that the folder describes now, as it describes them; the models that they are made of are there already."""
@@ -122,7 +147,7 @@ class Repository:
             if files.get(path) != written or key not in self._service.models:
                 del self._ensembles[path]
                 if key in self._service.models:
-                    self._retire(key)
+                    self._retire(self._service.remove(key))
         for path, written in files.items():
             if path in self._ensembles:
                 continue
@@ -147,7 +172,7 @@ class Repository:
         async with self._changing:
             self._unloaded.add(name)
             for key in [key for key in self._service.models if key[0] == name]:
-                self._retire(key)
+                self._retire(self._service.remove(key))
 
     async def load(self, name: str) -> None:
         """Serve the newest versions of a model that are there.
@@ -167,14 +192,14 @@ class Repository:
                 raise RequestError(400, f"{name!r} was not loaded: {reasons[0]}")
             raise RequestError(404, f"no bundle of a model {name[:80]!r} is in the repository")
 
-    def index(self) -> list[dict[str, Any]]:
-        """Name, version and state of everything there is, with the reason where it is not served."""
+    def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
+        """Name, version and state of everything there is, with the reason where it is not served; or of what is `ready` alone."""
         entries = [{"name": name, "version": version, "state": "READY" if m.ready else "UNAVAILABLE"} for (name, version), m in self._service.models.items()]
         entries += [
             {"name": name, "version": version, "state": "UNAVAILABLE", "reason": refusal.reason} for (name, version), refusal in self._refused.items()
         ]  # fmt: skip
         entries += [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": why} for name, why in self._broken.items()]
-        return entries
+        return [entry for entry in entries if entry["state"] == "READY"] if ready else entries
 
     async def stop(self) -> None:
         """End all workers."""
@@ -219,17 +244,17 @@ class Repository:
         refusal = self._refused.get(bundle.key)
         return refusal is not None and (refusal.folder, refusal.written) == (bundle.folder, _written(bundle.folder))
 
-    def _wanted(self, found: Mapping[Key, Found]) -> dict[Key, Found]:
-        """The newest versions of each model that is not unloaded."""
+    def _wanted(self, found: Mapping[Key, Found], only: str | None) -> dict[Key, Found]:
+        """The newest versions of each model that is not unloaded, or of one model, older ones first; what was refused does not count."""
         wanted: dict[Key, Found] = {}
-        for name in {name for name, _ in found} - self._unloaded:
-            keys = sorted((key for key in found if key[0] == name), key=lambda key: version_order(key[1]))
+        for name in {name for name, _ in found if only in (None, name)} - self._unloaded:
+            keys = sorted((key for key, bundle in found.items() if key[0] == name and not self._was_refused(bundle)), key=lambda key: version_order(key[1]))
             wanted |= {key: found[key] for key in keys[-self._num_versions :]}
         return wanted
 
     # --- coming and going ---
 
-    async def _load(self, bundle: Found) -> None:
+    async def _load(self, bundle: Found, *, background: bool) -> None:
         """Start the workers of a version, prove it on its stored vectors, and let it in.
 
         Raises:
@@ -237,7 +262,7 @@ class Repository:
             BundleError: its vectors cannot be read.
         """
         config = bundle.config if self._workers is None else replace(bundle.config, workers=self._workers)
-        model = Model(bundle.folder, config, self._service.metrics)
+        model = Model(bundle.folder, config, self._service.metrics, background=background)
         try:
             await model.pool.start()
             if bundle is not self._own:
@@ -245,16 +270,22 @@ class Repository:
         except BaseException:
             await model.close()
             raise
-        model.pool.failed.add_done_callback(self._on_failed)
+        model.pool.failed.add_done_callback(partial(self._on_failed, model, bundle))
         self._service.add(model)
 
-    def _on_failed(self, failed: asyncio.Future[None]) -> None:
-        if not failed.cancelled() and failed.exception() is not None and not self.failed.done():
-            self.failed.set_exception(failed.exception() or ServerError("workers failed"))
+    def _on_failed(self, model: Servable, bundle: Found, failed: asyncio.Future[None]) -> None:
+        """Workers cannot be started any more: the end of a shadow, and of the server where the version answers."""
+        error = None if failed.cancelled() else failed.exception()
+        if error is None or self._service.models.get(bundle.key) is not model:
+            return
+        if model.background:
+            self._refuse(bundle, str(error))
+            self._retire(self._service.remove(bundle.key))
+        elif not self.failed.done():
+            self.failed.set_exception(error)
 
-    def _retire(self, key: Key) -> None:
-        """Send no more requests to a version, and end it when it has answered those that it has."""
-        model = self._service.remove(key)
+    def _retire(self, model: Servable) -> None:
+        """End a version that gets no more requests, when it has answered those that it has."""
         task = asyncio.get_running_loop().create_task(_finish(model))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)

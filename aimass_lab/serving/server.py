@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import ssl
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,20 @@ from .access import Door, read_tokens
 from .app import App
 from .config import ServingConfig, check_manifest, load_config
 from .errors import ServerError
+from .heap import IDLE_S, give_back
 from .listener import HttpServer, bind, make_http_server, take_handles
 from .metrics import Metrics
 from .repository import Found, Repository
 from .request_log import RequestLog
 from .service import Service
+from .shadow import Shadows
+from .tracing import make_tracing
 
 logger = logging.getLogger(__name__)
 
 FORCED_EXIT = 1
+NUM_THREADS = 2
+"""For what takes longer than the loop should stand still; each keeps memory of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,8 @@ class ServeOptions:
     """Of each model, the newest ones."""
     canary: float | None = None
     """Share of requests for the newest of several versions."""
+    shadow: float | None = None
+    """Share of requests of which the newest of several versions gets a copy."""
     poll_s: float | None = None
     """Between two looks at the repository; None: only when asked to."""
     token_file: Path | None = None
@@ -80,6 +89,10 @@ def serve(folder: Path, options: ServeOptions) -> None:
         raise ServerError(f"the repository {options.repository} is no folder")
     if options.canary is not None and options.num_versions < 2:
         raise ServerError("a canary share needs several versions: give --versions 2")
+    if options.shadow is not None and options.num_versions < 2:
+        raise ServerError("a shadow needs several versions: give --versions 2")
+    if options.shadow is not None and options.canary is not None:
+        raise ServerError("the newest version is either a canary, which answers, or a shadow, which does not: give --canary or --shadow")
     tokens = read_tokens(options.token_file, os.environ.get("AIMASS_TOKEN"))
     tls = check_tls(options.tls_cert, options.tls_key)
     if not is_loopback(options.host):
@@ -130,7 +143,11 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
     if options.until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
     take_handles()
+    loop.set_default_executor(ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="aside"))
     service = Service(Metrics(), door, log, canary=options.canary)
+    service.tracing = make_tracing(config.name, os.environ)
+    if options.shadow is not None:
+        service.shadows = Shadows(service, options.shadow)
     repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=options.workers)
     try:
         listener = bind(options.host, options.port)
@@ -148,7 +165,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
     if options.grpc_port is not None:
         from .grpc_app import start_grpc  # here, because gRPC costs time and memory that not everybody wants to spend
 
-        grpc_server, grpc_port = await start_grpc(service, f"{host}:{options.grpc_port}", config.max_body_bytes, tls)
+        grpc_server, grpc_port = await start_grpc(service, repository, f"{host}:{options.grpc_port}", config.max_body_bytes, tls)
     http_task = loop.create_task(http.serve(sockets=[listener]))
     consumer = None
     try:
@@ -163,10 +180,12 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
             service.metrics.startup_s.set(time.time() - psutil.Process().create_time())
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
             _say(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}")
-            looking = loop.create_task(_look(repository, options.poll_s)) if options.poll_s is not None else None
+            aside = [loop.create_task(_tidy(service))]
+            if options.poll_s is not None:
+                aside.append(loop.create_task(_look(repository, options.poll_s)))
             await _first(repository.failed, stop)
-            if looking is not None:
-                looking.cancel()
+            for task in aside:
+                task.cancel()
             queue = [consumer.stop(config.request_timeout_s)] if consumer else []
             await asyncio.gather(_drain(service, config, http, http_task, grpc_server), *queue)
     finally:
@@ -174,7 +193,11 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         if grpc_server is not None:
             await grpc_server.stop(0)
         await asyncio.gather(http_task, return_exceptions=True)
+        if service.shadows is not None:
+            service.shadows.close()
         await repository.stop()
+        if service.tracing is not None:
+            await service.tracing.close()
         log.close()
 
 
@@ -189,6 +212,19 @@ def _say(line: str) -> None:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries again as it ends, and says so at length
         raise ServerError(f"cannot write to standard output: {error.strerror or error}") from None
+
+
+async def _tidy(service: Service) -> None:
+    """Give memory back whenever nobody has asked for a while and somebody had before; probes do not count."""
+    seen, tidied = -1, -1
+    while True:
+        await asyncio.sleep(IDLE_S)
+        asked = sum(model.num_asked for model in service.models.values())
+        if asked == seen != tidied:
+            gc.collect()  # closed connections are circles, which else wait until there are as many as the server has objects
+            give_back()
+            tidied = asked
+        seen = asked
 
 
 async def _look(repository: Repository, poll_s: float) -> None:

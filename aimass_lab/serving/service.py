@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +22,10 @@ from .request_log import RequestLog
 from .runners.base import find_format
 from .tensors import InferRequest, Tensor, encode
 
+if TYPE_CHECKING:
+    from .shadow import Shadows
+    from .tracing import Trace, Tracing
+
 ENSEMBLE = "aimass_ensemble"
 """What the protocol's metadata calls a model that is made of others."""
 
@@ -29,17 +35,30 @@ class Servable(ABC):
 
     platform: str
 
-    def __init__(self, config: ServingConfig, folder: Path) -> None:
+    def __init__(self, config: ServingConfig, folder: Path, *, background: bool = False) -> None:
         self.config = config
         self.folder = folder
         """Of the bundle whose samples fit."""
         self.num_users = 0
         """Requests that were sent here and are not answered yet."""
+        self.num_asked = 0
+        """Requests that were sent here so far."""
+        self.background = background
+        """Whether it is a shadow: it answers those who name its version, and has the processor when nobody else wants it."""
 
     @property
     @abstractmethod
     def ready(self) -> bool:
         """Whether requests would be computed at once."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Items that wait for a worker."""
+        return 0
+
+    def show(self) -> None:
+        """Let metrics tell of this one, where they told of another of the same name and version."""
+        return
 
     @abstractmethod
     async def infer(self, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
@@ -57,6 +76,7 @@ class Servable(ABC):
     def in_use(self) -> Iterator[None]:
         """While a request is on its way through this version, it is not ended."""
         self.num_users += 1
+        self.num_asked += 1
         try:
             yield
         finally:
@@ -66,18 +86,27 @@ class Servable(ABC):
 class Model(Servable):
     """One version of one model: its signature, its queue and its workers."""
 
-    def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics) -> None:
-        super().__init__(config, folder)
+    def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics, *, background: bool = False) -> None:
+        super().__init__(config, folder, background=background)
         self.platform = find_format(config.format).PLATFORM
         self._metrics = ModelMetrics(metrics, config.name, config.version)
         self.batcher = Batcher(config, self._metrics)
-        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, self._metrics.restarts.inc)
-        self._metrics.workers_ready.set_function(lambda: len(self.pool.ready))
+        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, self._metrics.restarts.inc, background=background)
 
     @property
     def ready(self) -> bool:
         """Whether a worker is up."""
         return bool(self.pool.ready)
+
+    @property
+    def num_waiting(self) -> int:
+        """Items in the queue."""
+        return self.batcher.num_waiting
+
+    def show(self) -> None:
+        """Let metrics tell of this queue and these workers."""
+        self._metrics.queue_items.set_function(lambda: self.batcher.num_waiting)  # read when somebody asks, not set with every request
+        self._metrics.workers_ready.set_function(lambda: len(self.pool.ready))
 
     async def infer(self, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
         """Compute all outputs in a batch with others; raises as `Batcher.infer`."""
@@ -107,6 +136,10 @@ class Service:
         self.metrics = metrics
         self.door = door
         self._canary = canary
+        self.shadows: Shadows | None = None
+        """Compares the answers of a version that is to come; None: nobody asked for it."""
+        self.tracing: Tracing | None = None
+        """Records requests; None: nobody asked for it."""
         self.log = log
         self.started = False
         """Set once all workers have been ready; from then on requests wait for a worker that is being replaced."""
@@ -116,10 +149,12 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether new requests should be sent here."""
-        return self.started and not self.draining and bool(self.models) and all(model.ready for model in self.models.values())
+        return self.started and not self.draining and bool(self.models) and all(model.ready for model in self.models.values() if not model.background)
 
     def find(self, name: str, version: str | None) -> Servable:
         """The model called `name`, in the version asked for; where none is, in the newest, or in the one before for the share that canaries leave it.
+
+        A shadow answers only those who name its version.
 
         Raises:
             RequestError: 404.
@@ -127,7 +162,7 @@ class Service:
         if version:
             if (model := self.models.get((name, version))) is not None:
                 return model
-        elif versions := sorted((v for n, v in self.models if n == name), key=version_order):
+        elif versions := sorted((v for (n, v), m in self.models.items() if n == name and not m.background), key=version_order):
             before = len(versions) > 1 and self._canary is not None and random.random() >= self._canary
             return self.models[name, versions[-2 if before else -1]]
         shown = repr(name[:80]) + (f" in version {version[:80]!r}" if version else "")
@@ -136,10 +171,21 @@ class Service:
     def add(self, model: Servable) -> None:
         """Send requests to a version from now on."""
         self.models[model.config.name, model.config.version] = model
+        model.show()
 
     def remove(self, key: tuple[str, str]) -> Servable:
         """Send no more requests to a version; those that it has go on."""
         return self.models.pop(key)
+
+    def trace(self, protocol: str, model: Servable, find: Callable[[str], str | None]) -> contextlib.AbstractContextManager[Trace | None]:
+        """Record the request that is answered in the block, where that is wanted; see `Tracing.request`."""
+        return contextlib.nullcontext() if self.tracing is None else self.tracing.request(protocol, model.config, find)
+
+    def shadow_of(self, model: Servable) -> Servable | None:
+        """The version that gets copies of what `model` is asked."""
+        if model.background:
+            return None
+        return next((other for (name, _), other in self.models.items() if name == model.config.name and other.background), None)
 
     async def infer(self, model: Servable, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
         """Compute all outputs of a checked request.
@@ -149,7 +195,12 @@ class Service:
         """
         if not self.started:
             raise RequestError(503, "the model is still loading", retry_after_s=1.0)
-        return await model.infer(request, hangup)
+        if self.shadows is None:
+            return await model.infer(request, hangup)
+        began = time.monotonic()
+        outputs = await model.infer(request, hangup)
+        self.shadows.offer(model, request, outputs, time.monotonic() - began)
+        return outputs
 
 
 def warm_up_frames(folder: Path, config: ServingConfig) -> list[Frame]:

@@ -7,12 +7,15 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .config import ServingConfig, TensorSpec
 from .errors import ServerError, bad
+
+if TYPE_CHECKING:
+    from .tracing import Trace
 
 Array = np.ndarray[Any, Any]
 Buffer = bytes | bytearray | memoryview
@@ -54,6 +57,8 @@ class InferRequest:
     timeout_s: float | None = None
     priority: int = 1
     """1 goes first."""
+    trace: Trace | None = None
+    """What is recorded of it; None: nothing."""
 
     @property
     def num_bytes(self) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,21 +20,25 @@ import orjson
 from .config import ServingConfig, load_config
 from .errors import BundleError
 from .frames import LENGTHS, pack, padding
+from .heap import IDLE_S, give_back
 from .runners.base import Array, Runner, find_format
 from .tensors import Buffer, decode, encode
 
 PR_SET_PDEATHSIG = 1
 
 
-def main(bundle: str, descriptor: int, parent: int) -> None:
+def main(bundle: str, descriptor: int, parent: int, background: bool) -> None:
     """Load the model of the bundle, say so, and serve until the other end of the socket closes.
 
     Args:
         bundle: The bundle's folder.
         descriptor: The inherited socket to the front end.
         parent: The front end's process id.
+        background: Compute only while nobody else wants the processor.
     """
     _die_with(parent)
+    if background:
+        _step_back()
     connection = socket.socket(fileno=descriptor)
     try:
         config = load_config(Path(bundle))
@@ -41,8 +47,10 @@ def main(bundle: str, descriptor: int, parent: int) -> None:
         _send(connection, {"error": str(error)}, [])
         return
     _send(connection, {"ready": True}, [])
-    while (frame := _receive(connection)) is not None:
-        _send(connection, *answer(runner, config, *frame))
+    while (frame := _next(connection)) is not None:
+        began = time.monotonic()
+        header, parts = answer(runner, config, *frame)
+        _send(connection, header | {"computed": [began, time.monotonic()]}, parts)
 
 
 def _die_with(parent: int) -> None:
@@ -53,6 +61,14 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
+
+
+def _step_back() -> None:
+    """Whoever else is ready to run goes first, at once; there is no way back without rights that nobody should have."""
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
 
 
 def answer(runner: Runner, config: ServingConfig, header: dict[str, Any], payload: memoryview) -> tuple[dict[str, Any], list[Buffer]]:
@@ -139,6 +155,15 @@ def _nan_error(config: ServingConfig, inputs: list[Array], outputs: list[Array])
         return None
     names = [spec.name for spec, array in zip(config.outputs, outputs, strict=True) if _has_nan(array)]
     return f"the model failed: output {names[0]!r} holds NaN" if names else None
+
+
+def _next(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None:
+    """As `_receive`; what the last batch took is given back when the next one is long in coming."""
+    waiting = select.poll()
+    waiting.register(connection, select.POLLIN)
+    if not waiting.poll(IDLE_S * 1e3):
+        give_back()
+    return _receive(connection)
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None:

@@ -116,6 +116,7 @@ class Shipping(StudyState):
         name: str | None = None,
         version: str = "1",
         format: str | None = None,
+        hashes: bool = False,
         force: bool = False,
     ) -> Bundle:
         """Write a folder that serves the model without this package, and proves its own promises.
@@ -128,6 +129,7 @@ class Shipping(StudyState):
             name: Name of the service; made from the model's if not given.
             version: Version of the model that is served.
             format: How the model is written, such as onnx, openvino, safetensors or aot_inductor; the fastest of those that are installed if not given.
+            hashes: Ask the package index for hashes, so that pip installs what was pinned here and nothing else; needs uv, and the index.
             force: Replace a bundle that is already there.
         """
         from ..bundle import write_bundle
@@ -149,6 +151,7 @@ class Shipping(StudyState):
             version=version,
             format=format,
             variant=None if self._recipe(technique).name == ORIGINAL else self._served(technique).model,
+            hashes=hashes,
             force=force,
             progress=self.progress,
         )

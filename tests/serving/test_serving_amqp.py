@@ -185,8 +185,8 @@ def test_what_fails_twice_is_put_aside_and_others_go_on(broker: Broker, serve: S
     assert (outcome(server, "requeued"), outcome(server, "dead"), outcome(server, "answered")) == (2, 2, 3)
 
 
-def test_a_killed_server_loses_no_message(broker: Broker, serve: Start, tmp_path: Path) -> None:
-    """The first is killed with a hundred messages taken; the second answers them all."""
+def test_a_server_killed_within_a_batch_loses_no_message(broker: Broker, serve: Start, tmp_path: Path) -> None:
+    """The first is killed with a hundred messages taken, four of which its worker holds and will never answer; the second answers them all."""
     first = serve("killed", write=write_faulty, max_batch_size=4, arguments=("--prefetch", "100"))
     sender = Sender(broker, "killed")
     seconds: list[Server] = []
@@ -194,6 +194,8 @@ def test_a_killed_server_loses_no_message(broker: Broker, serve: Start, tmp_path
     def kill_and_replace() -> None:
         wait_for(lambda: outcome(first, "answered") >= 5, timeout=60)
         children = psutil.Process(first.pid).children()
+        children[0].suspend()
+        wait_for(lambda: metric(first, "aimass_batch_items_count") == metric(first, "aimass_compute_seconds_count") + 1)
         os.kill(first.pid, signal.SIGKILL)
         wait_for(lambda: not any(child.is_running() for child in children))
         seconds.append(serve("killed", write=write_faulty, max_batch_size=4))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from aimass_lab.serving.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, message
-from aimass_lab.serving.launch import Server
+from aimass_lab.serving.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, METHODS, message
+from aimass_lab.serving.launch import Server, start
 
 from .conftest import TYPES, WEIGHT, metric, wait_for
 from .test_serving_rest import values_of, wire
@@ -75,9 +76,52 @@ def test_messages_are_those_of_an_independent_description(triton: Any) -> None:
             if field.message_type is not None:
                 compare(field.message_type)
 
-    for method in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"):
-        for side in ("Request", "Response"):
-            compare(message(f"inference.{method}{side}").DESCRIPTOR)
+    (service,) = (file.services_by_name["GRPCInferenceService"] for file in [triton.service_pb2.DESCRIPTOR])
+    for method, names in METHODS[INFERENCE_SERVICE].items():
+        assert (service.methods_by_name[method].input_type.name, service.methods_by_name[method].output_type.name) == names
+        for name in names:
+            if name not in ("RepositoryModelLoadResponse", "RepositoryModelUnloadResponse"):  # which Triton leaves empty, and KServe does not
+                compare(message(f"inference.{name}").DESCRIPTOR)
+
+
+# --- reflection --------------------------------------------------------------------------
+
+
+def test_reflection_tells_a_client_all_that_it_needs(linear: Server) -> None:
+    """As grpcurl does it: list, describe, and call with what was described, knowing nothing beforehand."""
+    reflection = pytest.importorskip("grpc_reflection.v1alpha.proto_reflection_descriptor_database", reason="grpcio-reflection is not installed")
+    with grpc.insecure_channel(linear.grpc_address) as channel:
+        database = reflection.ProtoReflectionDescriptorDatabase(channel)
+        assert set(database.get_services()) == {INFERENCE_SERVICE, HEALTH_SERVICE, "grpc.reflection.v1alpha.ServerReflection"}
+        pool = descriptor_pool.DescriptorPool(database)
+        service = pool.FindServiceByName(INFERENCE_SERVICE)
+        assert {method.name for method in service.methods} == set(METHODS[INFERENCE_SERVICE])
+        statuses = pool.FindMessageTypeByName("grpc.health.v1.HealthCheckResponse").enum_types_by_name["ServingStatus"].values
+        assert [(value.name, value.number) for value in statuses] == [("UNKNOWN", 0), ("SERVING", 1), ("NOT_SERVING", 2), ("SERVICE_UNKNOWN", 3)]
+        method = service.methods_by_name["ModelInfer"]
+        made = message_factory.GetMessageClass(method.input_type)(model_name="net", raw_input_contents=[X.tobytes()])
+        made.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+        answer_type = message_factory.GetMessageClass(method.output_type)
+        answer = channel.unary_unary(f"/{INFERENCE_SERVICE}/ModelInfer", lambda m: m.SerializeToString(), answer_type.FromString)(made, timeout=20)
+        np.testing.assert_allclose(np.frombuffer(answer.raw_output_contents[0], np.float32), (X @ WEIGHT)[0], rtol=1e-5)
+        # a newer client asks the same of v1 first
+        newer = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        (listed,) = newer(iter([b"\x3a\x00"]), timeout=20)
+        assert INFERENCE_SERVICE.encode() in listed
+        with pytest.raises(grpc.RpcError) as caught:
+            list(newer(iter([b"\xff"]), timeout=20))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_without_the_package_everything_but_reflection_is_there(linear_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grpc_reflection").mkdir()
+    (tmp_path / "grpc_reflection/__init__.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with start(linear_folder) as server, grpc.insecure_channel(server.grpc_address) as channel:
+        assert send(server, request()).id == "9"
+        with pytest.raises(grpc.RpcError) as caught:
+            list(channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(iter([b"\x3a\x00"]), timeout=20))
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_tritonclient_grpc(triton: Any, client: Any) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc as channels
 import numpy as np
 import psutil
 import pytest
@@ -55,9 +56,9 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def run(tmp_path: Path, repository: Path, tokens: str, *arguments: str) -> Server:
+def run(tmp_path: Path, repository: Path, tokens: str, *arguments: str, grpc_port: int | None = None) -> Server:
     own = write_version(tmp_path / "own", 1)
-    return start(own, grpc_port=None, arguments=("--token-file", tokens, "--repository", str(repository), *arguments))
+    return start(own, grpc_port=grpc_port, arguments=("--token-file", tokens, "--repository", str(repository), *arguments))
 
 
 def test_reloading_under_load_loses_nothing_and_gives_memory_back(tmp_path: Path, repository: Path, tokens: str) -> None:
@@ -190,6 +191,56 @@ def test_unloading_and_who_may(tmp_path: Path, repository: Path, tokens: str) ->
         assert admin(server, "load", "nobody").status == 404
 
 
+def test_the_repository_over_grpc_and_who_may(tmp_path: Path, repository: Path, tokens: str) -> None:
+    """With Triton's client, and with the messages of KServe's."""
+    grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient with gRPC is not installed")
+    errors = pytest.importorskip("tritonclient.utils").InferenceServerException
+    write_version(repository / "other", 5, name="other")
+    broken = write_version(repository / "broken", 2)
+    (broken / "model/net/1/model.onnx").write_bytes(linear_onnx(WEIGHT * 9))
+    rehash(broken)
+    with run(tmp_path, repository, tokens, grpc_port=0) as server, grpc.InferenceServerClient(server.grpc_address) as client:
+        boss, user = {"authorization": "Bearer boss"}, {"authorization": "Bearer user"}
+
+        def index(**options: Any) -> dict[tuple[str, str], tuple[str, str]]:
+            return {(m.name, m.version): (m.state, m.reason) for m in client.get_model_repository_index(headers=user, **options).models}
+
+        def refusal(call: Any, *given: Any, **options: Any) -> str:
+            with pytest.raises(errors) as caught:
+                call(*given, **options)
+            return str(caught.value.status())
+
+        told = index()
+        assert (told["net", "1"], told["other", "5"], told["net", "2"][0]) == (("READY", ""), ("READY", ""), "UNAVAILABLE")
+        assert "computes something else" in told["net", "2"][1]
+        assert refusal(client.get_model_repository_index) == "StatusCode.UNAUTHENTICATED"
+        for change in (client.load_model, client.unload_model):
+            assert refusal(change, "net") == "StatusCode.UNAUTHENTICATED"
+            assert refusal(change, "net", headers=user) == "StatusCode.PERMISSION_DENIED"
+            assert refusal(change, "nobody", headers=boss) == "StatusCode.NOT_FOUND"
+        client.unload_model("other", headers=boss)
+        assert ("other", "5") not in index()
+        assert call(server, "GET", "/v2/models/other", None, {"Authorization": "Bearer user"}).status == 404
+        client.load_model("other", headers=boss)
+        assert index()["other", "5"] == ("READY", "")
+        assert refusal(client.load_model, "net", headers=boss) == "StatusCode.INVALID_ARGUMENT"  # what is broken, tried again
+        for options in ({"config": "{}"}, {"files": {"file:1/model.onnx": b"x"}, "config": "{}"}):
+            assert refusal(client.load_model, "other", headers=boss, **options) == "StatusCode.INVALID_ARGUMENT"
+        assert refusal(client.unload_model, "other", headers=boss, unload_dependents=True) == "StatusCode.INVALID_ARGUMENT"
+        with channels.insecure_channel(server.grpc_address) as channel:
+            for verb in ("Unload", "Load"):  # KServe's request has the name in its first field, its answer the name and "done"
+                change = channel.unary_unary(f"/inference.GRPCInferenceService/RepositoryModel{verb}")
+                answer = change(b"\x0a\x05other", metadata=tuple(boss.items()), timeout=60)
+                assert answer == b"\x0a\x05other\x10\x01"
+            with pytest.raises(channels.RpcError) as caught:
+                list(channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")(iter([b"\x3a\x00"]), timeout=20))
+            assert caught.value.code() == channels.StatusCode.UNAUTHENTICATED
+        assert len(index()) == 3
+        over_rest = call(server, "POST", "/v2/repository/index", {"ready": True}, {"Authorization": "Bearer user"}).json
+        assert {(entry["name"], entry["state"]) for entry in over_rest} == {("net", "READY"), ("other", "READY")}
+        assert call(server, "POST", "/v2/repository/models/net/load", {"parameters": {"config": "{}"}}, {"Authorization": "Bearer boss"}).status == 400
+
+
 def test_nobody_may_where_there_is_no_token_for_it(linear: Server) -> None:
     assert call(linear, "POST", "/v2/repository/models/net/unload", {}).status == 403
 
@@ -200,6 +251,8 @@ def test_nobody_may_where_there_is_no_token_for_it(linear: Server) -> None:
         (("--repository", "/nowhere"), 4, "the repository /nowhere is no folder"),
         (("--canary", "0.1"), 4, "a canary share needs several versions"),
         (("--canary", "2"), 2, "is not a share from 0 to 1"),
+        (("--shadow", "0.1"), 4, "a shadow needs several versions"),
+        (("--shadow", "0.1", "--canary", "0.1", "--versions", "2"), 4, "either a canary, which answers, or a shadow, which does not"),
     ],
 )
 def test_options_that_cannot_be_used(linear_folder: Path, arguments: tuple[str, ...], code: int, text: str) -> None:

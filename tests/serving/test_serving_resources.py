@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -123,6 +124,21 @@ def test_a_full_disk_stops_nobody(linear_folder: Path) -> None:
             assert infer(server, ROW).status == 200
         assert server.log.count("cannot be written any more") == 1
         assert server.stop() == 0
+
+
+def test_a_disk_that_does_not_answer_holds_up_only_who_asked_for_a_file(linear_folder: Path, tmp_path: Path) -> None:
+    """The stored samples become a pipe that nobody writes to: reading it waits."""
+    folder = shutil.copytree(linear_folder, tmp_path / "b", ignore=shutil.ignore_patterns("__pycache__"))
+    with start(folder, grpc_port=None) as server, ThreadPoolExecutor(1) as pool:
+        (folder / "vectors.npz").unlink()
+        os.mkfifo(folder / "vectors.npz")
+        waiting = pool.submit(call, server, "GET", "/v2/models/net/sample", None, None, 120)
+        with (folder / "vectors.npz").open("wb"):  # opens once the server reads
+            for _ in range(20):
+                assert infer(server, ROW).status == 200
+            assert metric(server, "aimass_requests_total") == 20
+            assert not waiting.done()
+        assert waiting.result().status == 500  # it was no archive
 
 
 def test_nobody_to_tell_that_it_is_ready_is_one_line(linear_folder: Path) -> None:
@@ -253,9 +269,36 @@ def test_bodies_over_the_limit_cost_no_memory(linear: Server) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         statuses = set(pool.map(post, range(16)))
-    assert statuses in ({413}, {413, 0})  # 0: closed on one who was still sending after the time in which he could have read the answer
+    assert statuses <= {413, 0}  # 0: closed on one who was still sending after the time in which he could have read the answer
     assert max(most) - before < 40 * 2**20
     wait_for(lambda: resident_bytes(linear) - before < 10 * 2**20)
+
+
+def test_closed_connections_are_forgotten(linear: Server) -> None:
+    """Crowds that come, ask and go: each takes what the one before gave up, and the server holds nothing of those that are gone."""
+    body = json.dumps({"inputs": [GOOD]}).encode()
+    asked = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (INFER.encode(), len(body), body)
+    before = handles(linear)
+
+    def crowd() -> int:
+        with connections(linear, 400, asked) as opened:
+            assert all(connection.recv(65536).startswith(b"HTTP/1.1 200") for connection in opened)
+        wait_for(lambda: handles(linear) <= before + 2)
+        return int(psutil.Process(linear.pid).memory_info().rss)
+
+    first = crowd()
+    assert max(crowd() for _ in range(4)) - first < 6 * 2**20  # one crowd that is kept takes that much
+
+
+def test_what_large_requests_took_is_given_back_once_nobody_asks(tmp_path: Path) -> None:
+    from .conftest import write_linear
+
+    with start(write_linear(tmp_path / "b", max_body_bytes=2**26), grpc_port=None) as server:
+        infer(server, ROW)
+        before = resident_bytes(server)
+        for _ in range(3):
+            assert infer(server, ROW, id="x" * 20_000_000).status == 200
+        wait_for(lambda: resident_bytes(server) - before < 8 * 2**20, timeout=60)
 
 
 def test_labels_do_not_grow_with_what_callers_make_up(linear: Server) -> None:

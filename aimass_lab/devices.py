@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 
@@ -22,7 +22,7 @@ CATALOGUE = Path(__file__).with_name("devices.toml")
 ENVIRONMENT_VARIABLE = "AIMASS_DEVICES"
 
 Precision = Literal["float32", "tf32", "float16", "bfloat16", "float8", "int8"]
-Kind = Literal["cpu", "gpu"]
+Kind = Literal["cpu", "gpu", "fpga", "other"]
 Isa = Literal["neon", "avx2", "avx512-1fma", "avx512", "amx"]
 _Figure = Literal[
     "memory_bytes", "memory_bytes_per_s", "flops_per_s", "link_bytes_per_s", "pcie_bytes_per_s", "tdp_w",
@@ -83,6 +83,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Of a processor."""
     isa: Isa | None = None
     """Of a processor: its widest vector instructions."""
+    mig_slices: Literal[4, 7] | None = None
+    """Of a GPU with MIG: most instances that it can be cut into."""
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +106,7 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     driver_names: tuple[str, ...] = ()
     num_cores: _Positive | None = None
     isa: Isa | None = None
+    mig_slices: Literal[4, 7] | None = None
     source: str | None = None
     sources: dict[_Figure, str] = {}
 
@@ -213,14 +216,14 @@ def _overlay(base: Device | None, name: str, entry: _Entry, path: Path) -> Devic
     """Lay `entry` over `base`, figure by figure."""
     kind = entry.kind or (base.kind if base else None)
     if kind is None:
-        raise InputError(f"{path}: device [{name}] has no kind", help='add kind = "gpu" or kind = "cpu"')
+        raise InputError(f"{path}: device [{name}] has no kind", help=f"add kind = {' or '.join(repr(word) for word in get_args(Kind))}")
     fields: dict[str, Any] = {} if base is None else {field: getattr(base, field) for field in base.__struct_fields__}
     fields |= {"name": name, "kind": kind, "title": entry.title or fields.get("title", name)}
     for figure, unit in _UNITS.items():
         value = getattr(entry, figure)
         if value is not None:
             fields[figure] = _number(value, unit, figure, name, entry, path)
-    fields |= {word: value for word in ("compute_capability", "driver_names", "isa") if (value := getattr(entry, word))}
+    fields |= {word: value for word in ("compute_capability", "driver_names", "isa", "mig_slices") if (value := getattr(entry, word))}
     peaks = {dtype: _number(value, "FLOP/s", "flops_per_s", name, entry, path) for dtype, value in entry.flops_per_s.items()}
     fields["flops_per_s"] = {**_peaks_of_cores(fields), **fields.get("flops_per_s", {}), **peaks}
     if entry.price_usd_per_h is not None:

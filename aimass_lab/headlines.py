@@ -12,6 +12,7 @@ from .records import (
     Comparison,
     Demand,
     Environment,
+    FleetAllocation,
     HeldVariants,
     History,
     KernelState,
@@ -178,6 +179,19 @@ def _(record: ScalePlan) -> str:
     kept = "" if best.held_out is None else f", {best.held_out.value:.2%} on arrivals held out"
     attained = f"{best.attainment.value:.2%} within {format_number(record.latency_target)}{kept}"
     return f"{'' if record.feasible else 'not feasible; nearest: '}{way}: {attained}"
+
+
+@headline.register
+def _(record: FleetAllocation) -> str:
+    nodes = ", ".join(f"{t.used} × {t.name}" for t in record.node_types if t.used) or "no node"
+    cost = "" if record.cost is None else f" for {format_number(record.cost)}"
+    served = sum(m.share.value > 0 for m in record.models)
+    whole = record.status == "all served"
+    reached = f"all {len(record.models)} models served" if whole else f"not everything fits: {served} of {len(record.models)} models served"
+    least = "" if whole else f", the least to {record.least_share.value:.0%}"
+    missed = sum(not m.meets for m in record.models if m.replicas is not None)
+    doubt = f"; {missed} may miss the target when simulated together" if missed else ""
+    return f"{reached}{least}, on {nodes}{cost}{doubt}"
 
 
 @headline.register

@@ -57,7 +57,7 @@ def format_decimal(value: float, unit: str) -> str:
     return f"{_significant(value)} {unit}".rstrip()
 
 
-_COUNTED = {"item", "request", "replica", "core", "device", "worker", "parameter", "layer", "op", "token", "point"}
+_COUNTED = {"item", "request", "replica", "core", "device", "node", "worker", "parameter", "layer", "op", "token", "point"}
 
 
 def format_count(value: float, unit: str) -> str:

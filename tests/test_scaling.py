@@ -15,7 +15,7 @@ from aimass_lab.planning.follow import Asked, Comparison
 from aimass_lab.planning.pool import Pool, simulate_pool
 from aimass_lab.planning.queueing import Bursty, Poisson, ServiceTimes, Trace
 from aimass_lab.planning.simulate import simulate_fcfs
-from aimass_lab.planning.workloads import Mmpp, Timetable, read_timetable
+from aimass_lab.planning.workloads import Mmpp, Timetable, read_mmpp, read_timetable
 from aimass_lab.records import ScalePlan, from_json, to_json
 from aimass_lab.scaling import SCALERS, Observation, make_scaler
 from aimass_lab.store import Store
@@ -210,6 +210,13 @@ def test_timetables_that_make_no_sense(text):
         read_timetable(text)
 
 
+def test_an_mmpp_as_text():
+    assert read_mmpp("20:60, 200:5") == Mmpp((20.0, 200.0), (60.0, 5.0))
+    for text in ("", "20:60", "fast:1 slow:2", "20 30"):
+        with pytest.raises(InputError, match="MMPP"):
+            read_mmpp(text)
+
+
 @pytest.mark.parametrize(("rates", "times"), [((1.0,), (1.0,)), ((1.0, -1.0), (1.0, 1.0)), ((0.0, 0.0), (1.0, 1.0)), ((1.0, 2.0), (1.0, 0.0))])
 def test_mmpps_that_make_no_sense(rates, times):
     with pytest.raises(InputError, match="MMPP"):
@@ -270,6 +277,12 @@ def test_a_study_scales(study, tmp_path):
     assert from_json(to_json(plan), ScalePlan) == plan
     assert "one replica is unstable from" in render_plain(plan)
     assert len(chart(plan).data) == 6
+
+
+def test_arrivals_that_jump_between_rates(study):
+    plan = study.scale(mmpp="10:30 60:5", p99="5s", seconds=60, scaler=(), startup="1s")
+    assert plan.requests_per_s.value == pytest.approx((10 * 30 + 60 * 5) / 35)
+    assert "MMPP" in plan.load
 
 
 def test_more_than_the_pool_carries_is_called_unstable(study):

@@ -7,8 +7,8 @@ from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..headlines import format_number
-from ..records import Candidate, Number, ObjectiveName, Plan, Prediction, Profile, Record, Rotation, ScalePlan, SearchResult
+from ..headlines import format_number, headline
+from ..records import Candidate, FleetAllocation, Number, ObjectiveName, Plan, Prediction, Profile, Record, Rotation, ScalePlan, SearchResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -166,6 +166,26 @@ def _(record: ScalePlan) -> Figure:
     figure.update_xaxes(title_text="mean replicas", row=1, col=1).update_xaxes(title_text="s", row=2, col=2)
     figure.update_yaxes(title_text="% in time", row=1, col=1)
     return figure.update_layout(**LAYOUT, title_text=f"replicas of {record.model.name}")
+
+
+@chart.register(FleetAllocation)
+def _(record: FleetAllocation) -> Figure:
+    """Who has which cores of the nodes, alike ones in one bar; and how much of its rate each model gets."""
+    from plotly.graph_objects import Bar
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("cores of one node, by model", "share of the rate that is served"))
+    names = [f"{node.count} × {node.node_type}{' ' * k}" for k, node in enumerate(record.nodes)]  # two bars of one name would be one
+    for model in record.models:
+        if model.cores is None:
+            continue
+        held = [sum(r.count for r in node.replicas if r.model == model.model.name) for node in record.nodes]
+        figure.add_trace(Bar(x=[count * model.cores.value for count in held], y=names, orientation="h", name=model.model.name), row=1, col=1)
+    shares = Bar(x=[100 * m.share.value for m in record.models], y=[m.model.name for m in record.models], orientation="h", showlegend=False)
+    figure.add_trace(shares, row=1, col=2)
+    figure.update_xaxes(title_text="cores", row=1, col=1).update_xaxes(title_text="%", range=[0, 100], row=1, col=2)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_layout(**{**LAYOUT, "height": 200 + 24 * max(len(names), len(record.models))}, barmode="stack", title_text=headline(record))
 
 
 @chart.register(SearchResult)

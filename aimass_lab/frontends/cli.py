@@ -112,11 +112,12 @@ def _show(result: Any, as_json: bool) -> int:
 
 def exit_code(record: Record) -> int:
     """Whether a script should go on after this result."""
-    from ..records import Plan
+    from ..records import FleetAllocation, Plan
 
     if isinstance(record, Check) and record.passed is None:
         return EXIT_NOT_JUDGED
     failed = (isinstance(record, Check) and not record.passed) or (isinstance(record, Plan) and not record.feasible)
+    failed = failed or (isinstance(record, FleetAllocation) and record.status != "all served")
     return EXIT_FAILED if failed else EXIT_OK
 
 

@@ -305,7 +305,7 @@ def replicate(
     for k in range(num_replications):
         rng = np.random.default_rng([seed, k])
         times = arrivals.times_s(num_requests, rng)
-        moved = service.at_level(_level(k, num_replications))
+        moved = service.at_level(level_of(k, num_replications))
         limits = {"max_batch_size": max_batch_size, "max_wait_s": max_wait_s, "wait_policy": wait_policy, "num_workers": num_workers}
         if policy is None and not mix:
             run = simulate_fcfs(times, moved, **limits, seed=[seed, k, 1])  # type: ignore[arg-type]
@@ -315,20 +315,20 @@ def replicate(
         rows.append((*_summary(run, num_workers, grows),))
     p50, p99, mean, busy, rate, size = (list(column) for column in zip(*rows, strict=True))
     return Simulation(
-        latency_p50_s=_band(p50),
-        latency_p99_s=_band(p99),
-        mean_latency_s=_band(mean),
+        latency_p50_s=band_of(p50),
+        latency_p99_s=band_of(p99),
+        mean_latency_s=band_of(mean),
         utilization=float(np.median(busy)),
         throughput=float(np.median(rate)),
         mean_batch_items=float(np.median(size)),
         stable_rate=stable_rate,
-        unstable=math.isinf(_band(p99).value),
+        unstable=math.isinf(band_of(p99).value),
         num_requests=num_requests,
         num_replications=num_replications,
     )
 
 
-def _level(k: int, num_replications: int) -> float:
+def level_of(k: int, num_replications: int) -> float:
     """Replication k's place within the intervals: evenly spaced, a single one in the middle."""
     return 0.5 if num_replications == 1 else k / (num_replications - 1)
 
@@ -359,7 +359,8 @@ def _summary(run: Trajectory, num_workers: int, grows: bool) -> tuple[float, flo
     return (*latencies, run.utilization(num_workers), len(run.arrival_s) / span, float(run.batch_items.mean()))
 
 
-def _band(values: list[float]) -> Band:
+def band_of(values: Sequence[float]) -> Band:
+    """The band over replications; infinite values are those of queues that grow."""
     import numpy as np
 
     ordered = np.sort(values)

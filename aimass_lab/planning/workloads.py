@@ -102,6 +102,19 @@ class Timetable:
         return Timetable(tuple((time, rate / num_queues) for time, rate in self.points))
 
 
+def read_mmpp(text: str) -> Mmpp:
+    """Read ``"20:60 200:5"``: requests per second and the mean seconds for which they come so.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    try:
+        pairs = [(float(rate), float(mean)) for rate, _, mean in (word.partition(":") for word in text.replace(",", " ").split())]
+    except ValueError:
+        raise InputError(f"{text!r} is no MMPP", help='give rates and mean seconds, for example "20:60 200:5"') from None
+    return Mmpp(tuple(rate for rate, _ in pairs), tuple(mean for _, mean in pairs))
+
+
 def read_timetable(text: str) -> Timetable:
     """Read ``"0:100 600:400 1200:100"``: seconds and requests per second.
 

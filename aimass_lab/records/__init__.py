@@ -8,6 +8,7 @@ around numbers. Nothing in this room computes, measures or renders.
 from .bundle import Bundle, Check, Promise, RuntimeTrial, Speedup
 from .codec import RECORDS, AnyRecord, any_from_json, from_json, json_schema, to_json
 from .demand import Bound, Demand, LengthPoint, LineDemand, MemoryPoint, ModuleDemand, OperatorDemand, PeakPlace, TrainingDemand
+from .fleet import FleetAllocation, FleetLimit, FleetModel, FleetNode, FleetNodeType, FleetObjective, FleetReplicas, FleetStatus
 from .history import Comparison, Difference, History, Run, Service
 from .model import Environment, ModelInfo, TensorSpec
 from .network import MessageForm, NetworkDemand, Traffic
@@ -67,6 +68,14 @@ __all__ = [
     "Environment",
     "FailureKind",
     "Finding",
+    "FleetAllocation",
+    "FleetLimit",
+    "FleetModel",
+    "FleetNode",
+    "FleetNodeType",
+    "FleetObjective",
+    "FleetReplicas",
+    "FleetStatus",
     "Form",
     "Gantt",
     "GpuAccount",

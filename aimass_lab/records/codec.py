@@ -8,6 +8,7 @@ import msgspec
 
 from .bundle import Bundle, Check
 from .demand import Demand
+from .fleet import FleetAllocation
 from .history import Comparison, History, Service
 from .model import Environment
 from .network import NetworkDemand
@@ -41,6 +42,7 @@ AnyRecord = (
     | Plan
     | Rotation
     | ScalePlan
+    | FleetAllocation
     | Prediction
     | Ledger
     | ServingSpec

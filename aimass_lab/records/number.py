@@ -14,7 +14,7 @@ Source = Literal["measured", "user", "datasheet", "derived", "estimated", "assum
 *estimated*: a model's prediction; *assumed*: a default that nobody checked."""
 
 Unit = Literal[
-    "s", "B", "B/s", "FLOP", "FLOP/s", "FLOP/B", "item", "item/s", "request", "request/s", "replica", "core", "device",
+    "s", "B", "B/s", "FLOP", "FLOP/s", "FLOP/B", "item", "item/s", "request", "request/s", "replica", "core", "device", "node",
     "worker", "parameter", "layer", "ratio", "Hz", "W", "J", "°C", "USD/h", "USD/month", "USD/GB", "USD/item", "point", "op", "op/s",
     "token", "token/s", "s/FLOP", "s/B",
 ]  # fmt: skip

@@ -12,13 +12,14 @@ from .trying import Trying
 from .shipping import Shipping
 from .following import Following
 from .rotating import Rotating
+from .allocating import Allocating
 from .showing import Showing, Workbench
 # isort: on
 
 __all__ = ["Study", "StudyState", "Workbench", "no_progress"]
 
 
-class Study(Measuring, Estimating, Trying, Shipping, Following, Rotating, Showing):
+class Study(Measuring, Estimating, Trying, Shipping, Following, Rotating, Allocating, Showing):
     """One model, its inputs, and everything found out about it.
 
     The model is never changed: it is run in place with everything put back afterwards, and every

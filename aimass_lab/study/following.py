@@ -9,7 +9,7 @@ import msgspec
 
 from ..errors import InputError
 from ..planning.queueing import Arrivals, Bursty, Poisson, Trace
-from ..planning.workloads import read_timetable
+from ..planning.workloads import read_mmpp, read_timetable
 from ..records import ORIGINAL, Bundle, ColdStart, Number, ScalePlan
 from ..units import format_quantity, format_seconds, parse_rate, parse_seconds
 from ..verbs import Rate, Seconds, verb
@@ -26,6 +26,7 @@ class Following(StudyState):
         p99: Seconds,
         rate: Rate | None = None,
         burst: float = 1.0,
+        mmpp: str | None = None,
         timetable: str | None = None,
         trace: str | None = None,
         attainment: float = 0.99,
@@ -49,6 +50,7 @@ class Following(StudyState):
             p99: Latency within which requests should be answered.
             rate: Mean requests per second, of random arrivals.
             burst: Rate of bursts over the rate between them, where a rate is given; bursts come every two minutes on average.
+            mmpp: Rates instead between which arrivals jump at random, as rate:mean seconds at it, such as '20:60 200:5'.
             timetable: Rates over time instead, as seconds:rate, such as '0:100 600:400 1200:100'; begins anew at its end.
             trace: File with recorded times instead, in seconds, one a line.
             attainment: Share of all requests that must be answered in time.
@@ -67,7 +69,7 @@ class Following(StudyState):
         from ..scaling import SCALERS, make_scaler
 
         technique = self._recipe(technique).name
-        law, words = _arrivals(rate, burst, timetable, trace)
+        law, words = _arrivals(rate, burst, mmpp, timetable, trace)
         names = tuple(scaler) if scaler is not None else tuple(SCALERS)
         for name in names:
             make_scaler(name)  # an unknown name is told before anything is measured
@@ -112,9 +114,9 @@ def _affordable(max_replicas: int, price: float | None, budget: float | None) ->
     return min(max_replicas, paid)
 
 
-def _arrivals(rate: Rate | None, burst: float, timetable: str | None, trace: str | None) -> tuple[Arrivals, str]:
+def _arrivals(rate: Rate | None, burst: float, mmpp: str | None, timetable: str | None, trace: str | None) -> tuple[Arrivals, str]:
     """The law, and what it is in words."""
-    given = [name for name, value in (("rate", rate), ("timetable", timetable), ("trace", trace)) if value is not None]
+    given = [name for name, value in (("rate", rate), ("mmpp", mmpp), ("timetable", timetable), ("trace", trace)) if value is not None]
     if len(given) != 1:
         raise InputError(f"arrivals come by a rate, a timetable or a trace, and {' and '.join(given) or 'none'} was given", help="give one of them")
     if trace is not None:
@@ -126,6 +128,10 @@ def _arrivals(rate: Rate | None, burst: float, timetable: str | None, trace: str
         except ServerError as error:
             raise InputError(str(error)) from None
         return law, f"{len(law.recorded_s)} requests over {format_seconds(law.recorded_s[-1])}, as recorded in {Path(trace).name}"
+    if mmpp is not None:
+        jumping = read_mmpp(mmpp)
+        rates = ", ".join(f"{rate:g}" for rate in jumping.rates)
+        return jumping, f"{format_quantity(jumping.rate, 'request/s')} on average, jumping at random between {rates} (MMPP)"
     if timetable is not None:
         table = read_timetable(timetable)
         return table, f"by a timetable of {format_seconds(table.period_s)}, {format_quantity(table.rate, 'request/s')} on average"

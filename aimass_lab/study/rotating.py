@@ -64,12 +64,12 @@ class Rotating(StudyState):
         from ..rotation import Stream, rotate
         from ..scheduling import POLICIES, Limits, make_policy
 
-        workloads = [self.workload, *map(_workload_of, beside or ())]
+        workloads = [self.workload, *map(workload_of, beside or ())]
         names = [workload.name for workload in workloads]
-        rates = _read("rate", rate, names, parse_rate)
-        priorities = _read("priority", priority, names, _whole)
-        weights = _read("weight", weight, names, float)
-        deadlines = _read("deadline", deadline, names, parse_seconds)
+        rates = read_pairs("rate", rate, names, parse_rate)
+        priorities = read_pairs("priority", priority, names, whole)
+        weights = read_pairs("weight", weight, names, float)
+        deadlines = read_pairs("deadline", deadline, names, parse_seconds)
         streams = [
             Stream(
                 workload=workload,
@@ -101,7 +101,12 @@ class Rotating(StudyState):
         return self._keep("rotate", rotation)
 
 
-def _workload_of(model: Any) -> Workload:
+def workload_of(model: Any) -> Workload:
+    """What stands behind a further model.
+
+    Raises:
+        InputError: it is none of the forms in which a model may be given.
+    """
     if isinstance(model, StudyState):
         return model.workload
     if isinstance(model, Workload):
@@ -111,7 +116,18 @@ def _workload_of(model: Any) -> Workload:
     raise InputError(f"a {type(model).__name__} cannot stand beside a model", help="give a Study, a Workload or (model, example_inputs)")
 
 
-def _read(option: str, pairs: Mapping[str, Any] | None, names: Sequence[str], parse: Callable[[Any], T]) -> dict[str, T]:
+def read_pairs(option: str, pairs: Mapping[str, Any] | None, names: Sequence[str], parse: Callable[[Any], T]) -> dict[str, T]:
+    """Read values by model.
+
+    Args:
+        option: Its name, for messages.
+        pairs: Model -> value, or the value's text.
+        names: The models that there are.
+        parse: Reads one value.
+
+    Raises:
+        InputError: there is no such model, or a value is none.
+    """
     values = {}
     for name, value in (pairs or {}).items():
         if name not in names:
@@ -125,5 +141,6 @@ def _read(option: str, pairs: Mapping[str, Any] | None, names: Sequence[str], pa
     return values
 
 
-def _whole(value: Any) -> int:
+def whole(value: Any) -> int:
+    """Read a whole number."""
     return int(str(value))

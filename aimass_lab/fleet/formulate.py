@@ -1,0 +1,249 @@
+"""Writes a problem as a mixed-integer program: over node types as a whole, which is fast, or node by node, which is exact."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+
+from .problem import EPS, Option, Placed, Problem
+from .program import Optimum, Program
+
+FAIR_GROUPS = 12
+"""Up to so many tenants (or models), fairness is settled from the least share to the greatest; beyond, for the least only."""
+_TIE = 1e-4
+"""Part of the cheapest node's price that all replicas together may weigh: among equal costs, fewer replicas."""
+
+
+def add(*parts: tuple[float, Mapping[int, float]]) -> dict[int, float]:
+    """A weighted sum of sums."""
+    total: dict[int, float] = defaultdict(float)
+    for factor, terms in parts:
+        for variable, coefficient in terms.items():
+            total[variable] += factor * coefficient
+    return total
+
+
+class Formulation:
+    """One program for one problem.
+
+    Args:
+        problem: The question.
+        full: Whether every model must get its whole rate.
+        nodes: By type, how many nodes are written one by one; None: each type as a whole, as if replicas could be cut up between
+            nodes. Nothing real is better than that, so its optimum is a bound.
+        shrink: By type, the part of a node that packing was seen to fill; only where nodes are not written one by one.
+    """
+
+    def __init__(self, problem: Problem, *, full: bool, nodes: Sequence[int] | None = None, shrink: Mapping[int, float] | None = None) -> None:
+        self.problem, self.full, self.shrink = problem, full, shrink or {}
+        self.program = Program()
+        self.counts: list[dict[int, float]] = []
+        """By option: its number of replicas as a sum."""
+        self.taken: list[int] = []
+        """By option: whether its model takes it."""
+        self.costs: dict[int, float] = {}
+        self.types: dict[int, int] = {}
+        """By type: its number of nodes; only where they are not written one by one."""
+        self._on: list[tuple[int, int, int, int, int]] = []
+        """Node by node: variable, type, node, device and option."""
+        self._demand()
+        self._by_node: dict[int, list[int]] = defaultdict(list)
+        for o, option in enumerate(problem.options):
+            self._by_node[option.node].append(o)
+        for n, options in self._by_node.items():
+            if nodes is None:
+                self._type(n, options)
+            else:
+                self._each(n, options, nodes[n])
+        self._limits()
+
+    # --- what is asked -------------------------------------------------------------------
+
+    def _demand(self) -> None:
+        program, problem = self.program, self.problem
+        by_model: dict[int, list[int]] = defaultdict(list)
+        for o, option in enumerate(problem.options):
+            most = problem.full(o)
+            taken = program.variable(high=1, integer=True)
+            self.taken.append(taken)
+            if self.full:
+                self.counts.append({taken: most})
+            else:
+                count = program.variable(high=most, integer=True)
+                program.row({count: 1, taken: -most}, high=0)
+                self.counts.append({count: 1})
+            by_model[option.model].append(o)
+        self.shares: dict[int, int] = {}
+        for i, options in by_model.items():
+            program.row({self.taken[o]: 1 for o in options}, low=1 if self.full else 0, high=1)
+            if not self.full:
+                self.shares[i] = program.variable(high=1)
+                carried = add(*((problem.options[o].rate / problem.clients[i].rate, self.counts[o]) for o in options))
+                program.row(add((1, {self.shares[i]: 1}), (-1, carried)), high=0)
+
+    def _limits(self) -> None:
+        problem = self.problem
+        if math.isfinite(problem.budget) and self.costs:
+            self.program.row(self.costs, high=problem.budget)
+        if math.isfinite(problem.max_jobs):
+            self.program.row(self.replicas, high=problem.max_jobs)
+        for quota in problem.quotas:
+            options = [o for o, option in enumerate(problem.options) if problem.clients[option.model].tenant == quota.tenant]
+            used = add(*((problem.options[o].use(quota.resource), self.counts[o]) for o in options))
+            if used:
+                self.program.row(used, high=quota.limit)
+
+    @cached_property
+    def replicas(self) -> dict[int, float]:
+        """All of them, as a sum."""
+        return add(*((1, count) for count in self.counts))
+
+    # --- what there is -------------------------------------------------------------------
+
+    def _most(self, options: Iterable[int]) -> int:
+        """Nodes that are never too few: one a replica."""
+        most: dict[int, int] = defaultdict(int)
+        for o in options:
+            most[self.problem.options[o].model] = max(most[self.problem.options[o].model], self.problem.full(o))
+        return sum(most.values())
+
+    def _type(self, n: int, options: list[int]) -> None:
+        """All nodes of a type together."""
+        node, program = self.problem.nodes[n], self.program
+        number = program.variable(high=min(node.count, self._most(options)), integer=True)
+        self.costs[number] = node.price
+        self.types[n] = number
+        room = self.shrink.get(n, 1.0)
+        for name, capacity in (("cores", node.cores), ("memory", node.memory)):
+            if not math.isfinite(capacity):
+                continue
+            sizes = {o: getattr(self.problem.options[o], name) / capacity for o in options}
+            self._within(sizes, {number: -room})
+            for k in (1, 2, 3):
+                rounded = {o: _rounded(size, k) for o, size in sizes.items()}
+                if any(rounded[o] > size + EPS for o, size in sizes.items()):
+                    self._within(rounded, {number: -1})
+        lots = {lot: [o for o in options if self.problem.options[o].lot == lot] for lot in {self.problem.options[o].lot for o in options} - {""}}
+        used = {lot: program.variable(integer=True) for lot in sorted(lots)}
+        for lot, devices in used.items():
+            for name in ("compute", "device_memory"):
+                self._within({o: getattr(self.problem.options[o], name) for o in lots[lot]}, {devices: -1})
+        if used:
+            program.row(add((1, dict.fromkeys(used.values(), 1.0)), (-node.devices * room, {number: 1})), high=0)
+
+    def _within(self, sizes: Mapping[int, float], capacity: Mapping[int, float]) -> None:
+        self.program.row(add(*((size, self.counts[o]) for o, size in sizes.items() if size), (1, capacity)), high=0)
+
+    def _each(self, n: int, options: list[int], most: int) -> None:
+        """Node by node, device by device."""
+        node, program, before = self.problem.nodes[n], self.program, None
+        here: dict[int, dict[int, float]] = {o: {} for o in options}
+        for k in range(min(most, node.count)):
+            used = program.variable(high=1, integer=True)
+            self.costs[used] = node.price
+            if before is not None:
+                program.row({before: 1, used: -1}, low=0)  # nodes are alike: the first ones are used
+            before = used
+            on = [(o, device, program.variable(integer=True)) for o in options for device in self._devices(self.problem.options[o], node.devices)]
+            self._on += [(variable, n, k, device, o) for o, device, variable in on]
+            for o, _, variable in on:
+                here[o][variable] = 1.0
+            for name, capacity in (("cores", node.cores), ("memory", node.memory)):
+                if math.isfinite(capacity):
+                    program.row({**{v: getattr(self.problem.options[o], name) / capacity for o, _, v in on}, used: -1}, high=0)
+            for device in range(node.devices):
+                self._device([(o, v) for o, d, v in on if d == device], used)
+        for o in options:
+            program.row(add((1, self.counts[o]), (-1, here[o])), low=0, high=0)
+
+    def _devices(self, option: Option, devices: int) -> Iterable[int]:
+        return range(devices) if option.lot else (-1,)
+
+    def _device(self, on: Sequence[tuple[int, int]], used: int) -> None:
+        """One device serves one lot."""
+        lots = sorted({self.problem.options[o].lot for o, _ in on})
+        serves = {lot: self.program.variable(high=1, integer=True) for lot in lots}
+        self.program.row({**dict.fromkeys(serves.values(), 1.0), used: -1}, high=0)
+        for lot in lots:
+            for name in ("compute", "device_memory"):
+                sizes = {v: getattr(self.problem.options[o], name) for o, v in on if self.problem.options[o].lot == lot}
+                self.program.row({**sizes, serves[lot]: -1}, high=0)
+
+    # --- what is wanted ------------------------------------------------------------------
+
+    @property
+    def cheapest(self) -> dict[int, float]:
+        """The cost, and among equals the fewest replicas; the latter weighs less than any difference in cost that matters."""
+        return add((1, self.costs), (self.tie, self.replicas))
+
+    @property
+    def tie(self) -> float:
+        """Weight of one replica."""
+        return self.slack / max(1, self._most(range(len(self.problem.options))))
+
+    @property
+    def slack(self) -> float:
+        """Weight of all replicas together: costs that differ by less are the same."""
+        return _TIE * min((node.price for node in self.problem.nodes if node.price > 0), default=1.0)
+
+    def cost_bound(self, optimum: Optimum) -> float:
+        """What no allocation costs less than."""
+        return max(0.0, optimum.bound - self.slack)
+
+    def value(self) -> dict[int, float]:
+        """Attained value, as a sum."""
+        return {share: self.problem.clients[i].value for i, share in self.shares.items()}
+
+    def fairness(self) -> list[dict[int, float]]:
+        """Sums to be made large one after the other: that of the k least shares, for k = 1, 2, ... (Ogryczak and Tamir 2003).
+
+        Making them large in this order raises the least share as far as it goes, then the second least, and so on. A tenant's share is the
+        mean of its models' by value, over its weight.
+        """
+        program, wanted = self.program, []
+        groups = [self._group(models, weight) for _, models, weight in self.problem.groups()]
+        groups = [group for group in groups if group]
+        for k in range(1, (len(groups) if len(groups) <= FAIR_GROUPS else 1) + 1):
+            level = program.variable(low=-math.inf)
+            below = [program.variable() for _ in groups]
+            for group, short in zip(groups, below, strict=True):
+                program.row(add((1, {level: 1, short: -1}), (-1, group)), high=0)
+            wanted.append({level: float(k), **dict.fromkeys(below, -1.0)})
+        if len(groups) < len(self.shares):  # among the models of a tenant too, nobody is left behind
+            least = program.variable(low=-math.inf)
+            for share in self.shares.values():
+                program.row({least: 1, share: -1}, high=0)
+            wanted.append({least: 1.0})
+        return wanted
+
+    def _group(self, models: Sequence[int], weight: float) -> dict[int, float]:
+        worth = {self.shares[i]: self.problem.clients[i].value for i in models if i in self.shares}
+        return {share: value / sum(worth.values()) / weight for share, value in worth.items()}
+
+    # --- what came out -------------------------------------------------------------------
+
+    def read(self, optimum: Optimum) -> tuple[list[int | None], list[int]]:
+        """Option and replicas by model."""
+        chosen: list[int | None] = [None] * len(self.problem.clients)
+        replicas = [0] * len(self.problem.clients)
+        for o, option in enumerate(self.problem.options):
+            count = round(sum(factor * optimum.values[v] for v, factor in self.counts[o].items()))
+            if count > 0:
+                chosen[option.model], replicas[option.model] = o, count
+        return chosen, replicas
+
+    def placed(self, optimum: Optimum) -> list[Placed]:
+        """The nodes, where they were written one by one."""
+        held: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+        for variable, n, k, device, o in self._on:
+            if (count := round(optimum.values[variable])) > 0:
+                held[n, k].append((o, device, count))
+        return [Placed(node=n, replicas=tuple(sorted(each))) for (n, _), each in sorted(held.items())]
+
+
+def _rounded(size: float, k: int) -> float:
+    """A dual feasible function: what fits together still fits, and what wastes room counts for more (Fekete and Schepers 2001)."""
+    scaled = (k + 1) * size
+    return size if abs(scaled - round(scaled)) < EPS else math.floor(scaled) / k

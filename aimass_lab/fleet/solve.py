@@ -1,0 +1,218 @@
+"""Finds an allocation: the cheapest that serves everybody, or where there is none the fairest of those that there are."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .formulate import Formulation
+from .packing import pack
+from .problem import EPS, Placed, Problem, Solution, cost_of, shares_of
+from .program import Optimum
+
+EXACT_SIZE = 1500
+"""Up to so many variables, nodes are written one by one where packing does not reach the bound."""
+ROUNDS = 4
+"""Times that node types are shrunk to what packing fills of them, where nodes are too many to be written one by one."""
+_CLOSE = 1e-3
+"""Relative gap at which large programs stop, and below which packing is not tried anew where it cannot be proven anyway."""
+_LARGE = 2000
+"""Options from which on a program is large."""
+_LARGE_FAIRNESS = 200
+"""Options from which on fairness is settled as if replicas could be cut up."""
+KEPT = (0.98, 0.9, 0.75, 0.5, 0.0)
+"""Part of such shares that whole replicas are to reach: the first that they can."""
+
+
+def solve(problem: Problem, *, seconds: float = 10.0) -> Solution:
+    """Allocate.
+
+    Args:
+        problem: The question.
+        seconds: Time to spend; what was found until then is returned, with its distance to the bound.
+    """
+    deadline = time.monotonic() + seconds
+    found = None
+    if problem.objective == "cost" and len({o.model for o in problem.options}) == len(problem.clients):
+        found = _whole(problem, deadline)
+    return found or _elastic(problem, deadline)
+
+
+@dataclass(frozen=True)
+class _Found:
+    chosen: Sequence[int | None]
+    replicas: Sequence[int]
+    placed: Sequence[Placed]
+
+
+def _left(deadline: float) -> float:
+    return deadline - time.monotonic()
+
+
+def _gap(problem: Problem) -> float:
+    return _CLOSE if len(problem.options) >= _LARGE else 0.0
+
+
+# --- everybody ---------------------------------------------------------------------------
+
+
+def _whole(problem: Problem, deadline: float) -> Solution | None:
+    """The cheapest that serves everybody; None where there is none, or none was found in time."""
+    bound, best = 0.0, None
+    shrink: dict[int, float] = {}
+    for _ in range(ROUNDS):
+        program = Formulation(problem, full=True, shrink=shrink)
+        optimum = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=_gap(problem))
+        if optimum is None:
+            break
+        if not shrink:
+            bound = program.cost_bound(optimum)
+        found = _packed(problem, program, optimum)
+        if _fits(problem, found.placed) and (best is None or cost_of(problem, found.placed) < cost_of(problem, best.placed)):
+            best = found
+        if best is not None and cost_of(problem, best.placed) <= bound * (1 + _gap(problem)) + program.slack:
+            break
+        sizes = _sizes(problem, found.placed, best)
+        if sizes is not None:
+            return _whole_exactly(problem, sizes, best, bound, deadline)
+        shrink, before = _shrunk(program, optimum, found.placed, shrink), shrink
+        if shrink == before or _left(deadline) <= 0:
+            break
+    if best is None:
+        return None
+    cost = cost_of(problem, best.placed)
+    return _solution(problem, best, elastic=False, bound=min(bound, cost), exact=cost <= bound + program.slack)
+
+
+def _whole_exactly(problem: Problem, sizes: Sequence[int], best: _Found | None, bound: float, deadline: float) -> Solution | None:
+    program = Formulation(problem, full=True, nodes=sizes)
+    optimum = program.program.minimise(program.cheapest, seconds=_left(deadline))
+    if optimum is None:
+        return None if best is None else _solution(problem, best, elastic=False, bound=bound, exact=False)
+    found = _Found(*program.read(optimum), program.placed(optimum))
+    if best is not None and cost_of(problem, best.placed) < cost_of(problem, found.placed) - EPS:
+        found = best
+    bound = max(bound, min(program.cost_bound(optimum), cost_of(problem, found.placed)))
+    return _solution(problem, found, elastic=False, bound=bound, exact=optimum.bound >= optimum.objective - 1e-9)
+
+
+def _packed(problem: Problem, program: Formulation, optimum: Optimum) -> _Found:
+    chosen, replicas = program.read(optimum)
+    return _Found(chosen, replicas, pack(problem, chosen, replicas, limited=False)[0])
+
+
+def _fits(problem: Problem, placed: Sequence[Placed]) -> bool:
+    used = [sum(p.node == n for p in placed) for n in range(len(problem.nodes))]
+    return cost_of(problem, placed) <= problem.budget + EPS and all(u <= node.count for u, node in zip(used, problem.nodes, strict=True))
+
+
+def _sizes(problem: Problem, placed: Sequence[Placed], best: _Found | None) -> list[int] | None:
+    """How many nodes of each type an exact program needs: no more than a known answer's cost pays for; None: too many."""
+    paid = min(problem.budget, cost_of(problem, best.placed)) if best else problem.budget
+    sizes = []
+    for n, node in enumerate(problem.nodes):
+        options = [o for o, option in enumerate(problem.options) if option.node == n]
+        replicas = sum(max(problem.full(o) for o in options if problem.options[o].model == i) for i in {problem.options[o].model for o in options})
+        sizes.append(int(min(node.count, replicas, (paid + EPS) // node.price if node.price else replicas)))
+    variables = sum(sizes[o.node] * (problem.nodes[o.node].devices if o.lot else 1) for o in problem.options)
+    return sizes if variables <= EXACT_SIZE else None
+
+
+def _shrunk(program: Formulation, optimum: Optimum, placed: Sequence[Placed], shrink: Mapping[int, float]) -> dict[int, float]:
+    """Take every type for as small as packing has found it."""
+    shrunk = dict(shrink)
+    for n, variable in program.types.items():
+        packed, planned = sum(p.node == n for p in placed), round(optimum.values[variable])
+        if packed > planned > 0:
+            shrunk[n] = shrunk.get(n, 1.0) * planned / packed
+    return shrunk
+
+
+# --- not everybody -----------------------------------------------------------------------
+
+
+def _elastic(problem: Problem, deadline: float) -> Solution:
+    """What serves as many as there is room for: fairly, or where value is asked for, what is worth most."""
+    shrink: dict[int, float] = {}
+    bound = sum(problem.clients[i].value for i in {option.model for option in problem.options})
+    nobody = _Found([None] * len(problem.clients), [0] * len(problem.clients), [])
+    found, exact = nobody, False
+    for _ in range(ROUNDS):
+        program = Formulation(problem, full=False, shrink=shrink)
+        reached = _in_order(problem, program, deadline)
+        if reached is None:  # out of time
+            break
+        bound = bound if shrink else reached.bound
+        found = _packed(problem, program, reached.optimum)
+        exact = reached.proven and not shrink and _fits(problem, found.placed)
+        sizes = None if exact else _sizes(problem, found.placed, None)
+        if sizes is not None:
+            each = Formulation(problem, full=False, nodes=sizes)
+            if (better := _in_order(problem, each, deadline)) is not None:
+                found = _Found(*each.read(better.optimum), each.placed(better.optimum))
+                bound, exact = better.bound, better.proven
+        if _fits(problem, found.placed) or _left(deadline) <= 0:
+            break
+        shrink = _shrunk(program, reached.optimum, found.placed, shrink)
+    if not _fits(problem, found.placed):
+        placed, there = pack(problem, found.chosen, found.replicas, limited=True)
+        found = _Found(found.chosen, there, placed)
+    solution = _solution(problem, found, elastic=True, bound=bound, exact=exact)
+    return replace(solution, elastic=min(solution.shares, default=1.0) < 1 - EPS)
+
+
+@dataclass(frozen=True)
+class _Reached:
+    optimum: Optimum
+    bound: float
+    """On the attained value."""
+    proven: bool
+    """Nothing fairer, of more value or cheaper is possible."""
+
+
+def _in_order(problem: Problem, program: Formulation, deadline: float) -> _Reached | None:
+    """Make one aim after the other as good as it gets, keeping those before it; None where nothing was found in time.
+
+    In large programs fairness is settled as if replicas could be cut up, which is quick; whole replicas then come as near to it as they can.
+    """
+    value, large = program.value(), len(problem.options) >= _LARGE_FAIRNESS
+    fairness = [] if problem.objective == "value" else program.fairness()
+    levels, proven = [], not (large and fairness)
+    optimum: Optimum | None = None
+    for aim in fairness:
+        found = program.program.minimise({v: -c for v, c in aim.items()}, seconds=_left(deadline), integers=not large)
+        if found is None:
+            proven = False
+            break
+        proven = proven and found.closed
+        optimum = optimum if large else found
+        levels.append((program.program.row(aim, low=-found.objective - EPS), -found.objective))
+    best, gap = None, _CLOSE if large else 0.0
+    for kept in KEPT if large and levels else (1.0,):
+        for row, level in levels:
+            program.program.lower_bound(row, low=kept * level - EPS if level > 0 else level / kept - EPS if kept else -math.inf)
+        best = program.program.minimise({v: -c for v, c in value.items()}, seconds=_left(deadline), gap=gap)
+        if best is not None:
+            break
+    bound = sum(problem.clients[i].value for i in program.shares) if best is None else -best.bound
+    if best is not None:
+        program.program.row(value, low=-best.objective - EPS)
+    cheapest = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=gap)
+    last = cheapest or best or optimum
+    return None if last is None else _Reached(last, bound, proven and best is not None and best.closed)
+
+
+def _solution(problem: Problem, found: _Found, *, elastic: bool, bound: float, exact: bool) -> Solution:
+    chosen = [o if count else None for o, count in zip(found.chosen, found.replicas, strict=True)]
+    return Solution(
+        chosen=tuple(chosen),
+        replicas=tuple(found.replicas),
+        shares=shares_of(problem, chosen, found.replicas),
+        placed=tuple(found.placed),
+        cost=cost_of(problem, found.placed),
+        elastic=elastic,
+        bound=bound,
+        exact=exact,
+    )

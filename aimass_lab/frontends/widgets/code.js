@@ -8,7 +8,10 @@ const word = (value) => (/^[\w.:/=-]+$/.test(String(value)) ? String(value) : `'
 export function lineOf(subject, verb, options = {}) {
   const given = Object.entries(options).filter(([, value]) => value !== null && value !== undefined);
   if (subject.style === "python") return `${subject.name}.${verb}(${given.map(([name, value]) => `${name}=${literal(value)}`).join(", ")})`;
-  const flags = given.flatMap(([name, value]) => (Array.isArray(value) ? value : [value]).map((one) => (one === true ? `--${name}` : `--${name} ${word(one)}`)));
+  const flags = given.flatMap(([name, value]) => {
+    const flag = `--${name.replaceAll("_", "-")}`;
+    return (Array.isArray(value) ? value : [value]).filter((one) => one !== false).map((one) => (one === true ? flag : `${flag} ${word(one)}`));
+  });
   return ["%aimass", verb, ...(subject.name ? [subject.name] : []), ...flags].join(" ");
 }
 

@@ -16,8 +16,9 @@ from ...records import ORIGINAL, Record, to_json
 from ...study import StudyState, Workbench, no_progress
 from ..background import END_STATES, Job, Worker
 from ..lines import read_line
-from .source import script, style
-from .twin import SHOWN, twin_html, twin_text
+from .facts.base import FACTS
+from .source import script, shown_kinds, style
+from .twin import twin_html, twin_text
 
 PROGRESS_EVERY_S = 0.2
 ENDED_SHOWN = 4
@@ -42,16 +43,12 @@ class Panel(anywidget.AnyWidget):
     """How lines of code name the study, and where it runs."""
     records = traitlets.Dict().tag(sync=True)
     """The newest record of each kind that is drawn, as its JSON."""
-    history: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    """What was measured and what was predicted before, by batch size: the dots beside the curves."""
+    facts = traitlets.Dict().tag(sync=True)
+    """What views need besides records, by the names in `facts`."""
     jobs: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    devices: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    """Names of the catalogue."""
 
     def __init__(self, bench: Workbench, worker: Worker, names: Mapping[str, Any]) -> None:
-        from ...devices import load_devices
-
-        super().__init__(view=bench.view, devices=sorted(load_devices()))
+        super().__init__(view=bench.view)
         self.identity = self.model_id
         self.bench, self.worker = bench, worker
         self._names = names
@@ -69,13 +66,14 @@ class Panel(anywidget.AnyWidget):
         """Show what the study has found since, wherever it was asked for."""
         if self.comm is None:
             return
-        self.subject = subject_of(self.bench.study, self._names)
+        study = self.bench.study
         newest = self._drawn()
-        if {kind: i for kind, (i, _) in newest.items()} == self._known:
-            return
-        self._known = {kind: i for kind, (i, _) in newest.items()}
-        self.history = points_of(self.bench.study.results)
-        self.records = {kind: {**json.loads(to_json(record, indent=None)), "index": i} for kind, (i, record) in newest.items()}
+        with self.hold_sync():  # one message, so that a view never sees the one without the other
+            self.subject = subject_of(study, self._names)
+            self.facts = {name: fact(study) for name, fact in FACTS.items()}
+            if {kind: i for kind, (i, _) in newest.items()} != self._known:
+                self._known = {kind: i for kind, (i, _) in newest.items()}
+                self.records = {kind: {**json.loads(to_json(record, indent=None)), "index": i} for kind, (i, record) in newest.items()}
 
     def _drawn(self) -> dict[str, tuple[int, Record]]:
         """Kind -> index and record of what the views show: of the original, and of predictions those that make a curve."""
@@ -84,7 +82,7 @@ class Panel(anywidget.AnyWidget):
         found = {}
         for i, record in enumerate(self.bench.study.results):
             kind = str(type(record).__struct_config__.tag)
-            if kind in SHOWN and not (isinstance(record, Prediction) and (len(record.points) < 2 or record.technique != ORIGINAL)):
+            if kind in shown_kinds() and not (isinstance(record, Prediction) and (len(record.points) < 2 or record.technique != ORIGINAL)):
                 found[kind] = (i, record)
         return found
 
@@ -207,30 +205,6 @@ def subject_of(study: StudyState, names: Mapping[str, Any]) -> dict[str, Any]:
         "device": str(workload.torch_device),
         "batch": workload.call.batch_size,
     }
-
-
-def points_of(results: list[Record]) -> list[dict[str, Any]]:
-    """Every batch size that was asked for itself: what was predicted of it and what was measured, in the order it happened."""
-    from ...records import Prediction, Profile
-
-    points: list[dict[str, Any]] = []
-    for record in results:
-        if isinstance(record, Prediction) and record.technique == ORIGINAL and len(record.points) == 1:
-            point = record.points[0]
-            if point.basis != "measured":
-                points.append({"kind": "predicted", "device": record.device, "batch": point.batch_size, **json.loads(_numbers(point))})
-        elif isinstance(record, Profile):
-            own = next((p for p in record.ladder if p.batch_size == record.batch_size), None)
-            if own is not None:
-                points.append({"kind": "measured", "device": record.environment.device, "batch": own.batch_size, **json.loads(_numbers(own))})
-    return points
-
-
-def _numbers(point: Any) -> bytes:
-    import msgspec
-
-    latency = getattr(point, "latency", None) or point.latency_p50
-    return msgspec.json.encode({"latency": latency, "throughput": point.throughput, "memory": point.peak_memory_bytes})
 
 
 def _as_json(job: Job) -> dict[str, Any]:

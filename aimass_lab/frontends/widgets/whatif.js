@@ -29,7 +29,16 @@ export function at(points, batch) {
   return { x: batch, y: mix("y"), low: mix("low"), high: mix("high") };
 }
 
-export function whatIfView(ctx) {
+export const whatIfView = {
+  name: "what-if",
+  text: "What-if",
+  kinds: ["prediction"],
+  facts: ["points", "devices"],
+  draw: drawWhatIf,
+  line: (ctx) => (ctx.record("prediction") ? null : ctx.line("predict")), // the curves show the line of the point that they are at
+};
+
+function drawWhatIf(ctx) {
   const prediction = ctx.record("prediction");
   if (!prediction) {
     const text = "No curve is fitted yet. A prediction rests on the newest profile, or makes one; what is measured later is set beside it.";
@@ -45,7 +54,7 @@ class WhatIf {
     this.curves = curvesOf(prediction);
     this.sizes = [this.curves.latency[0].x, this.curves.latency.at(-1).x];
     this.here = prediction.device === ctx.subject().device;
-    this.history = ctx.history().filter((p) => p.device === prediction.device);
+    this.history = ctx.fact("points").filter((p) => p.device === prediction.device);
     this.limit = prediction.memory_limit_bytes?.value;
     this.largest = prediction.max_batch_size?.value;
     this.batch = Math.min(this.sizes[1], Math.max(this.sizes[0], ctx.ui.batch ?? ctx.subject().batch));
@@ -73,7 +82,7 @@ class WhatIf {
     this.slider = h("input", { type: "range", min: low, max: high, step: 0.01, "aria-label": "batch size", oninput: fromSlider, onchange: () => this.letGo(), onkeydown: (event) => this.key(event) });
     this.box = h("input", { type: "number", class: "aw-input aw-short", min: this.sizes[0], max: this.sizes[1], "aria-label": "batch size, typed", onchange: (event) => { this.move(Number(event.target.value) || this.batch); this.letGo(); } });
     const rate = h("input", { type: "number", class: "aw-input aw-short", min: 0.1, step: "any", value: this.rate, "aria-label": "requests per second", oninput: (event) => { this.rate = ctx.ui.rate = Number(event.target.value) || this.rate; this.move(this.batch); } });
-    const names = [ctx.subject().device, ...ctx.devices().filter((name) => name !== ctx.subject().device)];
+    const names = [ctx.subject().device, ...ctx.fact("devices").filter((name) => name !== ctx.subject().device)];
     const device = h("select", { class: "aw-input", "aria-label": "device", onchange: (event) => ctx.run([ctx.line("predict", event.target.value === ctx.subject().device ? {} : { device: event.target.value })]) }, names.map((name, i) => h("option", { value: name, selected: name === this.prediction.device }, i ? name : `${name} (attached)`)));
     return h("div", { class: "aw-bench", "data-live": true },
       h("label", { class: "aw-field aw-wide" }, h("span", {}, "batch size"), h("span", { class: "aw-row" }, this.slider, this.box)),

@@ -9,12 +9,14 @@
 //   line(ctx)    the line or lines of code to show when it is opened; null where drawing shows them
 
 import { h } from "./dom.js";
-import { insertCell, lineOf } from "./code.js";
+import { insertCell, lineOf, lineOn } from "./code.js";
 import { profileView } from "./profile.js";
 import { whatIfView } from "./whatif.js";
+import { planView } from "./plan.js";
+import { shipView } from "./ship.js";
 import { pictureOf, savePictures } from "./saving.js";
 
-const VIEWS = [profileView, whatIfView];
+const VIEWS = [profileView, whatIfView, planView, shipView];
 const PICTURE_AFTER_MS = 1200;
 
 class Frame {
@@ -46,9 +48,13 @@ class Frame {
       busy: () => model.get("jobs").some((job) => job.state === "running" || job.state === "waiting"),
       selection: () => model.get("selection"),
       select: (module) => { model.set("selection", module); model.save_changes(); this.showCode([this.moduleLine()]); },
+      lineOn: (verb, path) => lineOn(model.get("subject"), verb, path),
+      jobs: () => model.get("jobs"),
       run: (lines, options = {}) => { this.showCode(lines); model.send({ kind: "run", lines, ...options }); },
       showCode: quiet ? () => {} : (lines) => this.showCode(lines),
       codeButton: (get) => h("button", { type: "button", class: "aw-button aw-code-button", "data-live": true, title: "show this as a line of code", "aria-label": "show this as a line of code", onclick: () => this.showCode([get()].flat()) }, "‹›"),
+      recordLine: (kind) => this.recordLine(kind),
+      resultLine: (index) => this.resultLine(index),
       chartLine: (kind) => this.chartLine(kind),
       moduleLine: () => this.moduleLine(),
     };
@@ -56,9 +62,14 @@ class Frame {
 
   /** A record that is there already, by its place among the study's results. */
   recordLine(kind) {
-    const { style, name } = this.model.get("subject");
     const record = this.model.get("records")[kind];
-    return style === "python" && record ? `${name}.results[${record.index}]` : null;
+    return record ? this.resultLine(record.index) : null;
+  }
+
+  /** The same by its place; null where the study has no name in the notebook, or the result is not complete. */
+  resultLine(index) {
+    const { style, name } = this.model.get("subject");
+    return style === "python" && index !== null ? `${name}.results[${index}]` : null;
   }
 
   chartLine(kind) {

@@ -11,11 +11,13 @@ from typing import Any
 import anywidget
 import traitlets
 
-from ...errors import AimassError
+from ...errors import AimassError, InputError
 from ...records import ORIGINAL, Record, to_json
 from ...study import StudyState, Workbench, no_progress
 from ..background import END_STATES, Job, Worker
+from ..cli import call_function, find_models
 from ..lines import read_line
+from .checks import ChecksKept
 from .facts.base import FACTS
 from .source import script, shown_kinds, style
 from .twin import twin_html, twin_text
@@ -56,7 +58,8 @@ class Panel(anywidget.AnyWidget):
         self._told_at = 0.0
         self._handle: Any = None
         self._picture = ""
-        self._known: dict[str, int] = {}
+        self._known: dict[str, int | None] = {}
+        self._checks = ChecksKept(bench.study)
         self.on_msg(self._received)
         self.refresh()
 
@@ -106,6 +109,7 @@ class Panel(anywidget.AnyWidget):
         name = self.bench.study.workload.name
         if _panels.get(name) is self:
             del _panels[name]
+        self._checks.close()
         if self._handle is not None:
             self._handle.update({"text/html": self._picture or twin_html(self.bench), "text/plain": twin_text(self.bench)}, raw=True)
         super().close()
@@ -124,12 +128,25 @@ class Panel(anywidget.AnyWidget):
         return self.worker.submit(*((line, partial(self._call, *read_line(line))) for line in lines), changed=self._job_changed)
 
     def _call(self, verb: Any, values: Mapping[str, Any], progress: Any) -> Any:
+        if not verb.of_study:
+            self._checks.asked_here = True
+            try:
+                return call_function(verb, values, progress, seen=self._show_part)
+            finally:
+                self._checks.asked_here = False
         study = self.bench.study
         before, study.progress = study.progress, progress
         try:
-            return verb.function(study, **values)
+            return verb.function(study, **find_models(verb, values, partial(_other_model, self._names)))
         finally:
             study.progress = no_progress if before is progress else before
+
+    def _show_part(self, record: Record) -> None:
+        """Show what a verb has found so far, in place of the newest record of its kind, until it has ended."""
+        kind = str(type(record).__struct_config__.tag)
+        self._known[kind] = None
+        if self.comm is not None:
+            self.records = {**self.records, kind: {**json.loads(to_json(record, indent=None)), "index": None}}
 
     def _received(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
         """A message of the browser: nothing is done here but queued, because it may arrive while a cell runs."""
@@ -204,7 +221,20 @@ def subject_of(study: StudyState, names: Mapping[str, Any]) -> dict[str, Any]:
         "model": workload.name,
         "device": str(workload.torch_device),
         "batch": workload.call.batch_size,
+        "others": [name for name, value in variables if isinstance(value, StudyState) and value is not study],
     }
+
+
+def _other_model(names: Mapping[str, Any], name: str) -> Any:
+    """What stands beside this study's model, by its variable.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    value = names.get(name)
+    if not isinstance(value, StudyState):
+        raise InputError(f"there is no Study called {name!r} in this notebook", help=f"make one: {name} = Study(model, inputs)")
+    return value
 
 
 def _as_json(job: Job) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import re
 from functools import cache
 from importlib.resources import files
 
-VIEWS = ("profile.js", "whatif.js")
+VIEWS = ("profile.js", "whatif.js", "plan.js", "ship.js")
 """Each exports one view, see panel.js, and is listed there."""
-MODULES = ("format.js", "dom.js", "plot.js", "code.js", *VIEWS, "saving.js", "panel.js")
+PARTS = ("lengths.js", "loads.js", "cheaper.js", "policies.js", "turns.js", "proof.js")
+"""Parts of a view that fill a file of their own."""
+MODULES = ("format.js", "dom.js", "plot.js", "code.js", *PARTS, *VIEWS, "saving.js", "panel.js")
 """In the order in which they need each other; the last one's default export is the widget."""
 
 _IMPORT = re.compile(r'^import (\{.*\}) from "\./(\w+)\.js";$', re.M)

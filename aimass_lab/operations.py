@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,14 @@ def service_record(server: Server) -> Service:
 
 
 @verb
-def check(path: str, *, seconds: Seconds | None = None, crd: tuple[str, ...] = (), progress: Progress | None = None) -> Check:
+def check(
+    path: str,
+    *,
+    seconds: Seconds | None = None,
+    crd: tuple[str, ...] = (),
+    progress: Progress | None = None,
+    seen: Callable[[Check], None] | None = None,
+) -> Check:
     """Verify a bundle, a resource spec, or manifests.
 
     A bundle is started and measured against its own promises. A spec and manifests are checked without a
@@ -57,6 +65,7 @@ def check(path: str, *, seconds: Seconds | None = None, crd: tuple[str, ...] = (
         seconds: Time of a bundle's load test; what the bundle says if not given.
         crd: File or folder of definitions of custom resources to check by, as kubectl get crd NAME -o json gives them; may be repeated.
         progress: Told how far it is.
+        seen: Given the check of a bundle as far as it is, whenever more is known.
     """
     from .bundle import is_bundle, verify_bundle
     from .export import check_spec_path
@@ -65,7 +74,7 @@ def check(path: str, *, seconds: Seconds | None = None, crd: tuple[str, ...] = (
     if not target.exists():
         raise InputError(f"there is nothing at {path!r}", help="give the folder of a bundle, a spec's file, or manifests")
     if is_bundle(target):
-        record = verify_bundle(target, duration_s=None if seconds is None else parse_seconds(seconds), progress=progress)
+        record = verify_bundle(target, duration_s=None if seconds is None else parse_seconds(seconds), progress=progress, seen=seen)
     else:
         record = check_spec_path(target, crd)
     Store().remember("check", record, model=target.name)

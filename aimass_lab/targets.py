@@ -9,7 +9,7 @@ from .records import Number, Target
 from .units import parse_rate, parse_seconds
 
 
-def make_target(rate: float | str, p99: float | str, *, max_replicas: int = 1000, headroom: float = 0.0) -> Target:
+def make_target(rate: float | str, p99: float | str, *, max_replicas: int = 1000, headroom: float = 0.0, budget: float | None = None) -> Target:
     """Turn what the user asked for into a target.
 
     Raises:
@@ -24,6 +24,7 @@ def make_target(rate: float | str, p99: float | str, *, max_replicas: int = 1000
         latency_p99=Number(value=parse_seconds(p99), unit="s", source="user", method="asked for"),
         max_replicas=max_replicas,
         headroom=headroom,
+        budget=None if budget is None else Number(value=budget, unit="USD/h", source="user", method="asked for"),
     )
 
 

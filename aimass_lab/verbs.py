@@ -40,6 +40,9 @@ Model = Annotated[Any, model_name]
 Progress = Callable[[float, str], None]
 """Told the finished share (0 to 1) of a long piece of work, and what is being done."""
 
+NOT_ASKED = frozenset({"self", "progress", "seen"})
+"""Parameters of a verb's function that no person fills in: `progress` is told how far it is, `seen` is given what it has found so far."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -112,7 +115,7 @@ def verb(function: Function) -> Function:
     # Without the result's type, which is for readers and may name what is loaded only when it is needed.
     annotations = types.SimpleNamespace(__annotations__={k: v for k, v in function.__annotations__.items() if k != "return"})
     hints = typing.get_type_hints(annotations, globalns=function.__globals__, include_extras=True)
-    parameters = tuple(_parameter(p, hints[p.name], helps, name) for p in signature.parameters.values() if p.name not in ("self", "progress"))
+    parameters = tuple(_parameter(p, hints[p.name], helps, name) for p in signature.parameters.values() if p.name not in NOT_ASKED)
     summary, _, rest = head.partition("\n")
     called = _called(function, name, {p.name for p in parameters if p.multiple == "list"})
     VERBS[name] = Verb(

@@ -93,7 +93,7 @@ def opened(address, *, height=1600):
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         own = address.split("/lab/")[0]
         page.on("request", lambda request: None if request.url.startswith((own, "data:", "blob:")) else page.foreign.append(request.url))
-        page.goto(address)
+        page.goto(address, timeout=120_000)
         wait_idle(page)
         yield page
         browser.close()

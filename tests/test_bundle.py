@@ -17,6 +17,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from aimass_lab.errors import BundleError, InputError, UnsupportedError
 from aimass_lab.formats import FORMATS
 from aimass_lab.frontends.documents import read_document
 from aimass_lab.frontends.render import render_text
-from aimass_lab.records import Bundle, Finding, ModelInfo, Number, Recipe, ServingSpec, Step, Unit, from_json
+from aimass_lab.records import Bundle, Check, Finding, ModelInfo, Number, Recipe, ServingSpec, Step, Unit, from_json
 from aimass_lab.serving.config import check_manifest, load_config, load_vectors
 from aimass_lab.serving.launch import start
 from aimass_lab.workload import Workload
@@ -329,8 +330,15 @@ def test_moved_elsewhere_it_proves_itself(moved: Path) -> None:
 
 
 def test_verifying_gives_the_measured_numbers(moved: Path) -> None:
-    check = verify_bundle(moved, duration_s=1)
+    seen: list[Check] = []
+    said: list[tuple[float, str]] = []
+    check = verify_bundle(moved, duration_s=1, progress=lambda share, text: said.append((share, text)), seen=seen.append)
     assert check.passed
+    assert "starting the server" in [text for _, text in said]
+    assert [share for share, _ in said] == sorted(share for share, _ in said)
+    known = [{p.name for p in part.promises if p.measured is not None} for part in seen]
+    assert {"startup"} == known[0] < known[-1] == {p.name for p in check.promises}
+    assert all(earlier <= later for earlier, later in pairwise(known))
     assert [p.name for p in check.promises] == ["errors", "fidelity", "latency_p99", "throughput", "memory", "startup"]
     assert all(p.passed and p.measured is not None and p.measured.source == "measured" for p in check.promises)
 

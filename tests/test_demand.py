@@ -523,6 +523,7 @@ def test_memory_by_length_is_what_such_inputs_need():
     assert point.flops.value == alone.flops.value
     assert point.driver_bytes.value == alone.driver_bytes.value
     assert point.max_batch_size.value == alone.max_batch_size.value
+    assert point.latency.value == alone.latency.value
 
 
 def test_images_have_no_sequence_length():

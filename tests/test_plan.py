@@ -272,6 +272,9 @@ def test_a_plan_survives_json():
         ({"cpu": LADDER}, target(1, 1, headroom=math.nan), {}),
         ({"cpu": LADDER}, target(1, 1), {"prices": {"l4": 1.0}}),
         ({"cpu": LADDER}, target(1, 1), {"prices": {"cpu": -1.0}}),
+        ({"cpu": LADDER}, target(1, 1, budget=number(1, "USD/h", "user")), {}),
+        ({"cpu": LADDER}, target(1, 1, budget=number(1, "USD/h", "user")), {"prices": {"cpu": 2.0}}),
+        ({"cpu": LADDER}, target(1, 1, budget=number(0, "USD/h", "user")), {"prices": {"cpu": 0.0}}),
         ({"cpu": LADDER}, target(1, 1), {"burstiness": 0.5}),
         ({"cpu": LADDER}, target(1, 1), {"max_wait_s": ()}),
         ({"cpu": LADDER}, target(1, 1), {"max_wait_s": (-1.0,)}),
@@ -295,3 +298,33 @@ def test_among_equals_the_batch_limit_leaves_room():
     tight = make_plan(MODEL, {"cpu": LADDER}, target(1, 0.016))
     assert roomy.max_batch_size.value == max(point.batch_size for point in LADDER)
     assert tight.max_batch_size.value < roomy.max_batch_size.value
+
+
+def test_what_one_replica_does_at_other_loads_holds_for_any_number_of_them():
+    plan = make_plan(MODEL, {"cpu": ladder(0.004, 0.0012, doubt=0)}, target(1_500, 0.050))
+    rates = [point.requests_per_s.value for point in plan.by_load]
+    limit = plan.throughput_limit.value / plan.replicas.value
+    assert rates == sorted(rates)
+    assert rates[-1] < limit
+    assert 1_500 / plan.replicas.value in rates
+    for point in plan.by_load[1:-1]:
+        assert p99_of(plan, replicas=4, rate=4 * point.requests_per_s.value, count=50_000) == pytest.approx(point.latency_p99.value, rel=0.1)
+
+
+def test_a_budget_is_never_exceeded_and_says_when_it_binds():
+    ladders = {"cpu": ladder(0.004, 0.0012, doubt=0)}
+    free = make_plan(MODEL, ladders, target(1_500, 0.030), prices={"cpu": 0.5})
+    count = free.replicas.value
+    enough = make_plan(MODEL, ladders, target(1_500, 0.030, budget=number(0.5 * count, "USD/h", "user")), prices={"cpu": 0.5})
+    short = make_plan(MODEL, ladders, target(1_500, 0.030, budget=number(0.5 * count - 0.1, "USD/h", "user")), prices={"cpu": 0.5})
+    assert (enough.feasible, enough.replicas.value) == (True, count)
+    assert not short.feasible
+    assert short.cost.value <= short.target.budget.value
+    assert short.binding.startswith("the budget binds")
+
+
+def test_a_device_beyond_the_budget_is_not_considered():
+    ladders = {"cpu": LADDER, "l4": ladder(0.002, 0.0001, source="estimated")}
+    plan = make_plan(MODEL, ladders, target(400, 0.050, budget=number(1.0, "USD/h", "user")), prices={"cpu": 0.3, "l4": 1.5})
+    assert {option.device for option in plan.options} == {"cpu"}
+    assert "beyond:budget" in {note.code for note in plan.notes}

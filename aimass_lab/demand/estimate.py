@@ -54,7 +54,7 @@ def estimate_demand(
             one, else a name of the catalogue; where the model is if not given.
         training: Follow a training step too.
         optimizer: Of that step: "adamw", "sgd" or "none".
-        lengths: Sequence lengths to estimate memory at as well, where an input holds token numbers.
+        lengths: Sequence lengths to estimate memory and latency at as well, where an input holds token numbers.
         measured: A profile's ladder on the same device: its peaks calibrate memory at all other batch sizes.
         calibrate: Run the model at two batch sizes for that, where the device is the attached one it lies on.
         progress: Called now and then with the share that is done and what comes next.
@@ -122,6 +122,7 @@ def _at_length(workload: Workload, target: TargetDevice, batch_size: int, length
         peak_memory_bytes=band_number(memory.torch_bytes(batch_size), how),
         driver_bytes=band_number(memory.driver_bytes(batch_size), how),
         max_batch_size=None if largest is None else Number(value=largest, unit="item", source="estimated", method="largest batch whose whole band fits"),
+        latency=estimate_latency(trace, target, workload.info().dtype)[0],
     )
 
 

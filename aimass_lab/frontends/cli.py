@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AimassError, InputError
@@ -84,21 +84,21 @@ def _call(verb: Verb, model: str | None, values: dict[str, Any], progress: _Prog
     return verb.function(study, **find_models(verb, values, locate_workload))
 
 
-def find_models(verb: Verb, values: dict[str, Any], find: Callable[[str], Any]) -> dict[str, Any]:
+def find_models(verb: Verb, values: Mapping[str, Any], find: Callable[[str], Any]) -> dict[str, Any]:
     """Replace the names of further models by the models."""
     found = dict(values)
     for parameter in verb.parameters:
-        if parameter.names_model and values[parameter.name] is not None:
+        if parameter.names_model and values.get(parameter.name) is not None:
             found[parameter.name] = tuple(map(find, values[parameter.name]))
     return found
 
 
-def call_function(verb: Verb, values: dict[str, Any], progress: Any) -> Any:
-    """Call a verb that needs no model; the long ones tell their progress."""
+def call_function(verb: Verb, values: Mapping[str, Any], progress: Any, seen: Any = None) -> Any:
+    """Call a verb that needs no model; the long ones tell their progress, and some what they have found so far."""
     import inspect
 
-    extra = {"progress": progress} if "progress" in inspect.signature(verb.function).parameters else {}
-    return verb.function(**values, **extra)
+    known = inspect.signature(verb.function).parameters
+    return verb.function(**values, **{name: told for name, told in (("progress", progress), ("seen", seen)) if name in known})
 
 
 def _show(result: Any, as_json: bool) -> int:

@@ -151,7 +151,7 @@ class Allocator:
             low, high = (low, middle) if works(middle) else (middle, high)
         return Allocation(candidate=candidate, replicas=high, simulation=runs[high], below=runs.get(high - 1), meets=True)
 
-    def all(self, candidates: Sequence[Candidate], max_replicas: int, progress: Callable[[float], None]) -> list[Allocation]:
+    def all(self, candidates: Sequence[Candidate], allows: Callable[[Allocation], bool], progress: Callable[[float], None]) -> list[Allocation]:
         """Search every candidate, the most promising first; those that cannot win are cut short."""
         ordered = sorted(candidates, key=lambda c: (c.weight(c.fewest_replicas(self.load)), c.max_wait_s, c.max_batch_size))
         found: list[Allocation] = []
@@ -160,7 +160,7 @@ class Allocator:
             progress(k / len(ordered))
             at_most = best / candidate.weight(1) if candidate.weight(1) else math.inf
             found.append(self.smallest(candidate, max(math.floor(at_most + 1e-9), 0) if math.isfinite(at_most) else math.inf))
-            if found[-1].meets and found[-1].replicas <= max_replicas:
+            if found[-1].meets and allows(found[-1]):
                 best = min(best, candidate.weight(found[-1].replicas))
         return found
 

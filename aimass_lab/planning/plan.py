@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import InputError
-from ..records import BatchPoint, ModelInfo, Note, Number, Plan, PlanOption, Target, derived
+from ..records import BatchPoint, LoadPoint, ModelInfo, Note, Number, Plan, PlanOption, Target, derived
 from ..scheduling import make_policy
 from ..units import format_bytes, format_quantity, format_seconds
 from .allocation import Allocation, Allocator, Candidate, Load
+from .loads import simulate_loads
 from .queueing import Arrivals, Bursty, Poisson, ServiceTimes
 from .simulate import BAND_KIND, Band, RequestClass, Simulation, WaitPolicy
 
@@ -51,7 +52,7 @@ def make_plan(
         service_time: Batch ladder by device.
         target: Rate, latency, and the most replicas.
         prices: USD per hour and replica by device. Where every device has one, the cheapest
-            allocation is chosen, else the one with the fewest replicas.
+            allocation is chosen, else the one with the fewest replicas. A budget needs one for each.
         max_wait_s: Times to try for which a batch is held back at most; 0 is natural batching.
         wait_policy: What a batch that is held back waits for: ``"adaptive"``, as a bundle's server
             does unless told otherwise, or ``"always"`` for a full one; see `simulate`.
@@ -74,10 +75,10 @@ def make_plan(
     candidates = request.candidates(max_wait_s, wait_policy)
     if not candidates:
         raise InputError("no batch fits the memory of any device", help=f"limits: {_limits(memory_limit or {})}")
-    found = allocator.all(candidates, target.max_replicas, lambda share: tell(0.8 * share, f"simulating {len(candidates)} allocations"))
+    found = allocator.all(candidates, request.allows, lambda share: tell(0.8 * share, f"simulating {len(candidates)} allocations"))
     tell(0.8, "confirming the best")
-    winner, found = _winner(found, allocator, target.max_replicas)
-    plan = _feasible(request, winner, found) if winner else _infeasible(request, found, allocator)
+    winner, found = _winner(found, allocator, request.allows)
+    plan = _feasible(request, winner, found, allocator) if winner else _infeasible(request, found, allocator)
     tell(1.0, "planned")
     return plan
 
@@ -104,6 +105,19 @@ class _Request:
     @property
     def priced(self) -> bool:
         return all(device in self.prices for device in self.ladders)
+
+    def most(self, device: str) -> int:
+        """Replicas on a device that are allowed: by their greatest number, and by the budget."""
+        budget, most = self.target.budget, self.target.max_replicas
+        return most if budget is None or not self.prices[device] else min(most, math.floor(budget.value / self.prices[device] + 1e-9))
+
+    def allows(self, allocation: Allocation) -> bool:
+        """Whether there may be so many replicas."""
+        return allocation.replicas <= self.most(allocation.candidate.device)
+
+    def limit_word(self, device: str) -> str:
+        """What limits the replicas on a device."""
+        return "the budget" if self.most(device) < self.target.max_replicas else "max_replicas"
 
     @property
     def overhead_s(self) -> float:
@@ -144,6 +158,7 @@ class _Request:
                 price=self.prices[device] if self.priced else None,
             )
             for device, points in self.ladders.items()
+            if self.most(device)
             for service in [ServiceTimes.from_points(points)]
             for size in _powers_of_two(service.max_batch_size)
             for wait in (sorted(set(max_wait_s)) if size > 1 else sorted(set(max_wait_s))[:1])
@@ -208,7 +223,7 @@ def _powers_of_two(largest: int) -> list[int]:
     return [2**k for k in range(largest.bit_length())]
 
 
-def _winner(found: list[Allocation], allocator: Allocator, max_replicas: int) -> tuple[Allocation | None, list[Allocation]]:
+def _winner(found: list[Allocation], allocator: Allocator, allows: Callable[[Allocation], bool]) -> tuple[Allocation | None, list[Allocation]]:
     """Confirm the best by a long simulation; when that costs it its place, confirm the next best.
 
     Ties in cost go to the lower p99; where that is nearly the same, to natural batching and to the
@@ -229,7 +244,7 @@ def _winner(found: list[Allocation], allocator: Allocator, max_replicas: int) ->
 
     confirmed: set[int] = set()
     while True:
-        open_ = [k for k, a in enumerate(found) if a.meets and a.replicas <= max_replicas]
+        open_ = [k for k, a in enumerate(found) if a.meets and allows(a)]
         if not open_:
             return None, found
         best = min(open_, key=lambda k: rank(found[k]))
@@ -242,8 +257,8 @@ def _winner(found: list[Allocation], allocator: Allocator, max_replicas: int) ->
 # --- the answer --------------------------------------------------------------------------
 
 
-def _feasible(request: _Request, winner: Allocation, found: Sequence[Allocation]) -> Plan:
-    return _plan(request, winner, found, feasible=True, binding=_binding(request, winner))
+def _feasible(request: _Request, winner: Allocation, found: Sequence[Allocation], allocator: Allocator) -> Plan:
+    return _plan(request, winner, found, allocator, feasible=True, binding=_binding(request, winner))
 
 
 def _binding(request: _Request, winner: Allocation) -> str:
@@ -268,48 +283,53 @@ def _binding(request: _Request, winner: Allocation) -> str:
 
 def _infeasible(request: _Request, found: Sequence[Allocation], allocator: Allocator) -> Plan:
     """Say what binds, and what would be feasible instead."""
-    most = request.target.max_replicas
     needing = [a for a in found if a.meets]
     if needing:
         closest = allocator.confirm(min(needing, key=lambda a: (a.candidate.weight(a.replicas), a.candidate.max_wait_s)))
+        device = closest.candidate.device
+        most = request.most(device)
         highest = allocator.highest_rate(closest.candidate, most, request.arrivals) / (1 + request.target.headroom)
         binding = (
-            f"max_replicas binds: {_rate(request.rate)} need {closest.replicas} replicas of {closest.candidate.device}, and {most} are allowed; "
+            f"{request.limit_word(device)} binds: {_rate(request.rate)} need {closest.replicas} replicas of {device}, and {most} are allowed; "
             f"feasible would be {closest.replicas} replicas, or up to {_rate(highest)} with {most}"
         )
         shown = replace(closest, replicas=most, simulation=allocator.simulate(closest.candidate, most, thorough=True), meets=False)
-        return _plan(request, shown, found, feasible=False, binding=binding)
-    shown, best = _fastest(found, allocator, most)
+        return _plan(request, shown, found, allocator, feasible=False, binding=binding)
+    shown, best = _fastest(found, allocator, request)
+    device = shown.candidate.device
+    most = request.most(device)
     alone = shown.candidate.alone_s() + request.overhead_s
     target = format_seconds(request.target.latency_p99.value)
     if math.isinf(best):
         binding = (
-            f"latency and max_replicas bind: a request alone takes {format_seconds(alone)} on {shown.candidate.device} (target {target}), "
+            f"latency and {request.limit_word(device)} bind: a request alone takes {format_seconds(alone)} on {device} (target {target}), "
             f"and {most} replicas do not carry {_rate(request.rate)}; at least {shown.candidate.fewest_replicas(allocator.load)} would"
         )
     else:
         feasible = format_seconds(_RELAXED * best + request.overhead_s)
         binding = (
-            f"latency binds: a request alone takes up to {format_seconds(alone)} (p99) on {shown.candidate.device}, the target is {target}, "
+            f"latency binds: a request alone takes up to {format_seconds(alone)} (p99) on {device}, the target is {target}, "
             f"and more replicas do not change that; the smallest p99 that {_replicas(most)} can reach is {format_seconds(best + request.overhead_s)}; "
             f"feasible would be {feasible} with {_replicas(shown.replicas)}, or a faster model"
         )
-    return _plan(request, shown, found, feasible=False, binding=binding)
+    return _plan(request, shown, found, allocator, feasible=False, binding=binding)
 
 
-def _fastest(found: Sequence[Allocation], allocator: Allocator, most: int) -> tuple[Allocation, float]:
-    """The allocation with nearly the smallest p99 that `most` replicas reach, and that p99."""
-    reach = [(allocator.simulate(a.candidate, most).latency_p99_s.high, k) for k, a in enumerate(found)]
+def _fastest(found: Sequence[Allocation], allocator: Allocator, request: _Request) -> tuple[Allocation, float]:
+    """The allocation with nearly the smallest p99 that can be reached, and that p99."""
+    reach = [(allocator.simulate(a.candidate, request.most(a.candidate.device)).latency_p99_s.high, k) for k, a in enumerate(found)]
     best, index = min(reach)
     candidate = found[index].candidate
+    most = request.most(candidate.device)
     if math.isinf(best):
         fewest = min((a.candidate for a in found), key=lambda c: c.fewest_replicas(allocator.load))
+        most = request.most(fewest.device)
         return Allocation(candidate=fewest, replicas=most, simulation=allocator.simulate(fewest, most, thorough=True)), best
     relaxed = Allocator(replace(allocator.load, latency_p99_s=_RELAXED * best), quick=allocator.quick, thorough=allocator.thorough)
     return replace(relaxed.confirm(relaxed.smallest(candidate, most)), meets=False), best
 
 
-def _plan(request: _Request, chosen: Allocation, found: Sequence[Allocation], *, feasible: bool, binding: str) -> Plan:
+def _plan(request: _Request, chosen: Allocation, found: Sequence[Allocation], allocator: Allocator, *, feasible: bool, binding: str) -> Plan:
     candidate, simulation, replicas = chosen.candidate, chosen.simulation, chosen.replicas
     assert simulation is not None
     device = candidate.device
@@ -319,6 +339,7 @@ def _plan(request: _Request, chosen: Allocation, found: Sequence[Allocation], *,
     return Plan(
         model=request.model,
         target=request.target,
+        burst=request.burstiness or 1.0,
         feasible=feasible,
         device=device,
         replicas=request.replicas(device, replicas, method),
@@ -333,8 +354,24 @@ def _plan(request: _Request, chosen: Allocation, found: Sequence[Allocation], *,
         binding=binding,
         service_time=tuple(request.ladders[device]),
         options=_options(request, chosen, found, feasible),
+        by_load=_by_load(request, chosen, allocator),
         notes=_notes(request, candidate, simulation),
     )
+
+
+def _by_load(request: _Request, chosen: Allocation, allocator: Allocator) -> tuple[LoadPoint, ...]:
+    candidate, limit = chosen.candidate, request.throughput_limit(chosen.candidate, 1)
+    assert chosen.simulation is not None
+
+    def make(rate: float, simulation: Simulation) -> LoadPoint:
+        return LoadPoint(
+            requests_per_s=derived(rate, "request/s", f"{rate / limit.value:.0%} of what one replica carries", [("throughput_limit", limit)]),
+            latency_p99=request.latency(candidate.device, simulation.latency_p99_s, "p99"),
+            utilization=request.utilization(candidate.device, simulation),
+        )
+
+    planned = (request.rate / chosen.replicas, chosen.simulation)
+    return simulate_loads(limit.value, planned, lambda rate: allocator.simulate(candidate, 1, arrivals=request.arrivals(rate)), make)
 
 
 def _options(request: _Request, chosen: Allocation, found: Sequence[Allocation], feasible: bool) -> tuple[PlanOption, ...]:
@@ -356,7 +393,7 @@ def _option(request: _Request, option: Allocation, chosen: Allocation, feasible:
         latency_p99=request.latency(device, simulation.latency_p99_s, "p99") if simulation else None,
         utilization=request.utilization(device, simulation) if simulation else None,
         cost=request.cost(device, option.replicas),
-        feasible=option.meets and option.replicas <= request.target.max_replicas,
+        feasible=option.meets and request.allows(option),
         reason=_reason(request, option, chosen, feasible),
     )
 
@@ -372,8 +409,8 @@ def _reason(request: _Request, option: Allocation, chosen: Allocation, feasible:
         assert option.simulation is not None
         seen = "the queue grows" if option.simulation.unstable else f"p99 is {_latency(option.simulation, request.overhead_s)}"
         return f"with {_replicas(option.replicas)} {seen}: not safely within the target"
-    if option.replicas > request.target.max_replicas:
-        return f"needs {option.replicas} replicas, {request.target.max_replicas} are allowed"
+    if not request.allows(option):
+        return f"needs {option.replicas} replicas, {request.most(device := option.candidate.device)} are allowed by {request.limit_word(device)}"
     ours, best = option.candidate.weight(option.replicas), chosen.candidate.weight(chosen.replicas)
     if ours > best:
         return "meets the target at a higher cost" if request.priced else f"meets the target with {_replicas(option.replicas - chosen.replicas)} more"
@@ -383,6 +420,9 @@ def _reason(request: _Request, option: Allocation, chosen: Allocation, feasible:
 def _notes(request: _Request, candidate: Candidate, simulation: Simulation) -> tuple[Note, ...]:
     ladder = request.ladders[candidate.device]
     notes = [Note(code="assumes:random-split", text="requests are spread over the replicas at random, each replica with a queue of its own")]
+    beyond = [device for device in request.ladders if not request.most(device)]
+    if beyond:
+        notes.append(Note(code="beyond:budget", text=f"the budget does not pay for one replica of {', '.join(beyond)}"))
     if not request.overhead:
         notes.append(Note(code="missing:overhead", text="latencies hold queue and model; decoding and transport of the server come on top"))
     if any(point.latency_p50.weakest_source != "measured" for point in ladder):
@@ -446,5 +486,17 @@ def _check(
             raise InputError(f"there is a price for {device!r}, which is not planned for", help=f"devices: {', '.join(service_time)}")
         if not (math.isfinite(price) and price >= 0):
             raise InputError(f"the price of {device!r} must be at least 0, got {price}")
+    if target.budget is not None:
+        _check_budget(target.budget.value, service_time, prices or {})
     if burstiness is not None and not (math.isfinite(burstiness) and burstiness >= 1):
         raise InputError(f"burstiness must be at least 1, got {burstiness}", help="1 is a Poisson stream; 4 has bursts of four times the rate")
+
+
+def _check_budget(budget: float, devices: Iterable[str], prices: Mapping[str, float]) -> None:
+    unpriced = [device for device in devices if device not in prices]
+    if unpriced:
+        text = f"a budget of {budget:g} USD per hour says nothing without a price of {', '.join(unpriced)}"
+        raise InputError(text, help=f"give the price of a replica: --price {unpriced[0]}=0.5")
+    cheapest = min(prices[device] for device in devices)
+    if not (math.isfinite(budget) and budget > 0) or cheapest > budget:
+        raise InputError(f"a budget of {budget:g} USD per hour does not pay for one replica at {cheapest:g}", help="raise the budget")

@@ -14,7 +14,7 @@ from .model import Environment, ModelInfo, TensorSpec
 from .network import MessageForm, NetworkDemand, Traffic
 from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
 from .panel import CellUse, GpuAccount, HeldModel, KernelState, KernelUse, Live, Result, Task
-from .plan import Plan, PlanOption, Target
+from .plan import LoadPoint, Plan, PlanOption, Target
 from .prediction import Basis, Ledger, LedgerEntry, LedgerKind, PredictedPoint, Prediction, Quantity
 from .profile import (
     Advice,
@@ -98,6 +98,7 @@ __all__ = [
     "LineTime",
     "Live",
     "LiveTensor",
+    "LoadPoint",
     "MemoryPart",
     "MemoryPoint",
     "MemoryReading",

@@ -87,6 +87,8 @@ class LengthPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     peak_memory_bytes: Number
     driver_bytes: Number
     max_batch_size: Number | None = None
+    latency: Number | None = None
+    """Of one call on the demand's device."""
 
 
 class TrainingDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

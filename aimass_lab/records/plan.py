@@ -17,6 +17,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_replicas: int = 1000
     headroom: float = 0.0
     """Spare share of the rate: 0.2 plans for 1.2 times `requests_per_s`."""
+    budget: Number | None = None
+    """USD per hour that is never exceeded."""
 
 
 class PlanOption(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +38,16 @@ class PlanOption(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Why it is not the answer, or that it is."""
 
 
+class LoadPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one replica of a plan does at one load."""
+
+    requests_per_s: Number
+    """At this replica."""
+    latency_p99: Number | None
+    """None where the queue grows without bound."""
+    utilization: Number
+
+
 class Plan(Record, frozen=True, kw_only=True, tag="plan"):
     """Devices, replicas and batching for a request rate under a latency target."""
 
@@ -43,6 +55,8 @@ class Plan(Record, frozen=True, kw_only=True, tag="plan"):
     technique: str = "none"
     """What is served instead of the original; ``"none"`` is the original."""
     target: Target
+    burst: float = 1.0
+    """Rate of bursts over the rate between them that it was made for; 1 is a Poisson stream."""
     feasible: bool
     device: str
     replicas: Number
@@ -62,4 +76,6 @@ class Plan(Record, frozen=True, kw_only=True, tag="plan"):
     service_time: tuple[BatchPoint, ...] = ()
     """The latencies by batch size that the simulation ran on."""
     options: tuple[PlanOption, ...] = ()
+    by_load: tuple[LoadPoint, ...] = ()
+    """The same batching at other loads, by rate: what follows from it for another rate, target or number of replicas."""
     notes: tuple[Note, ...] = ()

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import BundleError, ServerError
 
@@ -81,7 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     load.add_argument("--seed", type=int, default=0)
     load.set_defaults(run=_load)
     verify = commands.add_parser("verify", help="start the server, measure every promise, print PASS or FAIL, or that the machine was too busy to tell")
-    verify.add_argument("--json", action="store_true", help="print the record and nothing else")
+    printed = verify.add_mutually_exclusive_group()
+    printed.add_argument("--json", action="store_true", help="print the record and nothing else")
+    printed.add_argument("--follow", action="store_true", help="print a line of JSON whenever more is known: a step, or the record so far")
     verify.add_argument("--duration", type=_positive_number, help="seconds of load; default: as promised")
     verify.set_defaults(run=_verify)
     return parser
@@ -171,10 +174,16 @@ def _load(folder: Path, arguments: argparse.Namespace) -> int:
 def _verify(folder: Path, arguments: argparse.Namespace) -> int:
     from .verify import report, verify
 
-    quiet = arguments.json
-    check = verify(folder, duration_s=arguments.duration, progress=None if quiet else _progress)
-    print(json.dumps(check) if quiet else report(check))
+    if arguments.follow:
+        check = verify(folder, duration_s=arguments.duration, progress=lambda text: _line({"step": text}), seen=_line)
+    else:
+        check = verify(folder, duration_s=arguments.duration, progress=None if arguments.json else _progress)
+    print(json.dumps(check) if arguments.json or arguments.follow else report(check), flush=True)
     return {True: 0, False: BROKEN, None: NOT_JUDGED}[check["passed"]]
+
+
+def _line(value: dict[str, Any]) -> None:
+    print(json.dumps(value), flush=True)
 
 
 def _progress(text: str) -> None:

@@ -84,6 +84,9 @@ class LoadResult:
         }
 
 
+SoFar = Callable[[], LoadResult]
+
+
 def _figures(values: Array) -> dict[str, float] | None:
     if not len(values):
         return None
@@ -142,7 +145,7 @@ def run_load(
     times: Array,
     *,
     duration_s: float,
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[SoFar], None] | None = None,
 ) -> LoadResult:
     """Send requests when they are due, and wait for the answers.
 
@@ -154,19 +157,20 @@ def run_load(
         bodies: Whole HTTP requests, sent in turn.
         times: Seconds from the start, ascending; see `arrivals`.
         duration_s: Over which they are spread; makes a rate of their number.
-        meanwhile: Called about ten times a second while it runs.
+        meanwhile: Called about ten times a second while it runs; what it is given gives the requests that were answered by then.
 
     Raises:
         ServerError: the server cannot be reached.
     """
     done: Future[LoadResult] = Future()
     stop = threading.Event()
+    load = _Load(url, bodies, times, duration_s, config.request_timeout_s + 5, stop)
 
     def work() -> None:
         # Only select() waits with a precision better than 1 ms.
         loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         try:
-            done.set_result(loop.run_until_complete(_Load(url, bodies, times, duration_s, config.request_timeout_s + 5, stop).run()))
+            done.set_result(loop.run_until_complete(load.run()))
         except BaseException as error:
             done.set_exception(error)
         finally:
@@ -178,7 +182,7 @@ def run_load(
         while thread.is_alive():
             thread.join(0.1)
             if meanwhile is not None:
-                meanwhile()
+                meanwhile(load.so_far)
     finally:
         stop.set()
         thread.join()
@@ -267,13 +271,21 @@ class _Load:
         for task in self._tasks:
             task.cancel()
         await asyncio.sleep(0)
+        return self.result()
+
+    def so_far(self) -> LoadResult:
+        """What happened to the requests that have their answer."""
+        return self.result(self._status != NO_ANSWER)
+
+    def result(self, which: Any = slice(None)) -> LoadResult:
+        """What happened to these requests."""
         return LoadResult(
             rate=len(self._times) / self._duration_s,
             duration_s=self._duration_s,
-            sent_s=self._times,
-            late_s=self._late,
-            latency_s=self._latency,
-            status=self._status,
+            sent_s=self._times[which],
+            late_s=self._late[which],
+            latency_s=self._latency[which],
+            status=self._status[which],
             began_s=self._start,
         )
 

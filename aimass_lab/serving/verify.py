@@ -23,7 +23,7 @@ from .arrivals import arrival_times
 from .config import ServingConfig, check_manifest, load_config, load_vectors, read_json
 from .errors import BundleError, ServerError
 from .launch import Server, start
-from .load import LoadResult, infer_body, infer_path, make_bodies, quantile, run_load
+from .load import LoadResult, SoFar, infer_body, infer_path, make_bodies, quantile, run_load
 from .memory import KIND
 from .protocol import HEADER_LENGTH, parse_object
 from .tensors import Array, decode, encode, relative_error
@@ -31,6 +31,7 @@ from .watch import Disturbance, Watch, busy_s, waited_s
 
 Number = dict[str, Any]
 Progress = Callable[[str], None]
+Seen = Callable[[dict[str, Any]], None]
 
 NAMES = {
     "errors": "request", "fidelity": "ratio", "latency_p50": "s", "latency_p95": "s", "latency_p99": "s",
@@ -47,11 +48,14 @@ FOREIGN_SHARE = 0.1
 LATE_SHARE, LATE_S = 0.1, 1e-3
 """So is one whose generator is later than this share of the measured p99, and than this time."""
 SETTLE_REQUESTS = 20
+TELL_EVERY_S = 0.5
 MAX_WINDOWS = 3
 """Runs of the load, as long as other work keeps one from being judged."""
 
 
-def verify(folder: Path | str, *, duration_s: float | None = None, python: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def verify(
+    folder: Path | str, *, duration_s: float | None = None, python: str | None = None, progress: Progress | None = None, seen: Seen | None = None
+) -> dict[str, Any]:
     """Measure every promise of a bundle.
 
     Args:
@@ -59,6 +63,7 @@ def verify(folder: Path | str, *, duration_s: float | None = None, python: str |
         duration_s: Seconds of load; None: as in the promised scenario.
         python: The interpreter that runs the server; None: this one.
         progress: Told in a few words what happens now.
+        seen: Given the check as far as it is, whenever more is known: what is measured and not judged yet has `passed` None.
 
     Returns:
         A check record: ``{"record": "check", "subject", "passed", "promises": [...], "findings": [...]}``; `passed` is None
@@ -75,7 +80,7 @@ def verify(folder: Path | str, *, duration_s: float | None = None, python: str |
         promises = check_promises(promised)
         say("checking hashes")
         check_manifest(folder)
-        measured, least = _measure(folder, promised, duration_s, python, say, findings)
+        measured, least = _measure(folder, promised, duration_s, python, say, _Follower(folder, promises, seen), findings)
     except (BundleError, ServerError) as error:
         findings.append(_finding("E-BUNDLE" if isinstance(error, BundleError) else "E-SERVER", "", str(error)))
     judged = [_judge(promise, measured.get(promise["name"]), least.get(promise["name"]), findings) for promise in promises]
@@ -146,8 +151,49 @@ def _number(value: float, unit: str, method: str, **more: Any) -> Number:
 # --- measuring ---------------------------------------------------------------------------
 
 
+class _Follower:
+    """Tells whoever wants to see it how far the check is."""
+
+    def __init__(self, folder: Path, promises: list[dict[str, Any]], seen: Seen | None) -> None:
+        self._rows = {promise["name"]: {**promise, "measured": None, "passed": None} for promise in promises}
+        self._subject, self._seen = str(folder), seen
+        self._told_at = 0.0
+
+    def settle(self, figures: dict[str, Number], least: dict[str, float]) -> None:
+        """These figures are final."""
+        self._tell({name: (figure, judge(self._rows[name], figure["value"], least.get(name))) for name, figure in figures.items() if name in self._rows})
+
+    def running(self, so_far: SoFar) -> None:
+        """So far has the load come; told twice a second and no more, because the load is sent by this very process."""
+        if self._seen is None or time.monotonic() - self._told_at < TELL_EVERY_S:
+            return
+        result = so_far()
+        if not result.ok.any():
+            return
+        latencies, method = result.latency_s[result.ok], f"of the {len(result.status):,} requests that were answered so far"
+        figures = {
+            name: _number(quantile(latencies, share), "s", method, n=len(latencies))
+            for name, share in (("latency_p50", 0.5), ("latency_p95", 0.95), ("latency_p99", 0.99))
+        }
+        figures["errors"] = _number(result.num_failed, "request", method, n=len(result.status))
+        self._tell({name: (figure, None) for name, figure in figures.items() if name in self._rows})
+
+    def _tell(self, found: dict[str, tuple[Number, bool | None]]) -> None:
+        for name, (figure, passed) in found.items():
+            self._rows[name] |= {"measured": figure, "passed": passed}
+        self._told_at = time.monotonic()
+        if self._seen is not None:
+            self._seen({"record": "check", "subject": self._subject, "passed": None, "promises": list(self._rows.values()), "findings": []})
+
+
 def _measure(
-    folder: Path, promised: dict[str, Any], duration_s: float | None, python: str | None, say: Progress, findings: list[dict[str, str]]
+    folder: Path,
+    promised: dict[str, Any],
+    duration_s: float | None,
+    python: str | None,
+    say: Progress,
+    follower: _Follower,
+    findings: list[dict[str, str]],
 ) -> tuple[dict[str, Number], dict[str, float]]:
     """Run the server through everything.
 
@@ -165,17 +211,24 @@ def _measure(
         measured = {"startup": _number(server.startup_s, "s", "from starting the process to ready", n=1)}
         startup_foreign_s = max(0.0, busy_s() - busy_before - watch.own_s() + own_before)
         least = _least_startup(server, startup_foreign_s, time.monotonic() - began)
+        follower.settle(measured, least)
         say("comparing stored outputs over REST and gRPC")
         if (error := _fidelity(folder, config, server, findings)) is not None:
             measured["fidelity"] = error
+            follower.settle({"fidelity": error}, {})
         settling = max(rate, SETTLE_REQUESTS)
         times = arrival_times("poisson", rate=settling, duration_s=SETTLE_REQUESTS / settling, seed=seed + 1)
         run_load(server.url, config, bodies, times, duration_s=len(times) / settling)
         times = arrival_times("poisson", rate=rate, duration_s=duration, seed=seed)
+
+        def meanwhile(so_far: SoFar) -> None:
+            watch.sample()
+            follower.running(so_far)
+
         for window in range(MAX_WINDOWS):
             say(f"sending {rate:g} requests/s for {duration:g} s" + (", again, because other work kept the machine busy" if window else ""))
             watch.begin()
-            result = run_load(server.url, config, bodies, times, duration_s=len(times) / rate, meanwhile=watch.sample)
+            result = run_load(server.url, config, bodies, times, duration_s=len(times) / rate, meanwhile=meanwhile)
             disturbance = watch.end()
             figures, without = _load_numbers(result), _least(result, disturbance)
             judged = [judge(p, figures[p["name"]]["value"], without.get(p["name"])) for p in promised["promises"] if p["name"] in figures]
@@ -184,6 +237,7 @@ def _measure(
         measured |= figures
         least |= without
         measured["memory"] = _number(watch.peak_bytes, "B", f"peak {KIND} of the server and its workers, read 10 times a second")
+        follower.settle({**figures, "memory": measured["memory"]}, without)
         say("stopping the server")
         if (code := server.stop()) != 0:
             findings.append(_finding("E-SHUTDOWN", "", f"the server ended with code {code} instead of 0"))

@@ -32,7 +32,7 @@ class Estimating(StudyState):
             device: Device to estimate for: an attached one (cpu, cuda:0) or a name of the catalogue.
             training: Estimate a training step too.
             optimizer: Optimizer of that step: adamw, sgd or none.
-            length: Sequence length to estimate memory at as well; may be repeated.
+            length: Sequence length to estimate memory and latency at as well; may be repeated.
             calibrate: Run the model at two batch sizes, so that memory at all others is known to about one percent.
         """
         from ..demand import estimate_demand

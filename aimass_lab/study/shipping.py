@@ -32,6 +32,7 @@ class Shipping(StudyState):
         headroom: float = 0.0,
         policy: str = "fcfs",
         max_replicas: int = 1000,
+        budget: float | None = None,
     ) -> Plan:
         """Find devices, replicas and batching that hold a request rate under a latency target.
 
@@ -48,11 +49,12 @@ class Shipping(StudyState):
             headroom: Spare share of the rate to plan for: 0.2 plans for 1.2 times the rate.
             policy: Which waiting request goes first: the name of a scheduling policy.
             max_replicas: Most replicas to consider.
+            budget: USD per hour that is never exceeded; needs the price of every device.
         """
         from ..planning import make_plan
 
         technique = self._recipe(technique).name
-        target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom)
+        target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom, budget=budget)
         here = self._environment_device()
         names = tuple(device or (here,))
         served = self._served(technique)

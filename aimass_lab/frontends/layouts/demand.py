@@ -80,8 +80,12 @@ def _by_batch(record: Demand) -> Table:
 
 
 def _by_length(record: Demand) -> Table:
-    rows = tuple((p.length, p.flops, p.peak_memory_bytes, p.driver_bytes, format_interval(p.driver_bytes), p.max_batch_size) for p in record.by_length)
-    return Table(title="By sequence length", columns=("length", "FLOPs", "peak memory", _driver(record), "band", "largest batch"), rows=rows, folded=True)
+    rows = tuple(
+        (p.length, p.flops, p.latency, p.peak_memory_bytes, p.driver_bytes, format_interval(p.driver_bytes), p.max_batch_size) for p in record.by_length
+    )
+    return Table(
+        title="By sequence length", columns=("length", "FLOPs", "latency", "peak memory", _driver(record), "band", "largest batch"), rows=rows, folded=True
+    )
 
 
 def _training(step: TrainingDemand, shown_by: str) -> tuple[Table, ...]:

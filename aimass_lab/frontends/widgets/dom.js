@@ -33,6 +33,13 @@ export const section = (title, controls, ...body) => h("section", { class: "aw-s
 /** What stands where nothing is known yet: says what to do, and the button that does it. */
 export const empty = (text, label, act) => h("div", { class: "aw-empty" }, h("p", {}, text), h("button", { type: "button", class: "aw-button aw-primary", onclick: act }, label));
 
+/** A table that scrolls where it is too large; the first cell of a row names it, and numbers as text stand to the right. */
+export const table = (label, columns, rows) => {
+  const right = columns.map((_, i) => rows.some((row) => row[i] !== "–") && rows.every((row) => typeof row[i] === "number" || /^[−+]?[\d,.]+( \S+)?$|^–$/.test(row[i])));
+  const cell = (value, i) => h(i ? "td" : "th", { scope: i ? null : "row", class: right[i] ? "aw-num" : typeof value === "string" && value.length > 60 ? "aw-long" : null }, value);
+  return h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, columns.map((text, i) => h("th", { scope: "col", class: right[i] ? "aw-num" : null }, text)))), h("tbody", {}, rows.map((row) => h("tr", {}, row.map(cell))))));
+};
+
 /** Buttons of which one is pressed. */
 export const choice = (label, options, chosen, choose) =>
   h("div", { class: "aw-choice", role: "group", "aria-label": label }, options.map(([value, text]) => h("button", { type: "button", class: "aw-button", "aria-pressed": String(value === chosen), onclick: () => choose(value) }, text)));

@@ -42,7 +42,8 @@ export function quantity(value, unit) {
   if (unit === "s") return seconds(value);
   if (unit === "B") return scaled(value, BINARY, "B");
   if (unit === "B/s") return `${scaled(value, BINARY, "B")}/s`;
-  if (unit === "ratio") return significant(value);
+  if (unit === "ratio") return value === 0 || Math.abs(value) >= 1e-4 ? significant(value) : value.toExponential(2).replace(/e([+-])(\d)$/, "e$10$2");
+  if (unit.startsWith("USD") && unit !== "USD/item") return `${value.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 })} ${unit}`;
   return scaled(value, DECIMAL, unit);
 }
 

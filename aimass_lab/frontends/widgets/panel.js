@@ -1,23 +1,33 @@
 // The frame: tabs, the line of code of what was done last, the work that runs beside the notebook; and what links the views.
+//
+// A view is one module that exports one object:
+//   name, text   what the kernel calls it, and what stands on its tab
+//   kinds        the records that it draws, which source.py reads here; without one of the first kind there is nothing of it to keep in a picture
+//   facts        what it needs besides, by the names of the kernel's facts/
+//   draw(ctx)    gives {node}, and where it wants to: mark(), called when the selection or the work changed; update(), called in place of drawing
+//                anew when what it draws has changed, so that a form keeps what is being typed
+//   line(ctx)    the line or lines of code to show when it is opened; null where drawing shows them
 
 import { h } from "./dom.js";
-import { insertCell, lineOf } from "./code.js";
+import { insertCell, lineOf, lineOn } from "./code.js";
 import { profileView } from "./profile.js";
 import { whatIfView } from "./whatif.js";
+import { planView } from "./plan.js";
+import { shipView } from "./ship.js";
 import { pictureOf, savePictures } from "./saving.js";
 
-const VIEWS = [["profile", "Profile", profileView], ["what-if", "What-if", whatIfView]];
+const VIEWS = [profileView, whatIfView, planView, shipView];
 const PICTURE_AFTER_MS = 1200;
 
 class Frame {
   constructor(model) {
     this.model = model;
-    this.uis = Object.fromEntries(VIEWS.map(([name]) => [name, {}]));
+    this.uis = Object.fromEntries(VIEWS.map(({ name }) => [name, {}]));
     this.lines = [];
     this.id = `aw${Math.random().toString(36).slice(2, 9)}`;
     this.root = h("div", { class: "aw", "data-panel": model.get("identity") });
     this.build();
-    const heard = { "change:records": () => this.draw(), "change:view": () => this.draw(), "change:selection": () => this.mark(), "change:jobs": () => this.drawJobs(), "change:subject": () => this.drawTitle() };
+    const heard = { "change:records": () => this.follow(), "change:facts": () => this.follow(), "change:view": () => this.draw(), "change:selection": () => this.mark(), "change:jobs": () => this.drawJobs(), "change:subject": () => this.drawTitle() };
     for (const [event, react] of Object.entries(heard)) model.on(event, react);
     this.forget = () => { for (const [event, react] of Object.entries(heard)) model.off(event, react); };
     this.keep = savePictures(model, () => this.picture());
@@ -33,15 +43,18 @@ class Frame {
       ui: this.uis[name],
       line,
       record: (kind) => model.get("records")[kind] ?? null,
-      history: () => model.get("history"),
+      fact: (fact) => model.get("facts")[fact],
       subject: () => model.get("subject"),
-      devices: () => model.get("devices"),
       busy: () => model.get("jobs").some((job) => job.state === "running" || job.state === "waiting"),
       selection: () => model.get("selection"),
       select: (module) => { model.set("selection", module); model.save_changes(); this.showCode([this.moduleLine()]); },
+      lineOn: (verb, path) => lineOn(model.get("subject"), verb, path),
+      jobs: () => model.get("jobs"),
       run: (lines, options = {}) => { this.showCode(lines); model.send({ kind: "run", lines, ...options }); },
       showCode: quiet ? () => {} : (lines) => this.showCode(lines),
       codeButton: (get) => h("button", { type: "button", class: "aw-button aw-code-button", "data-live": true, title: "show this as a line of code", "aria-label": "show this as a line of code", onclick: () => this.showCode([get()].flat()) }, "‹›"),
+      recordLine: (kind) => this.recordLine(kind),
+      resultLine: (index) => this.resultLine(index),
       chartLine: (kind) => this.chartLine(kind),
       moduleLine: () => this.moduleLine(),
     };
@@ -49,9 +62,14 @@ class Frame {
 
   /** A record that is there already, by its place among the study's results. */
   recordLine(kind) {
-    const { style, name } = this.model.get("subject");
     const record = this.model.get("records")[kind];
-    return style === "python" && record ? `${name}.results[${record.index}]` : null;
+    return record ? this.resultLine(record.index) : null;
+  }
+
+  /** The same by its place; null where the study has no name in the notebook, or the result is not complete. */
+  resultLine(index) {
+    const { style, name } = this.model.get("subject");
+    return style === "python" && index !== null ? `${name}.results[${index}]` : null;
   }
 
   chartLine(kind) {
@@ -67,7 +85,7 @@ class Frame {
 
   build() {
     this.title = h("div", { class: "aw-title" });
-    this.tabs = VIEWS.map(([name, text]) => h("button", { type: "button", role: "tab", class: "aw-tab", id: `${this.id}-${name}`, "aria-controls": `${this.id}-body`, onclick: () => this.open(name) }, text));
+    this.tabs = VIEWS.map(({ name, text }) => h("button", { type: "button", role: "tab", class: "aw-tab", id: `${this.id}-${name}`, "aria-controls": `${this.id}-body`, onclick: () => this.open(name) }, text));
     const list = h("div", { role: "tablist", "aria-label": "views", class: "aw-tabs", "data-live": true, onkeydown: (event) => this.tabKey(event) }, this.tabs);
     this.body = h("div", { class: "aw-body", role: "tabpanel", id: `${this.id}-body` });
     this.jobs = h("div", { class: "aw-jobs", "data-live": true });
@@ -88,7 +106,7 @@ class Frame {
   tabKey(event) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    const names = VIEWS.map(([name]) => name);
+    const names = VIEWS.map(({ name }) => name);
     const next = (names.indexOf(this.model.get("view")) + step + names.length) % names.length;
     this.open(names[next]);
     this.tabs[next].focus();
@@ -99,24 +117,48 @@ class Frame {
     this.title.replaceChildren(h("h2", {}, model), h("span", { class: "aw-where" }, `on ${device}, example inputs of batch ${batch}`));
   }
 
+  /** The view in front. */
+  front() {
+    return VIEWS.find(({ name }) => name === this.model.get("view")) ?? VIEWS[0];
+  }
+
+  /** All that a view draws, as text to compare by. */
+  seen(view) {
+    const [records, facts] = [this.model.get("records"), this.model.get("facts")];
+    return JSON.stringify([view.name, view.kinds.map((kind) => records[kind]), view.facts.map((fact) => facts[fact])]);
+  }
+
+  /** Something became known: the view in front shows it, if it draws that. */
+  follow() {
+    const view = this.front();
+    const now = this.seen(view);
+    this.pictureLater(); // which shows every view
+    if (now === this.drawn) return;
+    if (!this.view.update) return this.draw();
+    this.drawn = now;
+    this.view.update();
+  }
+
   draw() {
-    const name = this.model.get("view");
-    const [, , make] = VIEWS.find(([known]) => known === name) ?? VIEWS[0];
+    const view = this.front();
+    const { name } = view;
     const focus = this.root.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") || document.activeElement.textContent : null;
     const scrolled = new Map([...this.body.querySelectorAll(".aw-scroll")].map((node) => [node.getAttribute("aria-label"), node.scrollTop]));
     this.drawTitle();
     this.tabs.forEach((tab, i) => {
-      const on = VIEWS[i][0] === name;
+      const on = VIEWS[i] === view;
       tab.setAttribute("aria-selected", String(on));
       tab.tabIndex = on ? 0 : -1;
     });
     this.body.setAttribute("aria-labelledby", `${this.id}-${name}`);
-    this.view = make(this.context(name));
+    const ctx = this.context(name);
+    this.view = view.draw(ctx);
+    this.drawn = this.seen(view);
     this.body.replaceChildren(this.view.node);
     for (const node of this.body.querySelectorAll(".aw-scroll")) node.scrollTop = scrolled.get(node.getAttribute("aria-label")) ?? 0;
     if (focus) [...this.body.querySelectorAll("button, input, select")].find((node) => (node.getAttribute("aria-label") || node.textContent) === focus)?.focus({ preventScroll: true });
-    if (name === "profile") this.showCode([this.model.get("selection") === null ? lineOf(this.model.get("subject"), "profile") : this.moduleLine()]);
-    else if (!this.model.get("records").prediction) this.showCode([lineOf(this.model.get("subject"), "predict")]);
+    const lines = view.line(ctx);
+    if (lines !== null) this.showCode([lines].flat());
     this.pictureLater();
   }
 
@@ -172,9 +214,9 @@ class Frame {
   /** Every view that has something to show, one below the other, as it would look now. */
   picture() {
     const page = h("div", { class: "aw" }, h("div", { class: "aw-head" }, this.title.cloneNode(true)));
-    for (const [name, text, make] of VIEWS) {
-      if (!this.model.get("records")[name === "profile" ? "profile" : "prediction"]) continue;
-      page.append(h("div", { class: "aw-body" }, h("h2", { class: "aw-picture-head" }, text), make(this.context(name, true)).node));
+    for (const view of VIEWS) {
+      if (!this.model.get("records")[view.kinds[0]]) continue;
+      page.append(h("div", { class: "aw-body" }, h("h2", { class: "aw-picture-head" }, view.text), view.draw(this.context(view.name, true)).node));
     }
     return pictureOf(page, this.model.get("_css"));
   }

@@ -11,13 +11,16 @@ from typing import Any
 import anywidget
 import traitlets
 
-from ...errors import AimassError
+from ...errors import AimassError, InputError
 from ...records import ORIGINAL, Record, to_json
 from ...study import StudyState, Workbench, no_progress
 from ..background import END_STATES, Job, Worker
+from ..cli import call_function, find_models
 from ..lines import read_line
-from .source import script, style
-from .twin import SHOWN, twin_html, twin_text
+from .checks import ChecksKept
+from .facts.base import FACTS
+from .source import script, shown_kinds, style
+from .twin import twin_html, twin_text
 
 PROGRESS_EVERY_S = 0.2
 ENDED_SHOWN = 4
@@ -42,16 +45,12 @@ class Panel(anywidget.AnyWidget):
     """How lines of code name the study, and where it runs."""
     records = traitlets.Dict().tag(sync=True)
     """The newest record of each kind that is drawn, as its JSON."""
-    history: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    """What was measured and what was predicted before, by batch size: the dots beside the curves."""
+    facts = traitlets.Dict().tag(sync=True)
+    """What views need besides records, by the names in `facts`."""
     jobs: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    devices: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    """Names of the catalogue."""
 
     def __init__(self, bench: Workbench, worker: Worker, names: Mapping[str, Any]) -> None:
-        from ...devices import load_devices
-
-        super().__init__(view=bench.view, devices=sorted(load_devices()))
+        super().__init__(view=bench.view)
         self.identity = self.model_id
         self.bench, self.worker = bench, worker
         self._names = names
@@ -59,7 +58,8 @@ class Panel(anywidget.AnyWidget):
         self._told_at = 0.0
         self._handle: Any = None
         self._picture = ""
-        self._known: dict[str, int] = {}
+        self._known: dict[str, int | None] = {}
+        self._checks = ChecksKept(bench.study)
         self.on_msg(self._received)
         self.refresh()
 
@@ -69,13 +69,14 @@ class Panel(anywidget.AnyWidget):
         """Show what the study has found since, wherever it was asked for."""
         if self.comm is None:
             return
-        self.subject = subject_of(self.bench.study, self._names)
+        study = self.bench.study
         newest = self._drawn()
-        if {kind: i for kind, (i, _) in newest.items()} == self._known:
-            return
-        self._known = {kind: i for kind, (i, _) in newest.items()}
-        self.history = points_of(self.bench.study.results)
-        self.records = {kind: {**json.loads(to_json(record, indent=None)), "index": i} for kind, (i, record) in newest.items()}
+        with self.hold_sync():  # one message, so that a view never sees the one without the other
+            self.subject = subject_of(study, self._names)
+            self.facts = {name: fact(study) for name, fact in FACTS.items()}
+            if {kind: i for kind, (i, _) in newest.items()} != self._known:
+                self._known = {kind: i for kind, (i, _) in newest.items()}
+                self.records = {kind: {**json.loads(to_json(record, indent=None)), "index": i} for kind, (i, record) in newest.items()}
 
     def _drawn(self) -> dict[str, tuple[int, Record]]:
         """Kind -> index and record of what the views show: of the original, and of predictions those that make a curve."""
@@ -84,7 +85,7 @@ class Panel(anywidget.AnyWidget):
         found = {}
         for i, record in enumerate(self.bench.study.results):
             kind = str(type(record).__struct_config__.tag)
-            if kind in SHOWN and not (isinstance(record, Prediction) and (len(record.points) < 2 or record.technique != ORIGINAL)):
+            if kind in shown_kinds() and not (isinstance(record, Prediction) and (len(record.points) < 2 or record.technique != ORIGINAL)):
                 found[kind] = (i, record)
         return found
 
@@ -108,6 +109,7 @@ class Panel(anywidget.AnyWidget):
         name = self.bench.study.workload.name
         if _panels.get(name) is self:
             del _panels[name]
+        self._checks.close()
         if self._handle is not None:
             self._handle.update({"text/html": self._picture or twin_html(self.bench), "text/plain": twin_text(self.bench)}, raw=True)
         super().close()
@@ -126,12 +128,25 @@ class Panel(anywidget.AnyWidget):
         return self.worker.submit(*((line, partial(self._call, *read_line(line))) for line in lines), changed=self._job_changed)
 
     def _call(self, verb: Any, values: Mapping[str, Any], progress: Any) -> Any:
+        if not verb.of_study:
+            self._checks.asked_here = True
+            try:
+                return call_function(verb, values, progress, seen=self._show_part)
+            finally:
+                self._checks.asked_here = False
         study = self.bench.study
         before, study.progress = study.progress, progress
         try:
-            return verb.function(study, **values)
+            return verb.function(study, **find_models(verb, values, partial(_other_model, self._names)))
         finally:
             study.progress = no_progress if before is progress else before
+
+    def _show_part(self, record: Record) -> None:
+        """Show what a verb has found so far, in place of the newest record of its kind, until it has ended."""
+        kind = str(type(record).__struct_config__.tag)
+        self._known[kind] = None
+        if self.comm is not None:
+            self.records = {**self.records, kind: {**json.loads(to_json(record, indent=None)), "index": None}}
 
     def _received(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
         """A message of the browser: nothing is done here but queued, because it may arrive while a cell runs."""
@@ -206,31 +221,20 @@ def subject_of(study: StudyState, names: Mapping[str, Any]) -> dict[str, Any]:
         "model": workload.name,
         "device": str(workload.torch_device),
         "batch": workload.call.batch_size,
+        "others": [name for name, value in variables if isinstance(value, StudyState) and value is not study],
     }
 
 
-def points_of(results: list[Record]) -> list[dict[str, Any]]:
-    """Every batch size that was asked for itself: what was predicted of it and what was measured, in the order it happened."""
-    from ...records import Prediction, Profile
+def _other_model(names: Mapping[str, Any], name: str) -> Any:
+    """What stands beside this study's model, by its variable.
 
-    points: list[dict[str, Any]] = []
-    for record in results:
-        if isinstance(record, Prediction) and record.technique == ORIGINAL and len(record.points) == 1:
-            point = record.points[0]
-            if point.basis != "measured":
-                points.append({"kind": "predicted", "device": record.device, "batch": point.batch_size, **json.loads(_numbers(point))})
-        elif isinstance(record, Profile):
-            own = next((p for p in record.ladder if p.batch_size == record.batch_size), None)
-            if own is not None:
-                points.append({"kind": "measured", "device": record.environment.device, "batch": own.batch_size, **json.loads(_numbers(own))})
-    return points
-
-
-def _numbers(point: Any) -> bytes:
-    import msgspec
-
-    latency = getattr(point, "latency", None) or point.latency_p50
-    return msgspec.json.encode({"latency": latency, "throughput": point.throughput, "memory": point.peak_memory_bytes})
+    Raises:
+        InputError: there is no such study.
+    """
+    value = names.get(name)
+    if not isinstance(value, StudyState):
+        raise InputError(f"there is no Study called {name!r} in this notebook", help=f"make one: {name} = Study(model, inputs)")
+    return value
 
 
 def _as_json(job: Job) -> dict[str, Any]:

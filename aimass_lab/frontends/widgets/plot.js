@@ -24,6 +24,12 @@ export function powers(low, high, base = 10, most = 6) {
   return Array.from({ length: Math.floor((last - first) / step) + 1 }, (_, i) => base ** (first + i * step));
 }
 
+/** Round values within [low, high] for a logarithmic axis: 1, 2 and 5 times the powers of ten, as many as leave room. */
+export function rounds(low, high, most = 6) {
+  const of = (steps) => powers(low / 10, high, 10, 99).flatMap((power) => steps.map((step) => step * power)).filter((v) => v >= low && v <= high);
+  return [[1, 2, 5], [1, 3], [1]].map(of).find((found) => found.length <= most) ?? powers(low, high, 10, most);
+}
+
 /** Axes of a plot of size `w` by `h_` inside the margins `m`; texts are given with their places. */
 export function axes({ width, height, margin: m, x, y, xTicks, yTicks, xLabel, yLabel }) {
   const [bottom, right] = [height - m.bottom, width - m.right];
@@ -43,11 +49,34 @@ export const bandLine = (points, x, y, kind = "") =>
     h("path", { class: "aw-area", d: `${path([...points.map((p) => [x(p.x), y(p.high)]), ...points.toReversed().map((p) => [x(p.x), y(p.low)])])}Z` }),
     h("path", { class: "aw-line", d: path(points.map((p) => [x(p.x), y(p.y)])) }));
 
+/** A curve of {x, y, low, high} by rising x at any x that it covers: straight between its points on logarithmic axes, as it is drawn. */
+export function at(points, x) {
+  if (!points.length || x < points[0].x || x > points.at(-1).x) return null;
+  const next = points.findIndex((p) => p.x >= x);
+  const [a, b] = [points[Math.max(0, next - 1)], points[next]];
+  if (a.x === b.x || b.x === x) return b;
+  const share = Math.log(x / a.x) / Math.log(b.x / a.x);
+  const mix = (name) => Math.exp(Math.log(Math.max(1e-30, a[name])) * (1 - share) + Math.log(Math.max(1e-30, b[name])) * share);
+  return { x, y: mix("y"), low: mix("low"), high: mix("high") };
+}
+
 /** A line of steps, filled down to `floor`. */
 export const steps = (points, x, y, floor) => {
   const corners = points.flatMap(([a, b], i) => (i ? [[x(a), y(points[i - 1][1])], [x(a), y(b)]] : [[x(a), y(b)]]));
   return [h("path", { class: "aw-area", d: `${path([[corners[0][0], floor], ...corners, [corners.at(-1)[0], floor]])}Z` }), h("path", { class: "aw-line", d: path(corners) })];
 };
+
+/** Let a plot be dragged across: `move` is told where the pointer is, in the plot's own units, and `drop` when it is let go. */
+export function draggable(svg, move, drop) {
+  let held = false;
+  const place = (event) => {
+    const box = svg.getBoundingClientRect();
+    return ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
+  };
+  svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); held = true; move(place(event)); });
+  svg.addEventListener("pointermove", (event) => { if (held) move(place(event)); });
+  svg.addEventListener("pointerup", () => { if (held) { held = false; drop(); } });
+}
 
 /** Cut a rectangle into areas proportional to `value`, near to squares (Bruls, Huizing, van Wijk 2000); values in falling order. */
 export function squarify(items, box) {

@@ -35,7 +35,16 @@ function weigh(node, get) {
   return node.value;
 }
 
-export function profileView(ctx) {
+export const profileView = {
+  name: "profile",
+  text: "Profile",
+  kinds: ["profile", "demand"],
+  facts: [],
+  draw: drawProfile,
+  line: (ctx) => (ctx.selection() === null ? ctx.line("profile") : ctx.moduleLine()),
+};
+
+function drawProfile(ctx) {
   const { ui } = ctx;
   Object.assign(ui, { sort: "tree", search: "", shape: "treemap", weight: "time", ...ui });
   const profile = ctx.record("profile");

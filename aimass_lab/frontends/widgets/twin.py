@@ -5,9 +5,7 @@ from __future__ import annotations
 from ...headlines import headline
 from ...records import Record
 from ...study import Workbench
-
-SHOWN = ("profile", "demand", "prediction")
-"""Kinds of results that the panel's views draw."""
+from .source import shown_kinds
 
 
 def twin_html(bench: Workbench) -> str:
@@ -25,4 +23,4 @@ def twin_text(bench: Workbench) -> str:
 
 
 def _shown(bench: Workbench) -> dict[str, Record]:
-    return {kind: record for kind, record in bench.newest.items() if kind in SHOWN}
+    return {kind: record for kind, record in bench.newest.items() if kind in shown_kinds()}

@@ -2,7 +2,8 @@
 
 import { figure, interval, quantity, sourceWord } from "./format.js";
 import { empty, fill, h, number, section } from "./dom.js";
-import { axes, bandLine, linear, logarithmic, powers, ticks } from "./plot.js";
+import { at, axes, bandLine, draggable, linear, logarithmic, powers, ticks } from "./plot.js";
+import { lengthPart } from "./lengths.js";
 
 const PLOT = { width: 320, height: 230, margin: { left: 58, right: 12, top: 26, bottom: 38 } };
 const QUANTITIES = [["latency", "latency of a call", "s"], ["throughput", "throughput", "item/s"], ["memory", "peak memory of a call", "B"]];
@@ -18,22 +19,20 @@ function curvesOf(prediction) {
   return { latency: take((p) => p.latency), throughput: take((p) => p.throughput), memory: take((p) => p.peak_memory_bytes) };
 }
 
-/** The curve at any batch size: straight between its points on logarithmic axes, as the curve is drawn. */
-export function at(points, batch) {
-  if (!points.length || batch < points[0].x || batch > points.at(-1).x) return null;
-  const next = points.findIndex((p) => p.x >= batch);
-  const [a, b] = [points[Math.max(0, next - 1)], points[next]];
-  if (a.x === b.x || b.x === batch) return b;
-  const share = Math.log(batch / a.x) / Math.log(b.x / a.x);
-  const mix = (name) => Math.exp(Math.log(Math.max(1e-30, a[name])) * (1 - share) + Math.log(Math.max(1e-30, b[name])) * share);
-  return { x: batch, y: mix("y"), low: mix("low"), high: mix("high") };
-}
+export const whatIfView = {
+  name: "what-if",
+  text: "What-if",
+  kinds: ["prediction", "sequence_demand"],
+  facts: ["points", "devices", "length"],
+  draw: drawWhatIf,
+  line: (ctx) => (ctx.record("prediction") ? null : ctx.line("predict")), // the curves show the line of the point that they are at
+};
 
-export function whatIfView(ctx) {
+function drawWhatIf(ctx) {
   const prediction = ctx.record("prediction");
   if (!prediction) {
     const text = "No curve is fitted yet. A prediction rests on the newest profile, or makes one; what is measured later is set beside it.";
-    return { node: h("div", { class: "aw-view" }, empty(text, "Fit the curves", () => ctx.run([ctx.line("predict")]))) };
+    return { node: h("div", { class: "aw-view" }, empty(text, "Fit the curves", () => ctx.run([ctx.line("predict")])), lengthPart(ctx)) };
   }
   return new WhatIf(ctx, prediction).view();
 }
@@ -45,7 +44,7 @@ class WhatIf {
     this.curves = curvesOf(prediction);
     this.sizes = [this.curves.latency[0].x, this.curves.latency.at(-1).x];
     this.here = prediction.device === ctx.subject().device;
-    this.history = ctx.history().filter((p) => p.device === prediction.device);
+    this.history = ctx.fact("points").filter((p) => p.device === prediction.device);
     this.limit = prediction.memory_limit_bytes?.value;
     this.largest = prediction.max_batch_size?.value;
     this.batch = Math.min(this.sizes[1], Math.max(this.sizes[0], ctx.ui.batch ?? ctx.subject().batch));
@@ -56,7 +55,7 @@ class WhatIf {
     this.cards = h("div", { class: "aw-facts aw-four" });
     this.verdict = h("p", { class: "aw-lead", role: "status" });
     this.plots = QUANTITIES.map(([name, title, unit]) => this.plot(name, title, unit));
-    const node = h("div", { class: "aw-view" }, this.controls(), this.verdict, this.cards, h("div", { class: "aw-three" }, this.plots.map((p) => p.node)), this.legend(), this.past());
+    const node = h("div", { class: "aw-view" }, this.controls(), this.verdict, this.cards, h("div", { class: "aw-three" }, this.plots.map((p) => p.node)), this.legend(), this.past(), lengthPart(this.ctx));
     this.move(this.batch);
     return { node, mark: () => { this.say(); } };
   }
@@ -73,7 +72,7 @@ class WhatIf {
     this.slider = h("input", { type: "range", min: low, max: high, step: 0.01, "aria-label": "batch size", oninput: fromSlider, onchange: () => this.letGo(), onkeydown: (event) => this.key(event) });
     this.box = h("input", { type: "number", class: "aw-input aw-short", min: this.sizes[0], max: this.sizes[1], "aria-label": "batch size, typed", onchange: (event) => { this.move(Number(event.target.value) || this.batch); this.letGo(); } });
     const rate = h("input", { type: "number", class: "aw-input aw-short", min: 0.1, step: "any", value: this.rate, "aria-label": "requests per second", oninput: (event) => { this.rate = ctx.ui.rate = Number(event.target.value) || this.rate; this.move(this.batch); } });
-    const names = [ctx.subject().device, ...ctx.devices().filter((name) => name !== ctx.subject().device)];
+    const names = [ctx.subject().device, ...ctx.fact("devices").filter((name) => name !== ctx.subject().device)];
     const device = h("select", { class: "aw-input", "aria-label": "device", onchange: (event) => ctx.run([ctx.line("predict", event.target.value === ctx.subject().device ? {} : { device: event.target.value })]) }, names.map((name, i) => h("option", { value: name, selected: name === this.prediction.device }, i ? name : `${name} (attached)`)));
     return h("div", { class: "aw-bench", "data-live": true },
       h("label", { class: "aw-field aw-wide" }, h("span", {}, "batch size"), h("span", { class: "aw-row" }, this.slider, this.box)),
@@ -120,14 +119,11 @@ class WhatIf {
       limit ? [h("line", { class: "aw-limit", x1: margin.left, x2: width - margin.right, y1: y(limit), y2: y(limit) }), h("text", { class: "aw-limit-name", x: margin.left + 5, y: y(limit) - 5 }, `limit ${quantity(limit, "B")}`)] : null,
       bandLine(points, x, y), rested.map(([b, v]) => h("circle", { class: "aw-rested", cx: x(b), cy: y(v), r: 2.6 })),
       cursor, handle, dots.map((p) => (p.kind === "measured" ? h("circle", { class: "aw-measured", cx: x(p.batch), cy: y(p[name].value), r: 4 }) : null)));
-    const toBatch = (event) => {
-      const box = svg.getBoundingClientRect();
-      const share = (((event.clientX - box.left) / box.width) * width - margin.left) / (width - margin.left - margin.right);
+    const toBatch = (at) => {
+      const share = (at - margin.left) / (width - margin.left - margin.right);
       return Math.round(this.sizes[0] * (this.sizes[1] / this.sizes[0]) ** Math.min(1, Math.max(0, share)));
     };
-    svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); this.dragging = true; this.move(toBatch(event)); });
-    svg.addEventListener("pointermove", (event) => { if (this.dragging) this.move(toBatch(event)); });
-    svg.addEventListener("pointerup", () => { if (this.dragging) { this.dragging = false; this.letGo(); } });
+    draggable(svg, (at) => this.move(toBatch(at)), () => this.letGo());
     holder.append(svg);
     return { node: holder, move: (batch) => {
       const now = at(points, batch);

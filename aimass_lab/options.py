@@ -117,7 +117,7 @@ def check_bounds(member: Any, owner: Callable[[], str]) -> None:
     Raises:
         InputError: a number lies elsewhere.
     """
-    for name, bounds in _bounds_of(type(member)).items():
+    for name, bounds in _bounds_of(type(member)).items():  # type: ignore[arg-type]  # classes are hashable
         value = getattr(member, name)
         if value is not None and not _within(value, bounds):
             raise InputError(f"{name} {value!r} of {owner()} is not {describe_bounds(bounds)}")

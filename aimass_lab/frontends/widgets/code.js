@@ -2,17 +2,17 @@
 
 const literal = (value) => (typeof value === "string" ? JSON.stringify(value) : value === true ? "True" : value === false ? "False" : Array.isArray(value) ? `(${value.map(literal).join(", ")}${value.length === 1 ? "," : ""})` : String(value));
 
-const word = (value) => (/^[\w.:/=-]+$/.test(String(value)) ? String(value) : `'${String(value)}'`);
+const word = (value) => (/^[\w.:/=-]+$/.test(String(value)) ? String(value) : `'${String(value).replaceAll("'", `'"'"'`)}'`);
 
-/** The line that calls a verb of the study; options that are null are left out. */
-export function lineOf(subject, verb, options = {}) {
+/** The line that calls a verb of the study; options that are null are left out, `first` are its arguments without a name. */
+export function lineOf(subject, verb, options = {}, first = []) {
   const given = Object.entries(options).filter(([, value]) => value !== null && value !== undefined);
-  if (subject.style === "python") return `${subject.name}.${verb}(${given.map(([name, value]) => `${name}=${literal(value)}`).join(", ")})`;
+  if (subject.style === "python") return `${subject.name}.${verb}(${[...first.map(literal), ...given.map(([name, value]) => `${name}=${literal(value)}`)].join(", ")})`;
   const flags = given.flatMap(([name, value]) => {
     const flag = `--${name.replaceAll("_", "-")}`;
     return (Array.isArray(value) ? value : [value]).filter((one) => one !== false).map((one) => (one === true ? flag : `${flag} ${word(one)}`));
   });
-  return ["%aimass", verb, ...(subject.name ? [subject.name] : []), ...flags].join(" ");
+  return ["%aimass", verb, ...(subject.name ? [subject.name] : []), ...first.map(word), ...flags].join(" ");
 }
 
 /** Put a code cell after the one that shows `element`; false where the front-end gives no access to its notebook. */

@@ -42,7 +42,8 @@ export function quantity(value, unit) {
   if (unit === "s") return seconds(value);
   if (unit === "B") return scaled(value, BINARY, "B");
   if (unit === "B/s") return `${scaled(value, BINARY, "B")}/s`;
-  if (unit === "ratio") return significant(value);
+  if (unit === "ratio") return value === 0 || Math.abs(value) >= 1e-4 ? significant(value) : value.toExponential(2).replace(/e([+-])(\d)$/, (_, sign, digit) => `e${sign}0${digit}`);
+  if (unit === "USD/item") return `${significant(1e6 * value)} USD per million items`;
   return scaled(value, DECIMAL, unit);
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import anywidget
@@ -13,10 +12,11 @@ import traitlets
 
 from ...errors import AimassError
 from ...records import ORIGINAL, Record, to_json
-from ...study import StudyState, Workbench, no_progress
+from ...study import StudyState, Workbench
 from ..background import END_STATES, Job, Worker
-from ..lines import read_line
+from .calls import VerbCall, read_call
 from .facts.base import FACTS
+from .questions import QUESTIONS
 from .source import script, shown_kinds, style
 from .twin import twin_html, twin_text
 
@@ -121,18 +121,10 @@ class Panel(anywidget.AnyWidget):
         Raises:
             InputError: not such a line.
         """
-        return self.worker.submit(*((line, partial(self._call, *read_line(line))) for line in lines), changed=self._job_changed)
-
-    def _call(self, verb: Any, values: Mapping[str, Any], progress: Any) -> Any:
-        study = self.bench.study
-        before, study.progress = study.progress, progress
-        try:
-            return verb.function(study, **values)
-        finally:
-            study.progress = no_progress if before is progress else before
+        return self.worker.submit(*((line, read_call(self.bench.study, line)) for line in lines), changed=self._job_changed)
 
     def _received(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
-        """A message of the browser: nothing is done here but queued, because it may arrive while a cell runs."""
+        """A message of the browser: work is queued, because it may arrive while a cell runs; questions are answered, which leave the model alone."""
         kind = content.get("kind")
         if kind == "run":
             try:
@@ -144,6 +136,8 @@ class Panel(anywidget.AnyWidget):
                 self._tell_jobs()
         elif kind == "stop":
             self.worker.stop(int(content["number"]))
+        elif kind == "ask":
+            self.send({"kind": "answer", "id": content["id"], "answer": QUESTIONS[content["question"]](self.bench.study, content["value"])})
         elif kind == "picture":
             self._picture = str(content["html"])
 
@@ -157,8 +151,17 @@ class Panel(anywidget.AnyWidget):
             self.refresh()
         elif job.state == "running" and job.share and now - self._told_at < PROGRESS_EVERY_S:
             return
+        elif isinstance(job.work, VerbCall) and (found := job.work.so_far()) is not None:
+            self._show_so_far(found)
         self._told_at = now
         self._tell_jobs()
+
+    def _show_so_far(self, record: Record) -> None:
+        """Show what work in progress has found until now; it is no result of the study yet."""
+        if self.comm is not None:
+            kind = str(type(record).__struct_config__.tag)
+            self._known.pop(kind, None)  # so that what comes of it takes its place
+            self.records = {**self.records, kind: {**json.loads(to_json(record, indent=None)), "index": None}}
 
     def _drop_waiting(self) -> None:
         own = [job.number for job in self.worker.jobs if job.changed == self._job_changed and job.state == "waiting"]
@@ -194,7 +197,7 @@ def open_panels() -> tuple[Panel, ...]:
 
 def subject_of(study: StudyState, names: Mapping[str, Any]) -> dict[str, Any]:
     """How lines of code name `study`: by its variable, or by that of its model in a magic."""
-    workload = study.workload
+    workload, call = study.workload, study.workload.call
     variables = [(name, value) for name, value in names.items() if not name.startswith("_")]
     own = next((name for name, value in variables if value is study), None)
     model = next((name for name, value in variables if value is workload.model), None)
@@ -204,6 +207,7 @@ def subject_of(study: StudyState, names: Mapping[str, Any]) -> dict[str, Any]:
         "model": workload.name,
         "device": str(workload.torch_device),
         "batch": workload.call.batch_size,
+        "inputs": next((name for name, value in variables if len(call.args) == 1 and not call.kwargs and value is call.args[0]), ""),
     }
 
 

@@ -6,9 +6,9 @@ import re
 from functools import cache
 from importlib.resources import files
 
-VIEWS = ("profile.js", "whatif.js")
+VIEWS = ("profile.js", "whatif.js", "tries.js", "search.js")
 """Each exports one view, see panel.js, and is listed there."""
-MODULES = ("format.js", "dom.js", "plot.js", "code.js", *VIEWS, "saving.js", "panel.js")
+MODULES = ("format.js", "dom.js", "plot.js", "code.js", "form.js", "verdict.js", "scatter.js", *VIEWS, "saving.js", "panel.js")
 """In the order in which they need each other; the last one's default export is the widget."""
 
 _IMPORT = re.compile(r'^import (\{.*\}) from "\./(\w+)\.js";$', re.M)

@@ -116,7 +116,12 @@ def test_the_worst_samples_come_as_pictures_or_numbers_with_their_labels(study):
     assert worst.same_class == (worst.class_original == worst.class_variant)
     numbers = Study(nn.Sequential(nn.ReLU6(), nn.Linear(3, 2)), torch.tensor([[1.0, 2.00001, float("inf")]]))
     numbers.trial("unstructured_pruning(sparsity=0.5)", seconds=0.2)
-    assert FACTS["samples"](numbers) == {"0": {"label": None, "shape": [1, 3], "values": [1.0, 2.0, "inf"]}}
+    samples = FACTS["samples"](numbers)
+    numbers.workload.call = numbers.workload.call.map(lambda t: t.to("meta"))
+    broken = Study(numbers.workload)
+    broken.results = numbers.results
+    assert "meta" in FACTS["samples"](broken)["0"]["lacking"]
+    assert samples == {"0": {"label": None, "shape": [1, 3], "values": [1.0, 2.0, "inf"]}}
 
 
 # --- what a form is answered

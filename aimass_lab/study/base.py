@@ -88,7 +88,7 @@ class StudyState:
     @property
     def variants(self) -> HeldVariants:
         """The copies that are in memory, oldest first, with the memory that `release` would give back."""
-        return held_variants(self.workload.name, self._variants.values(), self.results)
+        return held_variants(self.workload.name, tuple(self._variants.values()), self.results)
 
     def undo(self) -> str | None:
         """Release the copy that was made last.

@@ -6,6 +6,10 @@ import pytest
 from labserver import CHROMIUM, command, opened, running_notebook
 from workbench_page import PATIENCE_MS, THEMES, ask, check_looks, line_of_code, open_view, quiet
 
+from aimass_lab.frontends.lines import read_line
+from aimass_lab.frontends.widgets.source import script
+from aimass_lab.units import parse_seconds
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
@@ -276,6 +280,27 @@ def test_what_a_stopped_search_found_is_kept(page):
 
 
 # --- both
+
+
+def test_lines_of_magic_and_of_python_are_read_as_the_same_calls(page):
+    recipe = "low_rank(ratio=0.5) + int8_dynamic"
+    calls = [
+        ("trial", {"batch": [1, 8], "seconds": 2, "threads": None}, [recipe]),
+        ("search", {"max_drop": 0.01, "p99": "20ms", "recipe": [recipe, "none"], "resume": True}, []),
+        ("search", {"resume": False}, []),
+        ("release", {}, [recipe]),
+    ]
+    styles = [{"style": "python", "name": "study"}, {"style": "magic", "name": "model"}]
+    cases = [[style, *call] for call in calls for style in styles]
+    program = f"{script().replace('export default', 'const widget =')} export const answer = {json.dumps(cases)}.map((one) => $code.lineOf(...one));"
+    written = page.evaluate("async text => (await import(URL.createObjectURL(new Blob([text], {type: 'text/javascript'})))).answer", program)
+    for python, magic in zip(written[::2], written[1::2], strict=True):
+        (verb, values), (same, read) = read_line(python), read_line(magic)
+        assert same is verb
+        expected = {parameter.name: parameter.default for parameter in verb.parameters} | values
+        if expected.get("p99"):
+            expected["p99"] = parse_seconds(expected["p99"])  # text stays text in Python, and the verb reads it
+        assert read == expected
 
 
 @pytest.mark.parametrize("name", THEMES)

@@ -103,7 +103,7 @@ function outputs(record, samples) {
 function sample(worst, drawn) {
   const classes = worst.class_original ?? null;
   const says = classes === null ? null : worst.same_class ? `class ${classes} in both` : `class ${classes} → ${worst.class_variant}`;
-  const shown = drawn.image ? h("img", { src: drawn.image, alt: `sample ${worst.index}`, class: "aw-image" }) : h("code", {}, drawn.values ? `${drawn.values.join(", ")}${drawn.shape.reduce((a, b) => a * b, 1) > drawn.values.length ? ", …" : ""}` : "no tensor");
+  const shown = drawn.image ? h("img", { src: drawn.image, alt: `sample ${worst.index}`, class: "aw-image" }) : h("code", {}, drawn.values ? `${drawn.values.join(", ")}${drawn.shape.reduce((a, b) => a * b, 1) > drawn.values.length ? ", …" : ""}` : `not drawn: ${drawn.lacking}`);
   return h("figure", { class: worst.same_class === false ? "aw-sample aw-differs" : "aw-sample" }, shown,
     h("figcaption", {}, h("b", {}, `#${worst.index}`), ` off by ${percent(worst.relative_error)}`, says ? [h("br"), says] : null, drawn.label === null || drawn.label === undefined ? null : [h("br"), `label ${drawn.label}`]));
 }

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from ....errors import first_line
 from ....study import StudyState
 from ._png import png_uri
 from .base import FACTS
@@ -27,7 +28,7 @@ _known: WeakKeyDictionary[StudyState, dict[int, dict[str, Any]]] = WeakKeyDictio
 
 @FACTS.register("samples")
 def samples(study: StudyState) -> dict[str, dict[str, Any]]:
-    """By index: ``image`` or ``values`` and ``shape``, and ``label`` where there is one."""
+    """By index: ``image``, or ``values`` and ``shape``, or what is ``lacking``; and ``label`` where there is one."""
     known = _known.setdefault(study, {})
     wanted = {sample.index for _, record in newest_trials(study.results) for sample in record.worst_samples[:SHOWN]}
     for index in wanted - known.keys():
@@ -36,18 +37,24 @@ def samples(study: StudyState) -> dict[str, dict[str, Any]]:
 
 
 def _drawn(workload: Workload, index: int) -> dict[str, Any]:
+    try:
+        return {"label": _label(workload, index), **_inputs(workload, index)}
+    except Exception as error:  # a user's tensors may be of any kind, and the panel goes on without this one
+        return {"label": None, "lacking": first_line(error)}
+
+
+def _inputs(workload: Workload, index: int) -> dict[str, Any]:
     import torch
 
     call = workload.data[0] if workload.data else workload.call
-    found: dict[str, Any] = {"label": _label(workload, index)}
     one = call.take(torch.tensor([index]))
     tensors = [t.detach().cpu() for t in one.tensors() if one.is_batched(t)]
     picture = next((t[0] for t in tensors if call.batch_axis == 0 and _is_picture(t)), None)
     if picture is not None:
-        return {**found, "image": _picture(picture)}
+        return {"image": _picture(picture)}
     if not tensors:
-        return found
-    return {**found, "shape": list(tensors[0].shape), "values": [*map(_plain, tensors[0].flatten()[:FIRST_VALUES].tolist())]}
+        return {"lacking": "no input holds one entry per item"}
+    return {"shape": list(tensors[0].shape), "values": [*map(_plain, tensors[0].flatten()[:FIRST_VALUES].tolist())]}
 
 
 def _plain(value: complex) -> float | str:

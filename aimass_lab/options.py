@@ -9,17 +9,26 @@ import ast
 import dataclasses
 import functools
 import inspect
+import math
 import re
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from .errors import InputError
 from .records import OptionValue
 
 _CALL = re.compile(r"(?P<name>[A-Za-z_][\w-]*)\s*(?:\((?P<options>[^()]*)\))?")
+
+
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+"""A part that is neither nothing nor all."""
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+"""A number of things, at least one."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Option:
     """The values there are, for a choice."""
     optional: bool
     """Whether None is a value."""
+    bounds: msgspec.Meta
+    """Where a number may lie, as the field's type says: ``Annotated[float, msgspec.Meta(gt=0, lt=1)]``."""
     text: str
     """The field's own documentation."""
 
@@ -42,13 +53,13 @@ class Option:
 def describe_options(member: type[Any]) -> tuple[Option, ...]:
     """List the options of a dataclass in the order of its fields."""
     texts = _field_texts(member)
-    hints = get_type_hints(member)
+    hints = get_type_hints(member, include_extras=True)
     options = []
     for field in dataclasses.fields(member):
-        kind, optional, choices = _read_type(hints[field.name])
+        kind, optional, choices, bounds = _read_type(hints[field.name])
         default = cast(OptionValue, field.default)  # every option has one
         text = texts.get(field.name, "")
-        options.append(Option(name=field.name, kind=kind, default=default, choices=choices, optional=optional, text=text))
+        options.append(Option(name=field.name, kind=kind, default=default, choices=choices, optional=optional, bounds=bounds, text=text))
     return tuple(options)
 
 
@@ -96,22 +107,62 @@ def read_options(member: type[Any], name: str, options: Mapping[str, Any]) -> di
     return values
 
 
+def check_bounds(member: Any, owner: Callable[[], str]) -> None:
+    """Hold the numbers of an instance against the bounds that their types say.
+
+    Args:
+        member: An instance of a dataclass.
+        owner: What to call it in the message.
+
+    Raises:
+        InputError: a number lies elsewhere.
+    """
+    for name, bounds in _bounds_of(type(member)).items():  # type: ignore[arg-type]  # classes are hashable
+        value = getattr(member, name)
+        if value is not None and not _within(value, bounds):
+            raise InputError(f"{name} {value!r} of {owner()} is not {describe_bounds(bounds)}")
+
+
+def describe_bounds(bounds: msgspec.Meta) -> str:
+    """In words: ``above 0 and below 1``, ``from 2 to 256``, ``at least 1``."""
+    if bounds.ge is not None and bounds.le is not None:
+        return f"from {bounds.ge:g} to {bounds.le:g}"
+    sides = (("at least", bounds.ge), ("above", bounds.gt), ("at most", bounds.le), ("below", bounds.lt))
+    return " and ".join(f"{word} {end:g}" for word, end in sides if end is not None)
+
+
+@functools.cache
+def _bounds_of(member: type[Any]) -> dict[str, msgspec.Meta]:
+    hints = get_type_hints(member, include_extras=True)
+    read = {field.name: _read_type(hints[field.name])[3] for field in dataclasses.fields(member)}
+    return {name: bounds for name, bounds in read.items() if bounds != msgspec.Meta()}
+
+
+def _within(value: Any, bounds: msgspec.Meta) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    low = (bounds.ge is None or value >= bounds.ge) and (bounds.gt is None or value > bounds.gt)
+    return low and (bounds.le is None or value <= bounds.le) and (bounds.lt is None or value < bounds.lt)
+
+
 def changed_options(member: Any) -> dict[str, OptionValue]:
     """The options of an instance that differ from their defaults."""
     return {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if getattr(member, f.name) != f.default}
 
 
-def _read_type(hint: Any) -> tuple[str, bool, tuple[OptionValue, ...]]:
-    optional = False
+def _read_type(hint: Any) -> tuple[str, bool, tuple[OptionValue, ...], msgspec.Meta]:
+    optional, bounds = False, msgspec.Meta()
     if get_origin(hint) in (Union, types.UnionType):
         members = [arg for arg in get_args(hint) if arg is not type(None)]
         optional = len(members) < len(get_args(hint))
         (hint,) = members
+    if get_origin(hint) is Annotated:
+        hint, bounds = get_args(hint)
     if get_origin(hint) is Literal:
-        return "choice", optional, get_args(hint)
+        return "choice", optional, get_args(hint), bounds
     if hint not in (bool, int, float, str):
         raise TypeError(f"an option cannot be of type {hint!r}")
-    return hint.__name__, optional, ()
+    return hint.__name__, optional, (), bounds
 
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}

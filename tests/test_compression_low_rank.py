@@ -342,8 +342,8 @@ def test_a_lone_layer_and_a_second_time():
     ("options", "text"),
     [
         ({"ratio": 0.5, "energy": 0.9}, "both a ratio and an energy"),
-        ({"ratio": 1.0}, "ratio 1.0 of low_rank is not a share"),
-        ({"energy": 0.0}, "energy 0.0 of low_rank is not a share"),
+        ({"ratio": 1.0}, "ratio 1.0 of low_rank is not above 0 and below 1"),
+        ({"energy": 0.0}, "energy 0.0 of low_rank is not above 0 and below 1"),
         ({"energy": 0.5, "ranks": "uniform"}, "goes with a ratio"),
         ({"round_to": 0}, "round_to 0"),
         ({"num_samples": 0}, "num_samples 0"),

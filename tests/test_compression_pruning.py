@@ -435,7 +435,7 @@ def test_what_cannot_be_narrowed_says_why() -> None:
     with pytest.raises(UnsupportedError, match="ratio 0.99 of the 32 channels of .* leaves none"):
         apply(make_cnn(), images(), "channel_pruning(ratio=0.99)")
     for recipe in ("channel_pruning(ratio=1)", "unstructured_pruning(sparsity=0)", "head_pruning(ratio=-1)", "layer_dropping(ratio=2)"):
-        with pytest.raises(InputError, match="a share above 0"):
+        with pytest.raises(InputError, match="is not above 0 and below 1"):
             read_recipe(recipe)
 
 

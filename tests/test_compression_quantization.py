@@ -310,7 +310,7 @@ def test_a_weight_shared_with_an_embedding_is_not_cut_apart(recipe: str) -> None
         ("int8_weight_only(group_size=0)", "group_size 0"),
         ("int8_static(num_samples=0)", "num_samples 0"),
         ("mixed_precision(max_relative_error=0.1,size_ratio=0.5)", "are both given"),
-        ("mixed_precision(size_ratio=1.5)", "size_ratio 1.5 is not between 0 and 1"),
+        ("mixed_precision(size_ratio=1.5)", "size_ratio 1.5 of mixed_precision is not above 0 and below 1"),
         ("mixed_precision(max_relative_error=0)", "max_relative_error 0.0"),
         ("mixed_precision(formats=bf16/int3)", "names int3"),
         ("mixed_precision(num_samples=0)", "num_samples 0"),

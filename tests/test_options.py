@@ -8,7 +8,7 @@ import pytest
 
 from aimass_lab.compression.base import TECHNIQUES, Technique, make_technique
 from aimass_lab.errors import InputError, MissingPackageError, UnknownNameError
-from aimass_lab.options import changed_options
+from aimass_lab.options import changed_options, describe_bounds, describe_options
 
 
 def test_options_are_read_by_their_type() -> None:
@@ -51,3 +51,17 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TECHNIQUES._load(), "wishful", Wishful)
     with pytest.raises(MissingPackageError, match="pip install no-such-package-here"):
         make_technique("wishful")
+
+
+def test_bounds_stand_in_the_description_that_a_form_is_made_from() -> None:
+    options = {option.name: option for option in describe_options(TECHNIQUES["low_rank"])}
+    assert describe_bounds(options["ratio"].bounds) == "above 0 and below 1"
+    assert describe_bounds(options["min_share"].bounds) == "at least 0 and below 1"
+    assert describe_bounds(options["ranks"].bounds) == ""
+    assert describe_bounds(describe_options(TECHNIQUES["clustering"])[0].bounds) == "from 2 to 256"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.5, float("nan"), float("inf"), True])
+def test_a_number_out_of_bounds_is_refused_in_python_as_in_text(value: float) -> None:
+    with pytest.raises(InputError, match="sparsity .* of unstructured_pruning is not above 0 and below 1"):
+        TECHNIQUES["unstructured_pruning"](sparsity=value)  # type: ignore[call-arg]

@@ -186,6 +186,7 @@ def test_the_worst_samples_are_named_by_the_order_in_which_the_user_has_them() -
     assert [w.index for w in worst] == [4, 11, 2]  # and no sample that does not differ
     assert [w.relative_error for w in worst] == pytest.approx([2.0, math.sqrt(2), 0.5])
     assert [w.same_class for w in worst] == [True, False, True]
+    assert [(w.class_original, w.class_variant) for w in worst] == [(1, 1), (2, 0), (2, 2)]
     assert worst[0].cosine == pytest.approx(1.0)
 
 

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import InputError, UnsupportedError
+from ..errors import UnsupportedError
 from ..preserve import preserved
 from ..records import Note
 from ..workload import call_model, output_tensors
@@ -27,16 +27,6 @@ NUM_SAMPLES = 128
 """Looked at, at most: Wanda's own number of calibration samples."""
 BATCH_SIZE = 16
 """Samples a gradient is summed over. Over all samples the gradient of a trained model is about zero; over few it shows what each weight does."""
-
-
-def check_share(name: str, value: object, *, option: str) -> None:
-    """Raise unless `value` is a share of weights that can be taken away.
-
-    Raises:
-        InputError: it is 0 or less, which changes nothing, or 1 or more, which leaves nothing.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise InputError(f"{option} of {name} is {value!r}", help="a share above 0, which changes nothing, and below 1, which leaves nothing: 0.5")
 
 
 def importance(model: nn.Module, context: Context, criterion: Criterion) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learner(FineTuneSettings, Technique):
+class Learner(Technique, FineTuneSettings):
     """A technique whose options are the settings of a fine-tuning."""
 
     learns: ClassVar[bool] = True

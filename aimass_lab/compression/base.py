@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import MissingPackageError
-from ..options import read_options
+from ..options import check_bounds, read_options
 from ..records import Note, OptionValue
 from ..registry import Registry
 
@@ -117,6 +117,9 @@ class Technique:
 
     A member sets `changes` and `stage`, and writes `apply`; it narrows `eligible` and adds to
     `unavailable` and `check` where it does not work on every layer or on every device.
+
+    Raises:
+        InputError: an option is not within the bounds that its type says.
     """
 
     requires: ClassVar[tuple[str, ...]] = ()
@@ -135,6 +138,9 @@ class Technique:
     """Whether the first call of the result includes a compilation."""
     effort: ClassVar[float] = 0.5
     """What applying it costs, roughly, in comparisons of speed, of which each costs 1: for a search that weighs what to try."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, lambda: _name_of(type(self)))
 
     def why_not_after(self, form: Form) -> str:
         """Why it cannot be applied to a model of `form`, which is not among those it takes."""
@@ -206,6 +212,10 @@ def make_technique(name: str, options: Mapping[str, OptionValue] | None = None) 
         if importlib.util.find_spec(package.replace("-", "_")) is None:
             raise MissingPackageError(package, f"technique {name!r}")
     return technique
+
+
+def _name_of(member: type[Technique]) -> str:
+    return next((name for name, other in TECHNIQUES.items() if other is member), member.__name__)
 
 
 def weight_shares(layers: Mapping[str, nn.Module]) -> dict[str, float]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import InputError
+from ..options import Positive, Share
 from ..preserve import preserved
 from ._attention import find_attention, find_outputs
 from ._channels import FOLLOWING, ChannelGraph, Cut, Group
-from ._importance import Criterion, check_share, importance
+from ._importance import Criterion, importance
 from ._masks import Scope, refuse
 from ._structured import Probe, Undo, describe_change, layer_sizes, settle, tie_again, tied_parameters
 from .base import TECHNIQUES, Context, Stage, Technique, weight_layers
@@ -37,19 +37,14 @@ class ChannelPruning(Technique):
     changes: ClassVar[str] = "convolutions, linear layers, embeddings and torch's attention"
     stage: ClassVar[Stage] = Stage.CHANNELS
 
-    ratio: float = 0.5
+    ratio: Share = 0.5
     """Share of the channels that is taken out; weights and arithmetic fall by about its square."""
     scope: Scope = "local"
     """The same share of each width (local), or the least important channels wherever they are (global); widths that heads are made from keep to the share."""
     criterion: Criterion = "magnitude"
     """What makes a channel important: its weights' size, their effect on the loss (gradient), or their size times what flows into them (activation)."""
-    round_to: int | None = None
+    round_to: Positive | None = None
     """Keep a multiple of so many channels, rounded up; 8 or 16 is what kernels like; none: as many as the share says."""
-
-    def __post_init__(self) -> None:
-        check_share("channel_pruning", self.ratio, option="ratio")
-        if self.round_to is not None and self.round_to < 1:
-            raise InputError(f"round_to of channel_pruning is {self.round_to}", help="a positive number of channels: 8, 16; or leave it out")
 
     def eligible(self, model: nn.Module) -> tuple[str, ...]:
         """Layers that have channels; which of them can lose some shows when the model is traced."""

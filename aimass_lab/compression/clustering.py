@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from ..errors import InputError
+import msgspec
+
+from ..options import Positive
 from .base import TECHNIQUES, Context, Stage, Technique, weight_layers
 
 if TYPE_CHECKING:
@@ -20,25 +22,17 @@ MOST_CLUSTERS = 256
 class Clustering(Technique):
     """Round the weights of each layer to a few shared values (k-means): smaller on disk, as fast as before."""
 
-    num_clusters: int = 16
+    num_clusters: Annotated[int, msgspec.Meta(ge=2, le=MOST_CLUSTERS)] = 16
     """Different values in each weight tensor: 16 take 4 bits a weight on disk, 256 take 8."""
     init: Literal["k-means++", "linear", "density"] = "k-means++"
     """Where the search for the values starts: drawn with probability by distance, the best of four; evenly over the range; or evenly over the weights."""
     keep_zeros: bool = True
     """Where weights are exactly zero, as pruning leaves them, one of the values is zero."""
-    min_size: int = 256
+    min_size: Positive = 256
     """Weight tensors with fewer elements are left: a codebook would save nothing."""
 
     stage: ClassVar[Stage] = Stage.VALUES
     changes: ClassVar[str] = "weights of two or more dimensions"
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.num_clusters <= MOST_CLUSTERS:
-            raise InputError(
-                f"num_clusters {self.num_clusters} of clustering is not from 2 to {MOST_CLUSTERS}", help="a place in the codebook takes a byte at most"
-            )
-        if self.min_size < 1:
-            raise InputError(f"min_size {self.min_size} of clustering is not a positive number of elements")
 
     def eligible(self, model: nn.Module) -> tuple[str, ...]:
         """Layers with a weight that is large enough."""

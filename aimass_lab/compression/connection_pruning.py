@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import InputError
-from ._importance import Criterion, check_share, importance
+from ..options import Positive, Share
+from ._importance import Criterion, importance
 from ._masks import Scope, ZeroingTechnique, least, refuse, set_zeros
 from .base import TECHNIQUES, Context, weight_layers
 
@@ -22,19 +22,14 @@ class ConnectionPruning(ZeroingTechnique):
 
     changes: ClassVar[str] = "convolutions, and linear layers whose sizes are multiples of block_size"
 
-    ratio: float = 0.5
+    ratio: Share = 0.5
     """Share of the connections that is cut."""
-    block_size: int = 4
+    block_size: Positive = 4
     """Inputs and outputs of a linear layer that make one connection: a block of so many by so many weights."""
     scope: Scope = "local"
     """The same share of each layer (local), or the least important of the whole model (global): that spares large blocks, whose means vary less."""
     criterion: Criterion = "magnitude"
     """What makes a weight important: its size, its effect on the loss (gradient), or its size times what flows into it (activation); on your samples."""
-
-    def __post_init__(self) -> None:
-        check_share("connection_pruning", self.ratio, option="ratio")
-        if self.block_size < 1:
-            raise InputError(f"block_size of connection_pruning is {self.block_size}", help="a positive number of inputs and outputs: 4, 8, 16")
 
     def eligible(self, model: nn.Module) -> tuple[str, ...]:
         """Convolutions, and linear layers that are whole blocks."""

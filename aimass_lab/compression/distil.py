@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import msgspec
 
 from ..errors import ModelError
+from ..options import Positive
 from ..records import Note
 from ..units import format_count
 from ._learner import Learner
@@ -25,9 +28,9 @@ class Distil(Learner):
 
     student: str | None = None
     """Which of the students, by its name; none: the only one there is."""
-    epochs: int = 60
+    epochs: Positive = 60
     """Times that every training sample is seen, at most: a student may start from nothing."""
-    learning_rate: float = 3e-3
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 3e-3
     """At its highest. 3e-3 suits small networks; large pretrained ones want 2e-5 to 1e-4."""
 
     def unavailable(self, context: Context) -> str | None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ..options import Share
 from ..preserve import preserved
 from ._attention import Attention, find_attention, find_outputs, keep_columns, keep_rows, write_back
-from ._importance import Criterion, check_share, importance
+from ._importance import Criterion, importance
 from ._masks import refuse
 from ._structured import Probe, Undo, settle
 from .base import TECHNIQUES, Context, Stage, Technique, weight_layers
@@ -46,13 +47,10 @@ class HeadPruning(Technique):
     changes: ClassVar[str] = "attention whose heads can be told apart"
     stage: ClassVar[Stage] = Stage.CHANNELS
 
-    ratio: float = 0.5
+    ratio: Share = 0.5
     """Share of each attention's heads that is taken out; at least one head stays."""
     criterion: Criterion = "magnitude"
     """What makes a head important: its weights' size, their effect on the loss (gradient), or their size times what flows into them (activation)."""
-
-    def __post_init__(self) -> None:
-        check_share("head_pruning", self.ratio, option="ratio")
 
     def eligible(self, model: nn.Module) -> tuple[str, ...]:
         """Layers that make queries, keys and values, and torch's attention modules."""

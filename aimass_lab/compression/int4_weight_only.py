@@ -43,6 +43,7 @@ class Int4WeightOnly(LinearWeights):
     runs and exports anywhere, and saves no more than int8); auto takes cpu on a CPU and tiles on a GPU."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.group_size not in GROUP_SIZES:
             raise InputError(f"group_size {self.group_size} is not one of {', '.join(map(str, GROUP_SIZES))}")
         if self.scales == "hqq" and self.packing in ("mslk", "bytes"):

@@ -7,7 +7,8 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..errors import AimassError, InputError, UnsupportedError
+from ..errors import AimassError, UnsupportedError
+from ..options import Positive
 from ..quiet import import_quietly
 from ..records import Note
 from ..workload import Call, call_model, output_tensors
@@ -45,14 +46,10 @@ class Int8Static(Technique):
     stage: ClassVar[Stage] = Stage.PRECISION
     gives: ClassVar[Form | None] = "graph"
 
-    num_samples: int = 128
+    num_samples: Positive = 128
     """Samples that the ranges of the activations are read off: training samples where there are some, else the example inputs."""
     ranges: Literal["histogram", "minmax"] = "histogram"
     """histogram: the range with the smallest error, which may cut off rare large values; minmax: all that was seen."""
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise InputError(f"num_samples {self.num_samples} is not a positive number of samples")
 
     def unavailable(self, context: Context) -> str | None:
         """Only on x86 processors."""

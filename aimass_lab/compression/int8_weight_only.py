@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..options import Positive
 from ._linear_weights import LinearWeights
 from .base import TECHNIQUES
 
@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 class Int8WeightOnly(LinearWeights):
     """Round linear weights to int8: a quarter of the bytes of float32; arithmetic stays as it was."""
 
-    group_size: int | None = None
+    group_size: Positive | None = None
     """Weights that share one scale; none: one scale a row."""
-
-    def __post_init__(self) -> None:
-        if self.group_size is not None and self.group_size < 1:
-            raise InputError(f"group_size {self.group_size} is not a positive number of weights")
 
     def config(self, torchao: ModuleType, layer: nn.Linear) -> Any:
         """One scale a row or a group."""

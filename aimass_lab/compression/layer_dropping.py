@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..errors import InputError
+from ..options import Positive, Share
 from ..preserve import preserved
 from ..records import Note
 from ._blocks import Block, containers, drop, find_blocks
-from ._importance import BATCH_SIZE, NUM_SAMPLES, check_share, importance
+from ._importance import BATCH_SIZE, NUM_SAMPLES, importance
 from ._masks import refuse
 from ._structured import Probe, Undo, settle
 from .base import TECHNIQUES, Context, Stage, Technique, weight_layers
@@ -31,17 +31,12 @@ class LayerDropping(Technique):
     changes: ClassVar[str] = "blocks in an nn.ModuleList or nn.Sequential that give a tensor of the shape they take"
     stage: ClassVar[Stage] = Stage.ARCHITECTURE
 
-    ratio: float = 0.5
+    ratio: Share = 0.5
     """Share of the blocks that is left out, where no count is given."""
-    count: int | None = None
+    count: Positive | None = None
     """How many blocks are left out."""
     criterion: Order = "similarity"
     """Which blocks: those whose outputs are most like their inputs on your samples, those of least effect on the loss, the last, the first, every other one."""
-
-    def __post_init__(self) -> None:
-        check_share("layer_dropping", self.ratio, option="ratio")
-        if self.count is not None and self.count < 1:
-            raise InputError(f"count of layer_dropping is {self.count}", help="leave at least one block out: count=1")
 
     def eligible(self, model: nn.Module) -> tuple[str, ...]:
         """Layers in blocks of lists; whether a block can be left out shows when it runs."""

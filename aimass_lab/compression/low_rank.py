@@ -5,9 +5,12 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import msgspec
 
 from ..errors import InputError, UnsupportedError
+from ..options import Positive, Share
 from ..records import Note
 from .base import TECHNIQUES, Context, Stage, Technique, linear_layers, weight_layers
 
@@ -29,20 +32,20 @@ ROUNDS = 3
 class LowRank(Technique):
     """Replace linear layers and convolutions by two thinner ones each: fewer parameters and fewer operations."""
 
-    ratio: float | None = None
+    ratio: Share | None = None
     """Share of their parameters that the layers keep together; a half if neither this nor energy is given."""
-    energy: float | None = None
+    energy: Share | None = None
     """Share of each layer's output energy (squared norm) that is kept, in place of a ratio."""
     ranks: Literal["uniform", "energy", "sensitivity"] = "energy"
     """How a ratio is spread: the same share for every layer; by what each layer's own output loses; or by what the model's outputs lose, which is
     measured layer by layer and takes a while."""
     activation_aware: bool = True
     """Keep what the samples show the layers to give, and not what their weights alone would suggest."""
-    num_samples: int = 256
+    num_samples: Positive = 256
     """Most samples that are run for that."""
-    round_to: int = 1
+    round_to: Positive = 1
     """Ranks are multiples of this, as some kernels and formats like them: 8, 16 or 32. Layers too thin for one take any rank."""
-    min_share: float = 0.1
+    min_share: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
     """Layers with less than this share of the weights of a middling layer are left: a first convolution, a classifier. They save next to nothing, and
     all outputs hang on them."""
 
@@ -50,20 +53,13 @@ class LowRank(Technique):
     changes: ClassVar[str] = "linear layers and ungrouped 2-d convolutions (nn.Linear, nn.Conv2d)"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.ratio is not None and self.energy is not None:
             raise InputError("low_rank was given both a ratio and an energy", help="give one: ratio says how small, energy how exact")
-        for name, share in (("ratio", self.ratio), ("energy", self.energy)):
-            if share is not None and not 0 < share < 1:
-                raise InputError(f"{name} {share} of low_rank is not a share between 0 and 1")
         if self.energy is not None and self.ranks != "energy":
             raise InputError(
                 f"ranks={self.ranks} of low_rank goes with a ratio, and an energy was given", help="an energy fixes the rank of each layer by itself"
             )
-        if not 0 <= self.min_share < 1:
-            raise InputError(f"min_share {self.min_share} of low_rank is not a share from 0 to below 1")
-        for name, count in (("num_samples", self.num_samples), ("round_to", self.round_to)):
-            if count < 1:
-                raise InputError(f"{name} {count} of low_rank is not a positive number")
 
     def reasons(self, model: nn.Module) -> dict[str, str]:
         """Layer with weights -> why no product can stand in its place, for those where none can."""

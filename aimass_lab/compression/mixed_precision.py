@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import InputError, ModelError, UnsupportedError
+from ..options import Positive, Share
 from ..records import Note
 from ..workload import storage_sizes, weight_bytes
 from ._linear_weights import LinearWeights
@@ -39,26 +40,21 @@ class MixedPrecision(Technique):
     stage: ClassVar[Stage] = Stage.PRECISION
     gives: ClassVar[Form | None] = "quantized"
 
-    max_relative_error: float | None = None
+    max_relative_error: Share | None = None
     """What the outputs may differ at most: L2 norm of the difference over that of the outputs; 0.01 where size_ratio is not given either."""
-    size_ratio: float | None = None
+    size_ratio: Share | None = None
     """What the weights may take at most of the bytes that they took, with the smallest error that is found for that; instead of max_relative_error."""
     formats: str = "bf16/int8_dynamic"
     """Formats to choose from, with / between them: bf16, fp16, int8_weight_only, int8_dynamic, int4_weight_only, fp8; layers may also stay as they are.
     Of two that take the same bytes, the one with the smaller error is chosen."""
-    num_samples: int = 16
+    num_samples: Positive = 16
     """Samples that errors are measured on: training samples where there are some, else the example inputs. The model is run on them once
     for each layer and format, and about ten times more."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_relative_error is not None and self.size_ratio is not None:
             raise InputError("max_relative_error and size_ratio are both given", help="give one of them: it is the budget, the other is what comes of it")
-        if self.max_relative_error is not None and not 0 < self.max_relative_error < 1:
-            raise InputError(f"max_relative_error {self.max_relative_error} is not between 0 and 1")
-        if self.size_ratio is not None and not 0 < self.size_ratio < 1:
-            raise InputError(f"size_ratio {self.size_ratio} is not between 0 and 1")
-        if self.num_samples < 1:
-            raise InputError(f"num_samples {self.num_samples} is not a positive number of samples")
         unknown = [name for name in self._names if name not in CASTS + INTEGERS]
         if unknown or not self._names:
             raise InputError(f"formats {self.formats!r} names {unknown[0] if unknown else 'nothing'}", help=f"there are: {'/'.join(CASTS + INTEGERS)}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import msgspec
 
 from ..errors import InputError
+from ..options import Positive
 from ..records import Note
 from ._importance import Criterion, importance
 from ._masks import ZeroingTechnique, refuse, set_zeros
@@ -24,9 +27,9 @@ class NMPruning(ZeroingTechnique):
     changes: ClassVar[str] = "linear layers and convolutions whose number of inputs is a multiple of m"
     takes: ClassVar[frozenset[Form]] = frozenset({"weights", "cast"})
 
-    n: int = 2
+    n: Positive = 2
     """Weights that are kept of every m."""
-    m: int = 4
+    m: Annotated[int, msgspec.Meta(ge=2)] = 4
     """Consecutive inputs of which n are kept."""
     criterion: Criterion = "magnitude"
     """What makes a weight important: its size, its effect on the loss (gradient), or its size times what flows into it (activation); on your samples."""
@@ -34,6 +37,7 @@ class NMPruning(ZeroingTechnique):
     """Pack linear layers for the sparse tensor cores of a GPU (compute capability 8.0, 16-bit weights, 2 of 4); they cannot be trained after that."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.n < self.m:
             raise InputError(f"n_m_pruning cannot keep {self.n} of every {self.m} weights", help="n is at least 1 and less than m: n=2, m=4")
         if self.sparse_kernels:

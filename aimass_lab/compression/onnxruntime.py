@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import BundleError, InputError, UnsupportedError
+from ..options import Positive
 from ..records import Note
 from ._processor import no_int8_products
 from .base import TECHNIQUES, Context, Form, Stage, Technique, weight_layers
@@ -50,7 +51,7 @@ class OnnxRuntime(Technique):
     """For dynamic and static: one scale for each output channel of a weight instead of one for all of it."""
     reduce_range: bool | None = None
     """For dynamic and static: weights in 7 bits, so that 8-bit products cannot overflow; none: on processors where they could."""
-    num_samples: int = 128
+    num_samples: Positive = 128
     """For static: samples that ranges of activations are read off."""
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     """For static: the range of an activation is all that was seen, or what loses the least information, or all but a few outliers."""
@@ -60,8 +61,7 @@ class OnnxRuntime(Technique):
     """How far ONNX Runtime may rewrite the graph when it loads it."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise InputError(f"num_samples {self.num_samples} is not a positive number of samples")
+        super().__post_init__()
         if self.block_size not in (16, 32, 64, 128, 256):
             raise InputError(f"block_size {self.block_size} is none that ONNX Runtime has", help="16, 32, 64, 128 or 256")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._importance import Criterion, check_share, importance
+from ..options import Share
+from ._importance import Criterion, importance
 from ._masks import Scope, ZeroingTechnique, least, refuse, set_zeros
 from .base import TECHNIQUES, Context, weight_layers
 
@@ -18,15 +19,12 @@ if TYPE_CHECKING:
 class UnstructuredPruning(ZeroingTechnique):
     """Set the least important weights to zero, wherever they are; smaller on disk, as fast as before."""
 
-    sparsity: float = 0.5
+    sparsity: Share = 0.5
     """Share of the weights that becomes zero."""
     scope: Scope = "global"
     """Least important of the whole model (global), or the same share of each layer (local), which costs more accuracy."""
     criterion: Criterion = "magnitude"
     """What makes a weight important: its size, its effect on the loss (gradient), or its size times what flows into it (activation); on your samples."""
-
-    def __post_init__(self) -> None:
-        check_share("unstructured_pruning", self.sparsity, option="sparsity")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Zero the least important weights of every layer that can be scored."""

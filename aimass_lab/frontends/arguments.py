@@ -81,6 +81,7 @@ def _add(parser: Parser, parameter: Parameter) -> None:
     options: dict[str, Any] = {"help": parameter.help.replace("%", "%%")}
     if parameter.positional:
         options["metavar"] = parameter.name.upper()
+        options["nargs"] = None if parameter.required else "?"
     elif parameter.flag:
         options["action"] = "store_true"
     else:

@@ -94,6 +94,9 @@ class WorstSample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cosine: float
     same_class: bool | None = None
     """Whether the largest score is the same; None where outputs are not scores of classes."""
+    class_original: int | None = None
+    """Index of the original's largest score."""
+    class_variant: int | None = None
 
 
 class TrialResult(Record, frozen=True, kw_only=True, tag="trial"):

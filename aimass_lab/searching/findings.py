@@ -182,7 +182,7 @@ def _refused(ranked: Sequence[Candidate], best: int | None, problem: Problem) ->
 
 def _why_refused(candidate: Candidate, problem: Problem) -> str:
     if candidate.verdict == "not equivalent":
-        return f"its outputs are not equivalent{f' ({candidate.cause})' if candidate.cause else ''}"
+        return "its outputs are not equivalent"
     if candidate.beyond:
         return ", ".join(_over(candidate, name, problem.limits[name]) for name in candidate.beyond)
     if problem.space.here not in problem.space.devices:

@@ -88,22 +88,7 @@ class StudyState:
     @property
     def variants(self) -> HeldVariants:
         """The copies that are in memory, oldest first, with the memory that `release` would give back."""
-        return held_variants(self.workload.name, self._variants.values(), self.results)
-
-    def release(self, name: str | None = None) -> int:
-        """Forget a copy and give its memory back; it cannot be called any more, and the model itself is not touched.
-
-        Args:
-            name: The recipe that was tried; all copies if not given.
-
-        Returns:
-            Bytes of the weights that were given back.
-
-        Raises:
-            InputError: this study did not try it, or released it.
-        """
-        names = list(self._variants) if name is None else [self._tried(name).name]
-        return sum(self._release(name) for name in names)
+        return held_variants(self.workload.name, tuple(self._variants.values()), self.results)
 
     def undo(self) -> str | None:
         """Release the copy that was made last.
@@ -117,12 +102,10 @@ class StudyState:
         self._release(name)
         return name
 
-    def _release(self, name: str) -> int:
-        variant = self._variants.pop(name)
-        variant.release()
+    def _release(self, name: str) -> None:
+        self._variants.pop(name).release()
         if name != ORIGINAL:
             self._profiles.pop(name, None)
-        return variant.size_bytes
 
     def _variant_of(self, recipe: Recipe) -> Variant:
         """The copy that `recipe` made, or a new one where there is none, or where the model was trained since."""

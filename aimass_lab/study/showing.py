@@ -10,7 +10,7 @@ from ..records import Record
 from ..verbs import verb
 from .base import StudyState
 
-View = Literal["profile", "what-if", "plan", "ship"]
+View = Literal["profile", "what-if", "try", "search", "plan", "ship"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,6 @@ class Showing(StudyState):
         cell finds out appears in the panel. A study has one panel: opening it again moves it, and leaves its picture behind.
 
         Args:
-            view: What is in front: profile, what-if, plan or ship.
+            view: What is in front: profile, what-if, try, search, plan or ship.
         """
         return Workbench(self, view)

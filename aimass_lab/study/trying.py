@@ -8,7 +8,7 @@ import msgspec
 
 from ..errors import InputError
 from ..recipe import read_recipe
-from ..records import Recipe, SearchResult, TrialResult
+from ..records import HeldVariants, Recipe, SearchResult, TrialResult
 from ..units import parse_seconds
 from ..verbs import Bytes, Seconds, verb
 from .base import StudyState
@@ -60,6 +60,22 @@ class Trying(StudyState):
             raise
         self._take_over(variant)
         return self._keep("trial", result)
+
+    @verb
+    def release(self, name: str | None = None) -> HeldVariants:
+        """Forget a copy that a trial or a search made, and give its memory back; the model itself is not touched.
+
+        It cannot be called any more; a new trial makes it again. What is left in memory comes back.
+
+        Args:
+            name: The recipe that was tried; all copies if not given.
+
+        Raises:
+            InputError: this study did not try it, or released it.
+        """
+        for one in list(self._variants) if name is None else [self._tried(name).name]:
+            self._release(one)
+        return self.variants
 
     @verb
     def search(

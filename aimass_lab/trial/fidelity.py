@@ -44,6 +44,8 @@ class OutputComparison:
     """Samples with a value that is finite in the original and not in the variant."""
     same_class: list[bool] = field(default_factory=list)
     """Whether the largest score is the same, of each sample whose outputs look like scores of classes: of all or of none."""
+    classes: list[tuple[int, int]] = field(default_factory=list)
+    """Where the largest scores are, the original's and the variant's, of the same samples."""
     divergences: list[float] = field(default_factory=list)
     """Kullback-Leibler divergence of the class probabilities, nats, of the same samples."""
     mismatch: str | None = None
@@ -78,7 +80,9 @@ class OutputComparison:
         scores = class_scores(original, call), class_scores(variant, call)
         if scores[0] is not None and scores[1] is not None:
             a, b = scores[0][:num_items], scores[1][:num_items]
-            self.same_class += ((a.argmax(1) == b.argmax(1)) & ~lost).tolist()
+            tops = a.argmax(1), b.argmax(1)
+            self.same_class += ((tops[0] == tops[1]) & ~lost).tolist()
+            self.classes += zip(tops[0].tolist(), tops[1].tolist(), strict=True)
             self.divergences += divergence(a, b).tolist()
 
     def _add_samples(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -164,8 +168,13 @@ class OutputComparison:
         errors = self.relative_errors()
         order = sorted((i for i, error in enumerate(errors) if error > 0), key=lambda i: (-errors[i], self.indices[i]))
         same: Sequence[bool | None] = self.same_class or [None] * len(errors)
+        classes: Sequence[tuple[int | None, int | None]] = self.classes or [(None, None)] * len(errors)
         return tuple(
-            WorstSample(index=self.indices[i], relative_error=errors[i], cosine=self.cosines[i], same_class=same[i]) for i in order[:NUM_WORST]
+            WorstSample(
+                index=self.indices[i], relative_error=errors[i], cosine=self.cosines[i], same_class=same[i], class_original=classes[i][0],
+                class_variant=classes[i][1],
+            )
+            for i in order[:NUM_WORST]
         )  # fmt: skip
 
     def relative_errors(self) -> list[float]:

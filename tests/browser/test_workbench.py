@@ -1,11 +1,10 @@
 """The workbench as a person uses it: clicked, dragged, driven by the keyboard, saved, opened again without a kernel."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
-from labserver import CHROMIUM, command, opened, running_notebook, theme
+from labserver import CHROMIUM, command, opened, running_notebook
+from workbench_page import PATIENCE_MS, THEMES, ask, check_looks, open_view, quiet
 
 from aimass_lab.frontends.widgets.source import script
 from aimass_lab.units import format_quantity
@@ -15,15 +14,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine, and no right to install it"),
 ]
-PATIENCE_MS = 120_000
 LARGEST_PICTURE = 200_000
 VIEW = "application/vnd.jupyter.widget-view+json"
-BEYOND = """() => {
-  const edge = document.querySelector('.aw').getBoundingClientRect().right + 1;
-  const parts = [...document.querySelectorAll('.aw *')].filter(part => !part.closest('.aw-scroll') && !part.closest('.aw-unseen'));
-  return parts.filter(part => part.getBoundingClientRect().right > edge).map(part => part.outerHTML.slice(0, 80));
-}"""
-"""What reaches over the panel's right edge, outside of what scrolls."""
 CELLS = (
     """
     import torch
@@ -71,31 +63,6 @@ def page(lab):
         command(page, "notebook:run-all-cells")
         page.wait_for_selector(".aw .aw-empty")
         yield page
-
-
-def ask(page, code):
-    """Run code in the kernel as a front-end does, and give what it prints."""
-    return page.evaluate(
-        """async code => {
-          const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-          const future = kernel.requestExecute({code, store_history: false});
-          let out = '';
-          future.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text; if (m.header.msg_type === 'error') out += m.content.evalue; };
-          await future.done;
-          return out.trim();
-        }""",
-        code,
-    )
-
-
-def quiet(page):
-    """Wait until nothing runs beside the notebook."""
-    page.wait_for_function("() => document.querySelector('.aw') && !document.querySelector('.aw-job progress')")
-
-
-def open_view(page, name):
-    page.locator(".aw-tab", has_text=name).click()
-    page.wait_for_selector(f".aw-tab[aria-selected=true]:text-is('{name}')")
 
 
 def test_nothing_known_says_what_to_do_and_a_click_does_it_beside_the_notebook(page):
@@ -222,29 +189,17 @@ def test_a_line_that_fails_says_why(page):
 
 
 def test_figures_are_written_as_the_kernel_writes_them(page):
-    units = ("s", "B", "item/s", "FLOP", "FLOP/s", "FLOP/B", "B/s")
+    units = ("s", "B", "item/s", "FLOP", "FLOP/s", "FLOP/B", "B/s", "ratio", "USD/item")
     values = [(v * f, unit) for v in (1, 1.2345, 12.345, 999.9, 0.05) for f in (1e-7, 1e-3, 1, 1e4, 1e7, 1e10) for unit in units]
     program = f"{script().split('const $dom')[0]} export const answer = {json.dumps(values)}.map(([value, unit]) => $format.quantity(value, unit));"
     written = page.evaluate("async text => (await import(URL.createObjectURL(new Blob([text], {type: 'text/javascript'})))).answer", program)
     assert written == [format_quantity(value, unit) for value, unit in values]
 
 
-@pytest.mark.parametrize("name", ["JupyterLab Light", "JupyterLab Dark", "JupyterLab Light High Contrast"])
+@pytest.mark.parametrize("name", THEMES)
 @pytest.mark.parametrize("view", ["Profile", "What-if"])
 def test_axe_finds_nothing_and_nothing_is_cut_off(page, name, view, tmp_path):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    theme(page, name)
-    open_view(page, view)
-    found = axe.Axe().run(page, context=".aw").response["violations"]
-    assert [(v["id"], [node["html"][:160] for node in v["nodes"]][:4]) for v in found] == []
-    pictures = Path(os.environ.get("AIMASS_SCREENSHOTS", tmp_path))
-    pictures.mkdir(parents=True, exist_ok=True)
-    for width in (1400, 800):
-        page.set_viewport_size({"width": width, "height": 1900})
-        page.wait_for_timeout(300)
-        page.locator(".aw").screenshot(path=pictures / f"workbench-{view.lower()}-{name.replace('JupyterLab ', '').replace(' ', '-').lower()}-{width}.png")
-        assert page.evaluate(BEYOND) == []
-    page.set_viewport_size({"width": 1400, "height": 1900})
+    check_looks(page, view, name, tmp_path)
 
 
 def test_what_is_saved_is_a_picture_that_needs_no_kernel(page, lab, folder):

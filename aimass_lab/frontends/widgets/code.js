@@ -14,18 +14,18 @@ export class Name {
   toString() { return this.text; }
 }
 
-const word = (value) => (/^[\w.:/=-]+$/.test(String(value)) ? String(value) : `'${String(value)}'`);
+const word = (value) => (/^[\w.:/=-]+$/.test(String(value)) ? String(value) : `'${String(value).replaceAll("'", `'"'"'`)}'`);
 
-/** The line that calls a verb of the study; options that are null are left out. */
-export function lineOf(subject, verb, options = {}) {
+/** The line that calls a verb of the study; options that are null are left out, `first` are its arguments without a name. */
+export function lineOf(subject, verb, options = {}, first = []) {
   const given = Object.entries(options).filter(([, value]) => value !== null && value !== undefined);
-  if (subject.style === "python") return `${subject.name}.${verb}(${given.map(([name, value]) => `${name}=${literal(value)}`).join(", ")})`;
+  if (subject.style === "python") return `${subject.name}.${verb}(${[...first.map(literal), ...given.map(([name, value]) => `${name}=${literal(value)}`)].join(", ")})`;
   const flags = given.flatMap(([name, value]) => {
     const flag = `--${name.replaceAll("_", "-")}`;
     const each = Array.isArray(value) ? value : typeof value === "object" && !(value instanceof Name) ? Object.entries(value).map((pair) => pair.join("=")) : [value];
     return each.filter((one) => one !== false).map((one) => (one === true ? flag : `${flag} ${word(one)}`));
   });
-  return ["%aimass", verb, ...(subject.name ? [subject.name] : []), ...flags].join(" ");
+  return ["%aimass", verb, ...(subject.name ? [subject.name] : []), ...first.map(word), ...flags].join(" ");
 }
 
 /** The line that calls a verb which needs no model, on a file or folder. */

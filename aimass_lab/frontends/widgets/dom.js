@@ -2,7 +2,7 @@
 
 import { figure, interval, provenance, sourceWord } from "./format.js";
 
-const SVG_TAGS = new Set("svg g path rect line circle text title polyline clipPath defs".split(" "));
+const SVG_TAGS = new Set("svg g path rect line circle text tspan title polyline clipPath defs".split(" "));
 
 /** An element: attributes, `on...` listeners, children; null children are left out. */
 export function h(tag, attributes = {}, ...children) {
@@ -19,6 +19,16 @@ export function h(tag, attributes = {}, ...children) {
 export function fill(node, ...children) {
   node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
+}
+
+/** Do what draws the inside of `node` anew, and leave the focus and what was scrolled to where they were. */
+export function keeping(node, draw) {
+  const name = (one) => one.getAttribute("aria-label") || one.textContent;
+  const focus = node.contains(document.activeElement) ? name(document.activeElement) : null;
+  const scrolled = new Map([...node.querySelectorAll(".aw-scroll")].map((one) => [one.getAttribute("aria-label"), one.scrollTop]));
+  draw();
+  for (const one of node.querySelectorAll(".aw-scroll")) one.scrollTop = scrolled.get(one.getAttribute("aria-label")) ?? 0;
+  if (focus) [...node.querySelectorAll("button, input, select, summary, [tabindex]")].find((one) => name(one) === focus)?.focus({ preventScroll: true });
 }
 
 /** A number with its band and its source; where it comes from is told on hover and to screen readers. */

@@ -42,8 +42,9 @@ export function quantity(value, unit) {
   if (unit === "s") return seconds(value);
   if (unit === "B") return scaled(value, BINARY, "B");
   if (unit === "B/s") return `${scaled(value, BINARY, "B")}/s`;
-  if (unit === "ratio") return value === 0 || Math.abs(value) >= 1e-4 ? significant(value) : value.toExponential(2).replace(/e([+-])(\d)$/, "e$10$2");
-  if (unit.startsWith("USD") && unit !== "USD/item") return `${value.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 })} ${unit}`;
+  if (unit === "ratio") return value === 0 || Math.abs(value) >= 1e-4 ? significant(value) : value.toExponential(2).replace(/e([+-])(\d)$/, (_, sign, digit) => `e${sign}0${digit}`);
+  if (unit === "USD/item") return `${significant(1e6 * value)} USD per million items`;
+  if (unit.startsWith("USD")) return `${value.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 })} ${unit}`;
   return scaled(value, DECIMAL, unit);
 }
 

@@ -8,15 +8,17 @@
 //                anew when what it draws has changed, so that a form keeps what is being typed
 //   line(ctx)    the line or lines of code to show when it is opened; null where drawing shows them
 
-import { h } from "./dom.js";
+import { h, keeping } from "./dom.js";
 import { insertCell, lineOf, lineOn } from "./code.js";
 import { profileView } from "./profile.js";
+import { searchView } from "./search.js";
+import { tryView } from "./tries.js";
 import { whatIfView } from "./whatif.js";
 import { planView } from "./plan.js";
 import { shipView } from "./ship.js";
 import { pictureOf, savePictures } from "./saving.js";
 
-const VIEWS = [profileView, whatIfView, planView, shipView];
+const VIEWS = [profileView, whatIfView, tryView, searchView, planView, shipView];
 const PICTURE_AFTER_MS = 1200;
 
 class Frame {
@@ -24,10 +26,11 @@ class Frame {
     this.model = model;
     this.uis = Object.fromEntries(VIEWS.map(({ name }) => [name, {}]));
     this.lines = [];
+    this.asked = new Map();
     this.id = `aw${Math.random().toString(36).slice(2, 9)}`;
     this.root = h("div", { class: "aw", "data-panel": model.get("identity") });
     this.build();
-    const heard = { "change:records": () => this.follow(), "change:facts": () => this.follow(), "change:view": () => this.draw(), "change:selection": () => this.mark(), "change:jobs": () => this.drawJobs(), "change:subject": () => this.drawTitle() };
+    const heard = { "change:records": () => this.follow(), "change:facts": () => this.follow(), "change:view": () => this.draw(), "change:selection": () => this.mark(), "change:jobs": () => this.drawJobs(), "change:subject": () => this.drawTitle(), "msg:custom": (message) => this.answered(message) };
     for (const [event, react] of Object.entries(heard)) model.on(event, react);
     this.forget = () => { for (const [event, react] of Object.entries(heard)) model.off(event, react); };
     this.keep = savePictures(model, () => this.picture());
@@ -38,14 +41,18 @@ class Frame {
   /** What a view may know and do. */
   context(name, quiet = false) {
     const { model } = this;
-    const line = (verb, options) => lineOf(model.get("subject"), verb, options);
+    const line = (verb, options, first) => lineOf(model.get("subject"), verb, options, first);
     return {
       ui: this.uis[name],
       line,
       record: (kind) => model.get("records")[kind] ?? null,
       fact: (fact) => model.get("facts")[fact],
       subject: () => model.get("subject"),
-      busy: () => model.get("jobs").some((job) => job.state === "running" || job.state === "waiting"),
+      quiet,
+      jobs: () => this.active(),
+      busy: () => this.active().length > 0,
+      stop: (number) => model.send({ kind: "stop", number }),
+      ask: (question, value) => this.ask(question, value),
       selection: () => model.get("selection"),
       select: (module) => { model.set("selection", module); model.save_changes(); this.showCode([this.moduleLine()]); },
       lineOn: (verb, path) => lineOn(model.get("subject"), verb, path),
@@ -60,7 +67,7 @@ class Frame {
     };
   }
 
-  /** A record that is there already, by its place among the study's results. */
+  /** A record that is there already, by its place among the study's results; what work in progress has found has none yet. */
   recordLine(kind) {
     const record = this.model.get("records")[kind];
     return record ? this.resultLine(record.index) : null;
@@ -96,6 +103,21 @@ class Frame {
     this.root.append(h("div", { class: "aw-head" }, this.title, list), this.body, this.jobs, this.status, bar);
     // Keys that are meant for the panel must not reach the notebook, where a letter is a command.
     this.root.addEventListener("keydown", (event) => { if (event.key !== "Escape") event.stopPropagation(); });
+  }
+
+  /** Put a question to the kernel; the answer comes when no cell runs. */
+  ask(question, value) {
+    const id = `${this.id}-${(this.questions = (this.questions ?? 0) + 1)}`;
+    return new Promise((resolve) => {
+      this.asked.set(id, resolve);
+      this.model.send({ kind: "ask", question, value, id });
+    });
+  }
+
+  answered({ kind, id, answer }) {
+    if (kind !== "answer") return;
+    this.asked.get(id)?.(answer);
+    this.asked.delete(id);
   }
 
   open(name) {
@@ -142,8 +164,6 @@ class Frame {
   draw() {
     const view = this.front();
     const { name } = view;
-    const focus = this.root.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") || document.activeElement.textContent : null;
-    const scrolled = new Map([...this.body.querySelectorAll(".aw-scroll")].map((node) => [node.getAttribute("aria-label"), node.scrollTop]));
     this.drawTitle();
     this.tabs.forEach((tab, i) => {
       const on = VIEWS[i] === view;
@@ -154,9 +174,7 @@ class Frame {
     const ctx = this.context(name);
     this.view = view.draw(ctx);
     this.drawn = this.seen(view);
-    this.body.replaceChildren(this.view.node);
-    for (const node of this.body.querySelectorAll(".aw-scroll")) node.scrollTop = scrolled.get(node.getAttribute("aria-label")) ?? 0;
-    if (focus) [...this.body.querySelectorAll("button, input, select")].find((node) => (node.getAttribute("aria-label") || node.textContent) === focus)?.focus({ preventScroll: true });
+    keeping(this.body, () => this.body.replaceChildren(this.view.node));
     const lines = view.line(ctx);
     if (lines !== null) this.showCode([lines].flat());
     this.pictureLater();
@@ -167,9 +185,14 @@ class Frame {
     this.pictureLater();
   }
 
+  /** The work that runs or waits. */
+  active() {
+    return this.model.get("jobs").filter((job) => job.state === "running" || job.state === "waiting");
+  }
+
   drawJobs() {
     const jobs = this.model.get("jobs");
-    const active = jobs.filter((job) => job.state === "running" || job.state === "waiting");
+    const active = this.active();
     const last = jobs.findLast((job) => !active.includes(job));
     const stop = (job) => h("button", { type: "button", class: "aw-button", "aria-label": `stop ${job.line}`, onclick: () => this.model.send({ kind: "stop", number: job.number }) }, "Stop");
     const rows = active.map((job) => h("div", { class: "aw-job" },

@@ -13,12 +13,15 @@ import traitlets
 
 from ...errors import AimassError, InputError
 from ...records import ORIGINAL, Record, to_json
-from ...study import StudyState, Workbench, no_progress
-from ..background import END_STATES, Job, Worker
+from ...study import StudyState, Workbench
+from ...verbs import Progress, Verb
+from ..background import END_STATES, Job, Work, Worker
 from ..cli import call_function, find_models
 from ..lines import read_line
+from .calls import VerbCall
 from .checks import ChecksKept
 from .facts.base import FACTS
+from .questions import QUESTIONS
 from .source import script, shown_kinds, style
 from .twin import twin_html, twin_text
 
@@ -125,21 +128,20 @@ class Panel(anywidget.AnyWidget):
         Raises:
             InputError: not such a line.
         """
-        return self.worker.submit(*((line, partial(self._call, *read_line(line))) for line in lines), changed=self._job_changed)
+        return self.worker.submit(*((line, self._work_of(line)) for line in lines), changed=self._job_changed)
 
-    def _call(self, verb: Any, values: Mapping[str, Any], progress: Any) -> Any:
+    def _work_of(self, line: str) -> Work:
+        verb, values = read_line(line)
         if not verb.of_study:
-            self._checks.asked_here = True
-            try:
-                return call_function(verb, values, progress, seen=self._show_part)
-            finally:
-                self._checks.asked_here = False
-        study = self.bench.study
-        before, study.progress = study.progress, progress
+            return partial(self._call_function, verb, values)
+        return VerbCall(self.bench.study, verb, find_models(verb, values, partial(_other_model, self._names)))
+
+    def _call_function(self, verb: Verb, values: Mapping[str, Any], progress: Progress) -> Any:
+        self._checks.asked_here = True
         try:
-            return verb.function(study, **find_models(verb, values, partial(_other_model, self._names)))
+            return call_function(verb, values, progress, seen=self._show_part)
         finally:
-            study.progress = no_progress if before is progress else before
+            self._checks.asked_here = False
 
     def _show_part(self, record: Record) -> None:
         """Show what a verb has found so far, in place of the newest record of its kind, until it has ended."""
@@ -149,7 +151,7 @@ class Panel(anywidget.AnyWidget):
             self.records = {**self.records, kind: {**json.loads(to_json(record, indent=None)), "index": None}}
 
     def _received(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
-        """A message of the browser: nothing is done here but queued, because it may arrive while a cell runs."""
+        """A message of the browser: work is queued, because it may arrive while a cell runs; questions are answered, which leave the model alone."""
         kind = content.get("kind")
         if kind == "run":
             try:
@@ -161,6 +163,8 @@ class Panel(anywidget.AnyWidget):
                 self._tell_jobs()
         elif kind == "stop":
             self.worker.stop(int(content["number"]))
+        elif kind == "ask":
+            self.send({"kind": "answer", "id": content["id"], "answer": QUESTIONS[content["question"]](self.bench.study, content["value"])})
         elif kind == "picture":
             self._picture = str(content["html"])
 
@@ -174,6 +178,8 @@ class Panel(anywidget.AnyWidget):
             self.refresh()
         elif job.state == "running" and job.share and now - self._told_at < PROGRESS_EVERY_S:
             return
+        elif isinstance(job.work, VerbCall) and (found := job.work.so_far()) is not None:
+            self._show_part(found)
         self._told_at = now
         self._tell_jobs()
 
@@ -211,7 +217,7 @@ def open_panels() -> tuple[Panel, ...]:
 
 def subject_of(study: StudyState, names: Mapping[str, Any]) -> dict[str, Any]:
     """How lines of code name `study`: by its variable, or by that of its model in a magic."""
-    workload = study.workload
+    workload, call = study.workload, study.workload.call
     variables = [(name, value) for name, value in names.items() if not name.startswith("_")]
     own = next((name for name, value in variables if value is study), None)
     model = next((name for name, value in variables if value is workload.model), None)
@@ -222,6 +228,7 @@ def subject_of(study: StudyState, names: Mapping[str, Any]) -> dict[str, Any]:
         "device": str(workload.torch_device),
         "batch": workload.call.batch_size,
         "others": [name for name, value in variables if isinstance(value, StudyState) and value is not study],
+        "inputs": next((name for name, value in variables if len(call.args) == 1 and not call.kwargs and value is call.args[0]), ""),
     }
 
 

@@ -1,0 +1,66 @@
+"""The workbench in a browser, as tests drive it: its kernel, its views, and what must hold of each of them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from labserver import theme
+
+PATIENCE_MS = 120_000
+THEMES = ("JupyterLab Light", "JupyterLab Dark", "JupyterLab Light High Contrast")
+WIDTHS = (1400, 800)
+"""Of the window; JupyterLab's side bar and the notebook's margins leave 968 and 368 of them to a panel."""
+BEYOND = """() => {
+  const edge = document.querySelector('.aw').getBoundingClientRect().right + 1;
+  const parts = [...document.querySelectorAll('.aw *')].filter(part => !part.closest('.aw-scroll') && !part.closest('.aw-unseen'));
+  return parts.filter(part => part.getBoundingClientRect().right > edge).map(part => part.outerHTML.slice(0, 80));
+}"""
+"""What reaches over the panel's right edge, outside of what scrolls."""
+
+
+def ask(page, code):
+    """Run code in the kernel as a front-end does, and give what it prints."""
+    return page.evaluate(
+        """async code => {
+          const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+          const future = kernel.requestExecute({code, store_history: false});
+          let out = '';
+          future.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text; if (m.header.msg_type === 'error') out += m.content.evalue; };
+          await future.done;
+          return out.trim();
+        }""",
+        code,
+    )
+
+
+def quiet(page):
+    """Wait until nothing runs beside the notebook."""
+    page.wait_for_function("() => document.querySelector('.aw') && !document.querySelector('.aw-job progress')")
+
+
+def open_view(page, name):
+    page.locator(".aw-tab", has_text=name).click()
+    page.wait_for_selector(f".aw-tab[aria-selected=true]:text-is('{name}')")
+
+
+def line_of_code(page):
+    return page.locator("code.aw-code").inner_text()
+
+
+def check_looks(page, view, name, folder):
+    """In a theme: axe finds nothing, and at no width anything reaches over the edge; leaves screenshots where they are asked for."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    theme(page, name)
+    open_view(page, view)
+    found = axe.Axe().run(page, context=".aw").response["violations"]
+    found = [(v["id"], [node["html"][:160] for node in v["nodes"]][:4]) for v in found]
+    assert not found, found
+    pictures = Path(os.environ.get("AIMASS_SCREENSHOTS", folder))
+    pictures.mkdir(parents=True, exist_ok=True)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 1900})
+        page.wait_for_timeout(300)
+        page.locator(".aw").screenshot(path=pictures / f"workbench-{view.lower()}-{name.replace('JupyterLab ', '').replace(' ', '-').lower()}-{width}.png")
+        beyond = page.evaluate(BEYOND)
+        assert not beyond, (width, beyond)
+    page.set_viewport_size({"width": 1400, "height": 1900})

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import orjson
 
 from .config import ServingConfig, load_config
+from .devices import CPU, require_kind
 from .errors import BundleError
 from .frames import LENGTHS, pack, padding
 from .heap import IDLE_S, give_back
@@ -27,7 +29,7 @@ from .tensors import Buffer, decode, encode
 PR_SET_PDEATHSIG = 1
 
 
-def main(bundle: str, descriptor: int, parent: int, background: bool) -> None:
+def main(bundle: str, descriptor: int, parent: int, background: bool, device: str) -> None:
     """Load the model of the bundle, say so, and serve until the other end of the socket closes.
 
     Args:
@@ -35,6 +37,7 @@ def main(bundle: str, descriptor: int, parent: int, background: bool) -> None:
         descriptor: The inherited socket to the front end.
         parent: The front end's process id.
         background: Compute only while nobody else wants the processor.
+        device: Where the model computes; the process sees no other.
     """
     _die_with(parent)
     if background:
@@ -42,7 +45,9 @@ def main(bundle: str, descriptor: int, parent: int, background: bool) -> None:
     connection = socket.socket(fileno=descriptor)
     try:
         config = load_config(Path(bundle))
-        runner = find_format(config.format).load(Path(bundle) / config.model_file, config)
+        format = find_format(config.format)
+        config = replace(config, device=require_kind(config.format, getattr(format, "DEVICES", (CPU,)), device))
+        runner = format.load(Path(bundle) / config.model_file, config)
     except BundleError as error:
         _send(connection, {"error": str(error)}, [])
         return

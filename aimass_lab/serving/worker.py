@@ -36,12 +36,10 @@ def main(bundle: str, descriptor: int, parent: int, background: bool, device: st
         bundle: The bundle's folder.
         descriptor: The inherited socket to the front end.
         parent: The front end's process id.
-        background: Compute only while nobody else wants the processor.
+        background: Compute only while nobody else wants the processor, once the model is loaded.
         device: Where the model computes; the process sees no other.
     """
     _die_with(parent)
-    if background:
-        _step_back()
     connection = socket.socket(fileno=descriptor)
     try:
         config = load_config(Path(bundle))
@@ -51,6 +49,8 @@ def main(bundle: str, descriptor: int, parent: int, background: bool, device: st
     except BundleError as error:
         _send(connection, {"error": str(error)}, [])
         return
+    if background:
+        _step_back()
     _send(connection, {"ready": True}, [])
     while (frame := _next(connection)) is not None:
         began = time.monotonic()
@@ -69,9 +69,13 @@ def _die_with(parent: int) -> None:
 
 
 def _step_back() -> None:
-    """Whoever else is ready to run goes first, at once; there is no way back without rights that nobody should have."""
+    """Whoever else is ready to run goes first, at once; there is no way back without rights that nobody should have.
+
+    Once the model is loaded, which is no lasting load, and might never end on a processor that is never free.
+    """
     if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
     else:
         os.nice(19)
 

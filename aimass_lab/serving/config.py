@@ -62,6 +62,8 @@ class ServingConfig:
     body_timeout_s: float = 60.0
     start_timeout_s: float = 300.0
     """How long a worker may take to load and warm up."""
+    device: str = "cpu"
+    """Where the model computes: ``"cpu"`` or ``"cuda"``; a worker has one, see `devices`."""
     drain_grace_s: float = 0.5
     """After SIGTERM: how long new requests are still accepted, so that balancers and clients can move on."""
 

@@ -119,7 +119,7 @@ class GrpcApp:
     def _reflection(self) -> list[Any]:
         """Handlers that tell clients such as grpcurl which methods and messages there are, where grpcio-reflection is installed; else none."""
         try:
-            from grpc_reflection.v1alpha import reflection, reflection_pb2  # here, because it is an extra
+            from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]  # here, because it is an extra
         except ImportError:
             return []
         POOL.AddSerializedFile(reflection_pb2.DESCRIPTOR.serialized_pb)

@@ -9,11 +9,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from .config import ServingConfig
+from .devices import CPU, device_environment, device_of
 from .errors import ServerError
 from .frames import FrameReader, pack
 from .tensors import Buffer
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
-    "import importlib; importlib.import_module(sys.argv[2] + '.worker').main(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), bool(int(sys.argv[6])))"
+    "import importlib; importlib.import_module(sys.argv[2] + '.worker').main(**json.loads(sys.argv[3]))"
 )
 """A worker sees the packages that its parent sees, whatever the working directory holds."""
 MAX_FAILED_STARTS = 5
@@ -106,6 +107,7 @@ class WorkerPool:
         on_ready: Called with a worker that can take a batch.
         on_restart: Called when a worker had to be replaced.
         background: Whether workers compute only while nobody else wants the processor.
+        devices: Where they compute, in turn.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class WorkerPool:
         on_restart: Callable[[], None],
         *,
         background: bool = False,
+        devices: Sequence[str] = (CPU,),
     ) -> None:
         self.ready: set[Worker] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -127,6 +130,7 @@ class WorkerPool:
         self._on_ready = on_ready
         self._on_restart = on_restart
         self._background = background
+        self._devices = devices
         self._failed_starts = 0
         self._stopping = False
         self._started: list[asyncio.Future[None]] = []
@@ -140,7 +144,7 @@ class WorkerPool:
         """
         loop = asyncio.get_running_loop()
         self._started = [loop.create_future() for _ in range(self._config.workers)]
-        self._keepers = [loop.create_task(self._keep(first)) for first in self._started]
+        self._keepers = [loop.create_task(self._keep(first, device_of(self._devices, place))) for place, first in enumerate(self._started)]
         await asyncio.gather(*self._started)
 
     async def stop(self) -> None:
@@ -154,12 +158,12 @@ class WorkerPool:
         for worker in list(self.ready):
             worker.kill()
 
-    async def _keep(self, first: asyncio.Future[None]) -> None:
+    async def _keep(self, first: asyncio.Future[None], device: str) -> None:
         """Keep one place filled."""
         unproductive = 0
         while not self._stopping:
             try:
-                worker = await self._start_worker()
+                worker = await self._start_worker(device)
             except ServerError as error:
                 if not first.done():
                     first.set_exception(error)
@@ -195,14 +199,14 @@ class WorkerPool:
             if not self._stopping:
                 logger.warning("worker %d ended with code %d after %d batches", worker.process.pid, code, worker.batches)
 
-    async def _start_worker(self) -> Worker:
+    async def _start_worker(self, device: str) -> Worker:
         """Start a process, wait for its greeting and warm it up.
 
         Raises:
             ServerError: it ended, took too long, or said what is wrong.
         """
         try:
-            worker = await self._spawn()
+            worker = await self._spawn(device)
         except OSError as error:
             raise ServerError(f"cannot start a model worker: {error.strerror or error}") from None
         timer = asyncio.get_running_loop().call_later(self._config.start_timeout_s, lambda: worker.kill(hung=True))
@@ -228,17 +232,18 @@ class WorkerPool:
             if errors := [entry["error"] for entry in header["requests"] if "error" in entry]:
                 raise ServerError(f"warm-up: {errors[0]}")
 
-    async def _spawn(self) -> Worker:
+    async def _spawn(self, device: str) -> Worker:
         ours, theirs = socket.socketpair()
         threads = str(self._config.threads_per_worker)
-        arguments = [json.dumps(sys.path), __package__ or "", str(self._folder), str(theirs.fileno()), str(os.getpid()), str(int(self._background))]
+        told = {"bundle": str(self._folder), "descriptor": theirs.fileno(), "parent": os.getpid(), "background": self._background, "device": device}
+        arguments = [json.dumps(sys.path), __package__ or "", json.dumps(told)]
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-B", "-c", BOOT, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # stdout belongs to the front end's one line
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+                env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads} | device_environment(device),
             )
         worker = Worker(process)
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)

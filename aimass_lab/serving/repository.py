@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .config import ServingConfig, check_manifest, load_config, load_vectors
+from .devices import CPU
 from .ensemble import SUFFIX, Ensemble, load_ensemble
 from .errors import BundleError, RequestError, ServerError
 from .service import Model, Servable, Service, version_order
@@ -57,13 +58,16 @@ class Repository:
         folder: Its subfolders are further bundles; None: there are none.
         num_versions: How many of the newest versions of each model are served.
         workers: Of each model, in place of what its bundle says.
+        devices: Where they compute, in turn.
     """
 
-    def __init__(self, service: Service, own: Found, folder: Path | None, *, num_versions: int = 1, workers: int | None = None) -> None:
+    def __init__(
+        self, service: Service, own: Found, folder: Path | None, *, num_versions: int = 1, workers: int | None = None, devices: Sequence[str] = (CPU,)
+    ) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets a `ServerError` when the workers of a served model cannot be started any more."""
         self._service, self._own, self._folder = service, own, folder
-        self._num_versions, self._workers = num_versions, workers
+        self._num_versions, self._workers, self._devices = num_versions, workers, devices
         self._refused: dict[Key, _Refusal] = {}
         """Versions that were not let in."""
         self._broken: dict[str, str] = {}
@@ -262,7 +266,7 @@ class Repository:
             BundleError: its vectors cannot be read.
         """
         config = bundle.config if self._workers is None else replace(bundle.config, workers=self._workers)
-        model = Model(bundle.folder, config, self._service.metrics, background=background)
+        model = Model(bundle.folder, config, self._service.metrics, background=background, devices=self._devices)
         try:
             await model.pool.start()
             if bundle is not self._own:

@@ -22,6 +22,7 @@ import uvloop
 from .access import Door, read_tokens
 from .app import App
 from .config import ServingConfig, check_manifest, load_config
+from .devices import CPU, parse_devices
 from .errors import ServerError
 from .heap import IDLE_S, give_back
 from .listener import HttpServer, bind, make_http_server, take_handles
@@ -49,6 +50,8 @@ class ServeOptions:
     """0: a free one; None: no gRPC."""
     workers: int | None = None
     """None: as the bundle says."""
+    devices: str | None = None
+    """``cuda:0,cuda:1``: a worker of each model on each; None: on the processor."""
     repository: Path | None = None
     """Folder of further bundles."""
     num_versions: int = 1
@@ -93,6 +96,8 @@ def serve(folder: Path, options: ServeOptions) -> None:
         raise ServerError("a shadow needs several versions: give --versions 2")
     if options.shadow is not None and options.canary is not None:
         raise ServerError("the newest version is either a canary, which answers, or a shadow, which does not: give --canary or --shadow")
+    if options.devices is not None and options.workers is not None:
+        raise ServerError("there is a worker for each device: give --workers or --devices")
     tokens = read_tokens(options.token_file, os.environ.get("AIMASS_TOKEN"))
     tls = check_tls(options.tls_cert, options.tls_key)
     if not is_loopback(options.host):
@@ -148,7 +153,9 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
     service.tracing = make_tracing(config.name, os.environ)
     if options.shadow is not None:
         service.shadows = Shadows(service, options.shadow)
-    repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=options.workers)
+    devices = parse_devices(options.devices) if options.devices is not None else (CPU,)
+    workers = options.workers if options.devices is None else len(devices)
+    repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=workers, devices=devices)
     try:
         listener = bind(options.host, options.port)
     except OSError as error:
@@ -175,7 +182,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
             if options.amqp is not None:
                 from .amqp import QueueConsumer, queue_options  # here, because not everybody has a queue
 
-                consumer = QueueConsumer(service, config, queue_options(options.amqp, options.queue, options.prefetch, config, workers=options.workers))
+                consumer = QueueConsumer(service, config, queue_options(options.amqp, options.queue, options.prefetch, config, workers=workers))
                 await consumer.start()
             service.metrics.startup_s.set(time.time() - psutil.Process().create_time())
             suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""

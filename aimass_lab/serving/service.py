@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import numpy as np
 from .access import Door
 from .batcher import Batcher, Hangup, make_frame
 from .config import ServingConfig, load_vectors
+from .devices import CPU
 from .errors import RequestError
 from .metrics import Metrics, ModelMetrics
 from .pool import Frame, Worker, WorkerPool
@@ -86,12 +87,13 @@ class Servable(ABC):
 class Model(Servable):
     """One version of one model: its signature, its queue and its workers."""
 
-    def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics, *, background: bool = False) -> None:
+    def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics, *, background: bool = False, devices: Sequence[str] = (CPU,)) -> None:
         super().__init__(config, folder, background=background)
         self.platform = find_format(config.format).PLATFORM
         self._metrics = ModelMetrics(metrics, config.name, config.version)
         self.batcher = Batcher(config, self._metrics)
-        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, self._metrics.restarts.inc, background=background)
+        frames, on_restart = warm_up_frames(folder, config), self._metrics.restarts.inc
+        self.pool = WorkerPool(folder, config, frames, self._on_ready, on_restart, background=background, devices=devices)
 
     @property
     def ready(self) -> bool:

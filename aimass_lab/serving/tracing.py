@@ -76,7 +76,7 @@ class Trace:
     ) -> Span:  # fmt: skip
         from opentelemetry.trace import StatusCode
 
-        told = {"aimass.model": config.name, "aimass.version": config.version, **(attributes or {})}
+        told: dict[str, str | int] = {"aimass.model": config.name, "aimass.version": config.version, **(attributes or {})}
         span = self._tracer.start_span(name, context or self._context, attributes=told, start_time=self._clock(began))
         if error is not None:
             span.set_status(StatusCode.ERROR, error)

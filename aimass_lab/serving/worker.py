@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import orjson
 
 from .config import ServingConfig, load_config
+from .devices import CPU, require_kind
 from .errors import BundleError
 from .frames import LENGTHS, pack, padding
 from .heap import IDLE_S, give_back
@@ -27,25 +29,28 @@ from .tensors import Buffer, decode, encode
 PR_SET_PDEATHSIG = 1
 
 
-def main(bundle: str, descriptor: int, parent: int, background: bool) -> None:
+def main(bundle: str, descriptor: int, parent: int, background: bool, device: str) -> None:
     """Load the model of the bundle, say so, and serve until the other end of the socket closes.
 
     Args:
         bundle: The bundle's folder.
         descriptor: The inherited socket to the front end.
         parent: The front end's process id.
-        background: Compute only while nobody else wants the processor.
+        background: Compute only while nobody else wants the processor, once the model is loaded.
+        device: Where the model computes; the process sees no other.
     """
     _die_with(parent)
-    if background:
-        _step_back()
     connection = socket.socket(fileno=descriptor)
     try:
         config = load_config(Path(bundle))
-        runner = find_format(config.format).load(Path(bundle) / config.model_file, config)
+        format = find_format(config.format)
+        config = replace(config, device=require_kind(config.format, getattr(format, "DEVICES", (CPU,)), device))
+        runner = format.load(Path(bundle) / config.model_file, config)
     except BundleError as error:
         _send(connection, {"error": str(error)}, [])
         return
+    if background:
+        _step_back()
     _send(connection, {"ready": True}, [])
     while (frame := _next(connection)) is not None:
         began = time.monotonic()
@@ -64,9 +69,13 @@ def _die_with(parent: int) -> None:
 
 
 def _step_back() -> None:
-    """Whoever else is ready to run goes first, at once; there is no way back without rights that nobody should have."""
+    """Whoever else is ready to run goes first, at once; there is no way back without rights that nobody should have.
+
+    Once the model is loaded, which is no lasting load, and might never end on a processor that is never free.
+    """
     if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
     else:
         os.nice(19)
 

@@ -251,6 +251,8 @@ def test_nobody_may_where_there_is_no_token_for_it(linear: Server) -> None:
         (("--repository", "/nowhere"), 4, "the repository /nowhere is no folder"),
         (("--canary", "0.1"), 4, "a canary share needs several versions"),
         (("--canary", "2"), 2, "is not a share from 0 to 1"),
+        (("--devices", "cuda:0,gpu1"), 4, "'gpu1' is no device: name cpu or cuda:NUMBER"),
+        (("--devices", "cpu", "--workers", "2"), 4, "give --workers or --devices"),
         (("--shadow", "0.1"), 4, "a shadow needs several versions"),
         (("--shadow", "0.1", "--canary", "0.1", "--versions", "2"), 4, "either a canary, which answers, or a shadow, which does not"),
     ],

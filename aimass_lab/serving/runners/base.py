@@ -28,6 +28,8 @@ class Format(Protocol):
 
     PLATFORM: str
     """What the protocol's metadata calls it: ``"onnx_onnxv1"``."""
+    DEVICES: tuple[str, ...]
+    """Kinds of devices that it computes on, where that is more than the processor."""
 
     def load(self, path: Path, config: ServingConfig) -> Runner:
         """Load the model file.

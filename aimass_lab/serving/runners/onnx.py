@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import onnxruntime
 
 PLATFORM = "onnx_onnxv1"
+DEVICES = ("cpu", "cuda")
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""What ONNX Runtime calls what computes on a device."""
 
 ONNX_TYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8", "INT16": "int16",
@@ -36,7 +39,7 @@ MAX_DEPTH = 100
 
 
 class OnnxRunner:
-    """An inference session on the CPU."""
+    """An inference session."""
 
     def __init__(self, session: onnxruntime.InferenceSession, config: ServingConfig) -> None:
         self._session = session
@@ -52,7 +55,7 @@ def load(path: Path, config: ServingConfig) -> OnnxRunner:
     """Check and load an ONNX file.
 
     Raises:
-        BundleError: it refers to other files, is not ONNX, or has another signature than the config.
+        BundleError: it refers to other files, is not ONNX, or has another signature than the config; or the device is not there.
     """
     refuse_external_data(path)
     import onnxruntime
@@ -63,10 +66,15 @@ def load(path: Path, config: ServingConfig) -> OnnxRunner:
     options.intra_op_num_threads = config.threads_per_worker
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning threads take the front end's core
+    wanted, there = PROVIDERS[config.device], onnxruntime.get_available_providers()
+    if wanted not in there:
+        raise BundleError(f"ONNX Runtime computes on {config.device} with {wanted}, and has {', '.join(there)} here: pip install onnxruntime-gpu")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys((wanted, PROVIDERS["cpu"]))))
     except Exception as error:
         raise BundleError(f"{path.name} does not load in ONNX Runtime: {str(error)[:500]}") from None
+    if wanted not in session.get_providers():  # it goes on without, and says so in a log only
+        raise BundleError(f"ONNX Runtime could not start {wanted}: no such device is there, or its driver or libraries are missing")
     _check_signature("input", config.inputs, session.get_inputs())
     _check_signature("output", config.outputs, session.get_outputs())
     return OnnxRunner(session, config)

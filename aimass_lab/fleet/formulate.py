@@ -14,6 +14,10 @@ FAIR_GROUPS = 12
 """Up to so many tenants (or models), fairness is settled from the least share to the greatest; beyond, for the least only."""
 _TIE = 1e-4
 """Part of the cheapest node's price that all replicas together may weigh: among equal costs, fewer replicas."""
+_OUTWEIGHS = 10.0
+"""How much more it is worth to come near to a fair share than to attain as much value."""
+_LEFT_BEHIND = 3.0
+"""How much more it is worth to lift a model that is below everybody's least share than to lift its tenant."""
 
 
 def add(*parts: tuple[float, Mapping[int, float]]) -> dict[int, float]:
@@ -85,7 +89,7 @@ class Formulation:
 
     def _limits(self) -> None:
         problem = self.problem
-        if math.isfinite(problem.budget) and self.costs:
+        if math.isfinite(problem.budget) and self.costs and not self.full:  # the cheapest tells by itself whether it is within the budget, and faster
             self.program.row(self.costs, high=problem.budget)
         if math.isfinite(problem.max_jobs):
             self.program.row(self.replicas, high=problem.max_jobs)
@@ -202,9 +206,7 @@ class Formulation:
         Making them large in this order raises the least share as far as it goes, then the second least, and so on. A tenant's share is the
         mean of its models' by value, over its weight.
         """
-        program, wanted = self.program, []
-        groups = [self._group(models, weight) for _, models, weight in self.problem.groups()]
-        groups = [group for group in groups if group]
+        program, wanted, groups = self.program, [], self._groups()
         for k in range(1, (len(groups) if len(groups) <= FAIR_GROUPS else 1) + 1):
             level = program.variable(low=-math.inf)
             below = [program.variable() for _ in groups]
@@ -217,6 +219,27 @@ class Formulation:
                 program.row({least: 1, share: -1}, high=0)
             wanted.append({least: 1.0})
         return wanted
+
+    def shortfalls(self, fair: Optimum) -> dict[int, float]:
+        """What shares are below those of `fair`, as a sum that outweighs all value: of tenants, and of models below the least one.
+
+        Args:
+            fair: An optimum of the linear relaxation.
+        """
+        shares = {share: {share: 1.0} for share in self.shares.values()}
+        least = min((float(fair.values[share]) for share in shares), default=0.0)
+        wanted = [(group, sum(fair.values[v] * c for v, c in group.items()), len(self.shares) / len(self._groups())) for group in self._groups()]
+        wanted += [(share, least, _LEFT_BEHIND) for share in shares.values()]
+        total: dict[int, float] = {}
+        for terms, level, models in wanted:
+            short = self.program.variable()
+            self.program.row(add((1, {short: 1}), (1, terms)), low=level)
+            total[short] = _OUTWEIGHS * models * max((client.value for client in self.problem.clients), default=1.0)
+        return total
+
+    def _groups(self) -> list[dict[int, float]]:
+        groups = (self._group(models, weight) for _, models, weight in self.problem.groups())
+        return [group for group in groups if group]
 
     def _group(self, models: Sequence[int], weight: float) -> dict[int, float]:
         worth = {self.shares[i]: self.problem.clients[i].value for i in models if i in self.shares}

@@ -153,9 +153,9 @@ def read_quota(tenant: str, text: str) -> tuple[Quota, ...]:
             raise InputError(f"quota {tenant}={text}: {part!r} is no quota", help="for example devices:2,cores:16,memory:64GB,replicas:4")
         fields[resource.strip()] = amount.strip()
     try:
-        table = _TenantTable(**{name: text if name == "memory" else float(text) for name, text in fields.items()})
-    except ValueError:
-        raise InputError(f"quota {tenant}={text}: an amount is not a number", help="for example devices:2,cores:16,memory:64GB,replicas:4") from None
+        table = msgspec.convert({name: amount if name == "memory" else float(amount) for name, amount in fields.items()}, _TenantTable)
+    except (ValueError, msgspec.ValidationError):
+        raise InputError(f"quota {tenant}={text}: an amount is not a number above 0", help="for example devices:2,cores:16,memory:64GB,replicas:4") from None
     return _quotas(tenant, table)
 
 

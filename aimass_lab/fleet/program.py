@@ -63,7 +63,7 @@ class Program:
         self._row_high.append(high)
         return place
 
-    def lower_bound(self, row: int, *, low: float) -> None:
+    def lower_bound(self, row: int, low: float) -> None:
         """Give a row another lower bound."""
         self._row_low[row] = low
 

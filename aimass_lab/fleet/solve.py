@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .formulate import Formulation
+from .formulate import Formulation, add
 from .packing import pack
 from .problem import EPS, Placed, Problem, Solution, cost_of, shares_of
 from .program import Optimum
@@ -22,8 +22,8 @@ _LARGE = 2000
 """Options from which on a program is large."""
 _LARGE_FAIRNESS = 200
 """Options from which on fairness is settled as if replicas could be cut up."""
-KEPT = (0.98, 0.9, 0.75, 0.5, 0.0)
-"""Part of such shares that whole replicas are to reach: the first that they can."""
+_CLOSE_FAIR = 5e-3
+"""Relative gap at which these stop."""
 
 
 def solve(problem: Problem, *, seconds: float = 10.0) -> Solution:
@@ -69,6 +69,8 @@ def _whole(problem: Problem, deadline: float) -> Solution | None:
             break
         if not shrink:
             bound = program.cost_bound(optimum)
+        if bound > problem.budget + EPS:
+            break
         found = _packed(problem, program, optimum)
         if _fits(problem, found.placed) and (best is None or cost_of(problem, found.placed) < cost_of(problem, best.placed)):
             best = found
@@ -92,6 +94,8 @@ def _whole_exactly(problem: Problem, sizes: Sequence[int], best: _Found | None, 
     if optimum is None:
         return None if best is None else _solution(problem, best, elastic=False, bound=bound, exact=False)
     found = _Found(*program.read(optimum), program.placed(optimum))
+    if not _fits(problem, found.placed):
+        return None if best is None else _solution(problem, best, elastic=False, bound=bound, exact=False)
     if best is not None and cost_of(problem, best.placed) < cost_of(problem, found.placed) - EPS:
         found = best
     bound = max(bound, min(program.cost_bound(optimum), cost_of(problem, found.placed)))
@@ -137,9 +141,9 @@ def _elastic(problem: Problem, deadline: float) -> Solution:
     """What serves as many as there is room for: fairly, or where value is asked for, what is worth most."""
     shrink: dict[int, float] = {}
     bound = sum(problem.clients[i].value for i in {option.model for option in problem.options})
-    nobody = _Found([None] * len(problem.clients), [0] * len(problem.clients), [])
-    found, exact = nobody, False
-    for _ in range(ROUNDS):
+    best = _Found([None] * len(problem.clients), [0] * len(problem.clients), [])
+    exact = False
+    for _ in range(ROUNDS // 2):
         program = Formulation(problem, full=False, shrink=shrink)
         reached = _in_order(problem, program, deadline)
         if reached is None:  # out of time
@@ -151,16 +155,30 @@ def _elastic(problem: Problem, deadline: float) -> Solution:
         if sizes is not None:
             each = Formulation(problem, full=False, nodes=sizes)
             if (better := _in_order(problem, each, deadline)) is not None:
-                found = _Found(*each.read(better.optimum), each.placed(better.optimum))
-                bound, exact = better.bound, better.proven
+                best, bound, exact = _Found(*each.read(better.optimum), each.placed(better.optimum)), better.bound, better.proven
+                break
+        best = max(best, _within(problem, found), key=lambda f: _worth(problem, f))
         if _fits(problem, found.placed) or _left(deadline) <= 0:
             break
         shrink = _shrunk(program, reached.optimum, found.placed, shrink)
-    if not _fits(problem, found.placed):
-        placed, there = pack(problem, found.chosen, found.replicas, limited=True)
-        found = _Found(found.chosen, there, placed)
+    found = best
     solution = _solution(problem, found, elastic=True, bound=bound, exact=exact)
     return replace(solution, elastic=min(solution.shares, default=1.0) < 1 - EPS)
+
+
+def _within(problem: Problem, found: _Found) -> _Found:
+    """What of it there is room for."""
+    if _fits(problem, found.placed):
+        return found
+    placed, there = pack(problem, found.chosen, found.replicas, limited=True)
+    return _Found(found.chosen, there, placed)
+
+
+def _worth(problem: Problem, found: _Found) -> tuple[float, float]:
+    """By what answers are compared: the least share of a tenant where fairness is asked for, then the attained value."""
+    shares = shares_of(problem, [o if count else None for o, count in zip(found.chosen, found.replicas, strict=True)], found.replicas)
+    by_tenant = [sum(problem.clients[i].value * shares[i] for i in models) / weight for _, models, weight in problem.groups()]
+    return (0.0 if problem.objective == "value" else min(by_tenant)), sum(c.value * s for c, s in zip(problem.clients, shares, strict=True))
 
 
 @dataclass(frozen=True)
@@ -173,35 +191,48 @@ class _Reached:
 
 
 def _in_order(problem: Problem, program: Formulation, deadline: float) -> _Reached | None:
-    """Make one aim after the other as good as it gets, keeping those before it; None where nothing was found in time.
-
-    In large programs fairness is settled as if replicas could be cut up, which is quick; whole replicas then come as near to it as they can.
-    """
-    value, large = program.value(), len(problem.options) >= _LARGE_FAIRNESS
-    fairness = [] if problem.objective == "value" else program.fairness()
-    levels, proven = [], not (large and fairness)
-    optimum: Optimum | None = None
-    for aim in fairness:
-        found = program.program.minimise({v: -c for v, c in aim.items()}, seconds=_left(deadline), integers=not large)
+    """Make one aim after the other as good as it gets, keeping those before it; None where nothing was found in time."""
+    value = program.value()
+    if problem.objective == "value":
+        fairness, large = [], False
+    else:
+        fairness, large = program.fairness(), len(problem.options) >= _LARGE_FAIRNESS
+    if large:
+        return _nearly_in_order(program, fairness, value, deadline)
+    optimum, proven = None, True
+    for aim in (*fairness, value):
+        found = program.program.minimise({v: -c for v, c in aim.items()}, seconds=_left(deadline), gap=_gap(problem))
         if found is None:
-            proven = False
-            break
-        proven = proven and found.closed
-        optimum = optimum if large else found
-        levels.append((program.program.row(aim, low=-found.objective - EPS), -found.objective))
-    best, gap = None, _CLOSE if large else 0.0
-    for kept in KEPT if large and levels else (1.0,):
-        for row, level in levels:
-            program.program.lower_bound(row, low=kept * level - EPS if level > 0 else level / kept - EPS if kept else -math.inf)
-        best = program.program.minimise({v: -c for v, c in value.items()}, seconds=_left(deadline), gap=gap)
-        if best is not None:
-            break
-    bound = sum(problem.clients[i].value for i in program.shares) if best is None else -best.bound
-    if best is not None:
-        program.program.row(value, low=-best.objective - EPS)
-    cheapest = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=gap)
-    last = cheapest or best or optimum
-    return None if last is None else _Reached(last, bound, proven and best is not None and best.closed)
+            return None if optimum is None else _Reached(optimum, sum(value.values()), False)
+        optimum, proven = found, proven and found.closed
+        program.program.row(aim, low=-found.objective - EPS)
+    assert optimum is not None, "the value is always an aim"
+    cheapest = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=_gap(problem))
+    return _Reached(cheapest or optimum, -optimum.bound, proven and cheapest is not None and cheapest.closed)
+
+
+def _nearly_in_order(program: Formulation, fairness: Sequence[Mapping[int, float]], value: Mapping[int, float], deadline: float) -> _Reached | None:
+    """For large programs: fair shares as if replicas could be cut up, which is quick, and then whole replicas that fall short of them the least."""
+    kept = []
+    fair = None
+    for aim in fairness:
+        found = program.program.minimise({v: -c for v, c in aim.items()}, seconds=_left(deadline), integers=False)
+        if found is None:
+            return None
+        fair = found
+        kept.append(program.program.row(aim, low=-found.objective - EPS))
+    for row in kept:
+        program.program.lower_bound(row, -math.inf)
+    assert fair is not None, "there is a least share"
+    short = program.shortfalls(fair)
+    aim = add((1, short), (-1, value))
+    found = program.program.minimise(aim, seconds=_left(deadline), gap=_CLOSE_FAIR)
+    if found is None:
+        return None
+    program.program.row(aim, high=found.objective + EPS)
+    cheapest = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=_CLOSE_FAIR)
+    attained = sum(found.values[v] * c for v, c in value.items())
+    return _Reached(cheapest or found, min(sum(value.values()), attained + found.objective - found.bound), False)
 
 
 def _solution(problem: Problem, found: _Found, *, elastic: bool, bound: float, exact: bool) -> Solution:

@@ -25,7 +25,9 @@ from aimass_lab.records import BatchPoint, ModelInfo, Number
 
 TARGET = Path(__file__).with_name("ALLOCATION.md")
 GOALS = {10: 0.1, 100: 0.3, 1000: 2.0}
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2)
+PATIENCE_S = 600.0
+"""By the wall's clock, which other work on the machine stretches; what is reported is processor time."""
 
 
 def made_up(models: int, seed: int) -> Problem:
@@ -56,9 +58,9 @@ def made_up(models: int, seed: int) -> Problem:
 
 
 def timed(work: Callable[[], Solution]) -> tuple[float, Solution]:
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = work()
-    return time.perf_counter() - begun, found
+    return time.process_time() - begun, found
 
 
 def sizes() -> list[str]:
@@ -71,8 +73,8 @@ def sizes() -> list[str]:
                 problem = made_up(models, seed)
                 options = len(problem.options)
                 if what != "all served":
-                    problem = replace(problem, budget=0.6 * solve(problem).cost)
-                seconds, found = timed(lambda problem=problem: solve(problem))  # type: ignore[misc]
+                    problem = replace(problem, budget=0.6 * solve(problem, seconds=PATIENCE_S).cost)
+                seconds, found = timed(lambda problem=problem: solve(problem, seconds=PATIENCE_S))  # type: ignore[misc]
                 best = found.value(problem) / found.bound if found.elastic else found.bound / found.cost
                 taken.append(seconds)
                 gaps.append(0.0 if found.exact else 1 - best)
@@ -114,9 +116,9 @@ def replans() -> list[str]:
     rates = [100.0 * (1 + k % 4) for k in range(10)]
 
     def plan(terms: Terms, rates: list[float]) -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         make_allocation([ask(k, rate) for k, rate in enumerate(rates)], fleet, terms)
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     rows = [f"| first plan: what each replica carries is simulated | {plan(Terms(), rates):.2f} | | |"]
     changes: dict[str, Callable[[int], tuple[Terms, list[float]]]] = {
@@ -126,7 +128,7 @@ def replans() -> list[str]:
         "all rates": lambda n: (Terms(), [rate * (1.1 + 0.1 * n) for rate in rates]),
     }
     for what, change in changes.items():
-        taken = [plan(*change(n)) for n in range(5)]
+        taken = [plan(*change(n)) for n in range(3)]
         met = "met" if max(taken) <= 0.3 else "met by the median" if statistics.median(taken) <= 0.3 else "missed"
         rows.append(f"| {what} | {statistics.median(taken):.2f} | {max(taken):.2f} | {met} |")
     print(*rows, sep="\n", flush=True)
@@ -145,10 +147,9 @@ def main() -> None:
 
 TEXT = """# Allocation on a fleet: how fast, and how far from the best
 
-`python tests/benchmarks/planning/allocate.py`, on {machine}, {cores:g} cores, wall time; this process had {own:.0%} of a core, the rest of
-the time others had it. Fleets are made up (four types of nodes, processors, whole devices, quarters and MIG instances; two variants of each model), five of
-each size.
-That the answer is the best there is on small cases, by brute force, is a test: `tests/test_fleet.py`.
+`python tests/benchmarks/planning/allocate.py`, on {machine}, {cores:g} cores: processor time of this process, which had {own:.0%} of a core while other work
+had the rest; on a quiet machine it is about the wall's. Fleets are made up (four types of nodes, processors, whole devices, quarters and MIG instances; two
+variants of each model), three of each size. That the answer is the best there is on small cases, by brute force, is a test: `tests/test_fleet.py`.
 
 ## Choice and placement
 

@@ -80,9 +80,11 @@ function overTime(record) {
     return h("svg", { class: "aw-plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${text} over time, in one run of what is recommended` },
       axes({ width, height, margin, x, y, xTicks: ticks(end, 5).map((v) => [v, v.toLocaleString("en-US")]), yTicks: ticks(most, 3).map((v) => [v, v.toLocaleString("en-US")]), xLabel: label, yLabel: text }), draw(y));
   };
-  const line = (values, y, kind) => h("path", { class: `aw-line ${kind}`, d: values.map((v, i) => `${i ? "L" : "M"}${x(time[i]).toFixed(1)} ${y(v).toFixed(1)}`).join("") });
-  return h("div", {}, plot("requests per second", [rate], (y) => line(rate, y, ""), ""),
-    plot("replicas: ready, and wanted (dashed)", [wanted, ready], (y) => [h("g", { class: "aw-series" }, steps(time.map((t, i) => [t, ready[i]]), x, y, y(0))), line(wanted, y, "aw-other")], "seconds, in one run of what is recommended"));
+  const line = (values, y) => h("path", { class: "aw-line", d: values.map((v, i) => `${i ? "L" : "M"}${x(time[i]).toFixed(1)} ${y(v).toFixed(1)}`).join("") });
+  const changes = (values) => values.map((v, i) => [time[i], v]).filter(([, v], i) => !i || i === values.length - 1 || v !== values[i - 1]);
+  const staircase = (values, y) => h("path", { class: "aw-line aw-other", d: changes(values).map(([t, v], i) => (i ? `H${x(t).toFixed(1)}V${y(v).toFixed(1)}` : `M${x(t).toFixed(1)} ${y(v).toFixed(1)}`)).join("") });
+  return h("div", {}, plot("requests per second", [rate], (y) => line(rate, y), ""),
+    plot("replicas: ready, and wanted (dashed)", [wanted, ready], (y) => [h("g", { class: "aw-series" }, steps(changes(ready), x, y, y(0))), staircase(wanted, y)], "seconds, in one run of what is recommended"));
 }
 
 function options(record) {

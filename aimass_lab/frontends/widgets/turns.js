@@ -46,6 +46,14 @@ function parts(found, run) {
     table(`how ${run.policy} was foretold`, ["figure", "measured", "predicted", "90 % band", "replayed", "error", "of it the mechanism's"], rows)];
 }
 
+/** Turns of one model as one path, which takes a fifth of the bytes that as many rectangles would. */
+function turnsOf(turns, model, finished, x, top) {
+  if (!turns.length) return null;
+  const tall = PLOT.row - 6;
+  const path = turns.map(([lane, , start, stop]) => `M${x(start).toFixed(1)} ${top + lane * PLOT.row + 3}h${Math.max(0.6, x(stop) - x(start)).toFixed(1)}v${tall}H${x(start).toFixed(1)}z`).join("");
+  return h("path", { class: `aw-turn aw-turn-${model % 4}${finished ? "" : " aw-unfinished"}`, d: path });
+}
+
 const signed = (share) => `${share < 0 ? "−" : "+"}${percent(Math.abs(share))}`;
 
 function gantt(found, run) {
@@ -59,7 +67,7 @@ function gantt(found, run) {
     const top = margin.top + k * (tall + gap);
     return h("g", {}, h("text", { class: "aw-strong", x: margin.left - 8, y: top + tall / 2 + 4, "text-anchor": "end" }, text),
       h("rect", { class: "aw-lane", x: margin.left, y: top, width: width - margin.left - margin.right, height: tall }),
-      run.turns[kind].map(([lane, model, start, stop, finished]) => h("rect", { class: `aw-turn aw-turn-${model % 4}${finished ? "" : " aw-unfinished"}`, x: x(start).toFixed(1), y: top + lane * row + 3, width: Math.max(0.6, x(stop) - x(start)).toFixed(1), height: row - 6 })));
+      found.models.flatMap((_, of) => [true, false].map((ended) => turnsOf(run.turns[kind].filter(([, model, , , finished]) => model === of && finished === ended), of, ended, x, top))));
   });
   return h("svg", { class: "aw-plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `turns of ${found.models.join(", ")} under ${run.policy}: in the run, in its replay, and in a prediction; the table has the figures` },
     axes({ width, height, margin, x, y: (v) => v, xTicks: ticks(end, 6).map((v) => [v, v ? quantity(v, "s").replace(/\.0+ /, " ") : "0"]), yTicks: [], xLabel: "since the first call", yLabel: null }), bars);

@@ -21,6 +21,7 @@ from .access import Door, read_tokens
 from .app import App
 from .config import ServingConfig, check_manifest, load_config
 from .errors import ServerError
+from .journal import Journal
 from .listener import HttpServer, bind, make_http_server, take_handles
 from .metrics import Metrics
 from .repository import Found, Repository
@@ -57,6 +58,8 @@ class ServeOptions:
     tls_key: Path | None = None
     log_requests: str | None = None
     """A file; ``-``: standard error."""
+    journal: str | None = None
+    """Likewise, for batches and what became of workers."""
     amqp: str | None = None
     """Address of a RabbitMQ broker; None: requests come over HTTP and gRPC only."""
     queue: str | None = None
@@ -87,8 +90,8 @@ def serve(folder: Path, options: ServeOptions) -> None:
             raise ServerError(f"{options.host} can be reached from other machines: give --token-file FILE or set AIMASS_TOKEN")
         if tls is None:
             logger.warning("%s can be reached from other machines, and tokens travel to it in the clear: give --tls-cert and --tls-key", options.host)
-    door, log = Door(tokens, requests_per_s=options.rate_limit), RequestLog(options.log_requests)
-    uvloop.run(_serve(folder, config, options, door, log, tls))
+    door, logs = Door(tokens, requests_per_s=options.rate_limit), (RequestLog(options.log_requests), Journal(options.journal))
+    uvloop.run(_serve(folder, config, options, door, logs, tls))
 
 
 def check_tls(cert: Path | None, key: Path | None) -> tuple[Path, Path] | None:
@@ -116,7 +119,9 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, door: Door, log: RequestLog, tls: tuple[Path, Path] | None) -> None:
+async def _serve(
+    folder: Path, config: ServingConfig, options: ServeOptions, door: Door, logs: tuple[RequestLog, Journal], tls: tuple[Path, Path] | None
+) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -130,7 +135,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
     if options.until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
     take_handles()
-    service = Service(Metrics(), door, log, canary=options.canary)
+    service = Service(Metrics(), door, *logs, canary=options.canary)
     repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=options.workers)
     try:
         listener = bind(options.host, options.port)
@@ -175,7 +180,8 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
             await grpc_server.stop(0)
         await asyncio.gather(http_task, return_exceptions=True)
         await repository.stop()
-        log.close()
+        for log in logs:
+            log.close()
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,7 @@ from .access import Door
 from .batcher import Batcher, Hangup, make_frame
 from .config import ServingConfig, load_vectors
 from .errors import RequestError
+from .journal import Journal
 from .metrics import Metrics, ModelMetrics
 from .pool import Frame, Worker, WorkerPool
 from .request_log import RequestLog
@@ -66,12 +67,12 @@ class Servable(ABC):
 class Model(Servable):
     """One version of one model: its signature, its queue and its workers."""
 
-    def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics) -> None:
+    def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics, journal: Journal) -> None:
         super().__init__(config, folder)
         self.platform = find_format(config.format).PLATFORM
         self._metrics = ModelMetrics(metrics, config.name, config.version)
-        self.batcher = Batcher(config, self._metrics)
-        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, self._metrics.restarts.inc)
+        self.batcher = Batcher(config, self._metrics, journal)
+        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, self._metrics.restarts.inc, journal)
         self._metrics.workers_ready.set_function(lambda: len(self.pool.ready))
 
     @property
@@ -99,15 +100,17 @@ class Service:
         metrics: Where answers are counted.
         door: Lets callers in.
         log: Where requests are written down.
+        journal: Where batches are, and what became of workers.
         canary: Share of the requests that name no version that the newest one gets, while one before it is served, too; None: all.
     """
 
-    def __init__(self, metrics: Metrics, door: Door, log: RequestLog, *, canary: float | None = None) -> None:
+    def __init__(self, metrics: Metrics, door: Door, log: RequestLog, journal: Journal, *, canary: float | None = None) -> None:
         self.models: dict[tuple[str, str], Servable] = {}
         self.metrics = metrics
         self.door = door
         self._canary = canary
         self.log = log
+        self.journal = journal
         self.started = False
         """Set once all workers have been ready; from then on requests wait for a worker that is being replaced."""
         self.draining = False

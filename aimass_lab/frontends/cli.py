@@ -112,9 +112,9 @@ def _show(result: Any, as_json: bool) -> int:
 
 def exit_code(record: Record) -> int:
     """Whether a script should go on after this result."""
-    from ..records import Plan
+    from ..records import Plan, Rehearsal
 
-    if isinstance(record, Check) and record.passed is None:
+    if (isinstance(record, Check) and record.passed is None) or (isinstance(record, Rehearsal) and record.verdict == "starved"):
         return EXIT_NOT_JUDGED
     failed = (isinstance(record, Check) and not record.passed) or (isinstance(record, Plan) and not record.feasible)
     return EXIT_FAILED if failed else EXIT_OK

@@ -10,6 +10,7 @@ from .codec import RECORDS, AnyRecord, any_from_json, from_json, json_schema, to
 from .demand import Bound, Demand, LengthPoint, LineDemand, MemoryPoint, ModuleDemand, OperatorDemand, PeakPlace, TrainingDemand
 from .history import Comparison, Difference, History, Run, Service
 from .model import Environment, ModelInfo, TensorSpec
+from .monitoring import ErrorBudget, Monitoring, MonitorPoint
 from .network import MessageForm, NetworkDemand, Traffic
 from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
 from .panel import CellUse, GpuAccount, HeldModel, KernelState, KernelUse, Live, Result, Task
@@ -31,6 +32,7 @@ from .profile import (
 )
 from .readings import CpuReading, GpuProcess, GpuReading, MemoryReading, NetworkReading, Readings, StorageReading
 from .recipe import ORIGINAL, OptionValue, Recipe, Step
+from .rehearsal import Experience, LoadPattern, Recovery, Rehearsal, RehearsalMetric, RehearsalQuantity, RehearsalVerdict, ServerTime
 from .resources import Coefficients, Form, ResourceDemand
 from .rotation import Gantt, RotatedModel, Rotation, RotationClock, RotationMetric, RotationRun
 from .scaling import AllocationKind, ScaleOption, ScalePlan, ScaleSeries
@@ -65,6 +67,8 @@ __all__ = [
     "Demand",
     "Difference",
     "Environment",
+    "ErrorBudget",
+    "Experience",
     "FailureKind",
     "Finding",
     "Form",
@@ -89,6 +93,7 @@ __all__ = [
     "LineTime",
     "Live",
     "LiveTensor",
+    "LoadPattern",
     "MemoryPart",
     "MemoryPoint",
     "MemoryReading",
@@ -97,6 +102,8 @@ __all__ = [
     "ModelInfo",
     "ModuleDemand",
     "ModuleTime",
+    "MonitorPoint",
+    "Monitoring",
     "NetworkDemand",
     "NetworkReading",
     "Note",
@@ -119,6 +126,11 @@ __all__ = [
     "Readings",
     "Recipe",
     "Record",
+    "Recovery",
+    "Rehearsal",
+    "RehearsalMetric",
+    "RehearsalQuantity",
+    "RehearsalVerdict",
     "ResourceDemand",
     "Result",
     "RotatedModel",
@@ -134,6 +146,7 @@ __all__ = [
     "ScaleSeries",
     "SearchResult",
     "SequenceDemand",
+    "ServerTime",
     "Service",
     "ServingSpec",
     "Setting",

@@ -10,6 +10,7 @@ from .bundle import Bundle, Check
 from .demand import Demand
 from .history import Comparison, History, Service
 from .model import Environment
+from .monitoring import Monitoring
 from .network import NetworkDemand
 from .number import Record
 from .panel import KernelState, Live
@@ -17,6 +18,7 @@ from .plan import Plan
 from .prediction import Ledger, Prediction
 from .profile import CellProfile, ColdStart, Profile
 from .readings import Readings
+from .rehearsal import Rehearsal
 from .resources import ResourceDemand
 from .rotation import Rotation
 from .scaling import ScalePlan
@@ -40,6 +42,7 @@ AnyRecord = (
     | SearchResult
     | Plan
     | Rotation
+    | Rehearsal
     | ScalePlan
     | Prediction
     | Ledger
@@ -47,6 +50,7 @@ AnyRecord = (
     | Bundle
     | Check
     | Service
+    | Monitoring
     | Readings
     | Live
     | KernelState

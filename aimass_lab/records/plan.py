@@ -7,6 +7,7 @@ import msgspec
 from .model import ModelInfo
 from .number import Note, Number, Record
 from .profile import BatchPoint
+from .rehearsal import Experience, ServerTime
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,5 +62,9 @@ class Plan(Record, frozen=True, kw_only=True, tag="plan"):
     """What binds; for an infeasible plan also what would be feasible."""
     service_time: tuple[BatchPoint, ...] = ()
     """The latencies by batch size that the simulation ran on."""
+    server_time: ServerTime | None = None
+    """What the server adds to every request, in the latencies above; None: they are without it."""
+    experience: Experience | None = None
+    """What the latencies above were corrected by; None: nothing."""
     options: tuple[PlanOption, ...] = ()
     notes: tuple[Note, ...] = ()

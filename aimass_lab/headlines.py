@@ -18,6 +18,7 @@ from .records import (
     KernelState,
     Ledger,
     Live,
+    Monitoring,
     NetworkDemand,
     Number,
     Plan,
@@ -25,6 +26,7 @@ from .records import (
     Profile,
     Readings,
     Record,
+    Rehearsal,
     ResourceDemand,
     Rotation,
     ScalePlan,
@@ -173,6 +175,18 @@ def _(record: Rotation) -> str:
 
 
 @headline.register
+def _(record: Rehearsal) -> str:
+    metric = record.metric("latency p99")
+    where = "inside" if metric.inside else "outside"
+    said = f"p99 {format_number(metric.measured)}, predicted {format_measured(metric.predicted)}, {where} its band"
+    planned = "" if metric.planned is None else f", planned {format_number(metric.planned)}"
+    load = f"{record.num_requests:,} requests at {format_number(record.requests_per_s)}"
+    lost = f", {record.num_failed:,} of them failed" if record.num_failed else ""
+    verdict = {"measured": "", "starved": "NOT JUDGED, other work kept the machine busy: ", "interrupted": "ended early: "}[record.verdict]
+    return f"{verdict}{said}{planned}; mechanism {100 * metric.mechanism_error.value:+.1f} %; {load}{lost}"
+
+
+@headline.register
 def _(record: ScalePlan) -> str:
     best = record.options[record.recommended]
     way = f"{best.min_replicas} replicas" if best.kind == "static" else f"{best.scaler} from {best.min_replicas} replicas, {best.replicas.value:.2f} on average"
@@ -230,6 +244,15 @@ def _(record: KernelState) -> str:
 def _(record: Service) -> str:
     grpc = f", gRPC {record.grpc_address}" if record.grpc_address else ""
     return f"{record.folder} answers at {record.url}{grpc} (process {record.pid})"
+
+
+@headline.register
+def _(record: Monitoring) -> str:
+    latency = "nothing answered" if record.latency_p99 is None else f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}"
+    failed = f", {record.failed.value:,.0f} failed" if record.failed.value else ""
+    restarts = f", {record.restarts.value:g} workers restarted" if record.restarts.value else ""
+    budget = "" if record.budget is None else f", {record.budget.spent.value:.0%} of the error budget spent"
+    return f"{format_number(record.throughput)}, {latency}, {record.utilization.value:.0%} busy{failed}{restarts}{budget}"
 
 
 @headline.register

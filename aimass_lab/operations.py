@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .comparison import compare_records
 from .errors import BundleError, InputError
-from .records import AnyRecord, Check, Comparison, History, Ledger, Readings, Service, TraceSummary
+from .records import AnyRecord, Check, Comparison, History, Ledger, Monitoring, Readings, Service, TraceSummary
 from .store import Store
 from .units import parse_seconds
 from .verbs import Progress, Seconds, verb
@@ -78,6 +78,38 @@ def check(
     else:
         record = check_spec_path(target, crd)
     Store().remember("check", record, model=target.name)
+    return record
+
+
+@verb
+def monitor(
+    url: str,
+    *,
+    seconds: Seconds = 10.0,
+    every: Seconds = 1.0,
+    p99: Seconds | None = None,
+    attainment: float = 0.99,
+    token: str | None = None,
+    progress: Progress | None = None,
+) -> Monitoring:
+    """Watch a running bundle's server: latency, queue, utilization, restarts, and what is left of its error budget.
+
+    Every look is a line while it goes on, read off the server's own metrics. An interrupt ends it early and keeps what was seen.
+
+    Args:
+        url: Address of the server, such as http://127.0.0.1:8000.
+        seconds: How long to watch.
+        every: Time from one look to the next.
+        p99: Latency within which requests should be answered; what the bundle promises if not given.
+        attainment: Share of all requests that should be.
+        token: Token that the server asks for.
+        progress: Told every look.
+    """
+    from .monitoring import monitor as watch
+
+    latency_s = None if p99 is None else parse_seconds(p99)
+    record = watch(url, seconds=parse_seconds(seconds), every=parse_seconds(every), latency_s=latency_s, attainment=attainment, token=token, progress=progress)
+    Store().remember("monitor", record, model=record.models[0].split()[0])
     return record
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from .devices import load_devices
 from .errors import InputError, SpecError
-from .records import Bundle, Environment, Finding, Number, Plan, Recipe, ServingSpec, Unit, derived, to_json
+from .records import Bundle, Environment, Finding, Number, Plan, Recipe, RehearsalMetric, ServingSpec, Unit, derived, to_json
 from .units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def make_spec(
     accelerators: int | None = None,
     environment: Environment | None = None,
     export_format: str = "kubernetes",
+    rehearsed: tuple[RehearsalMetric, ...] = (),
 ) -> ServingSpec:
     """Write down what each replica must get, and how many there are.
 
@@ -79,6 +80,7 @@ def make_spec(
         accelerators: Of one replica; None: as the kind of the plan's device says.
         environment: What the measurements hold for.
         export_format: The exporter that it is made for.
+        rehearsed: What a run of this plan came to, where there was one.
 
     Raises:
         SpecError: the plan is not feasible; the message says what binds.
@@ -125,6 +127,7 @@ def make_spec(
         cost=plan.cost,
         image=image,
         export_format=export_format,
+        rehearsed=rehearsed,
         notes=plan.notes,
     )
 

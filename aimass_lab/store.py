@@ -18,7 +18,7 @@ from .headlines import headline
 from .records import AnyRecord, LedgerEntry, Record, Run, Setting, any_from_json, to_json
 from .searching.claims import Outcome, Owner, Row, key_of
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _CREATE = """
 CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -38,11 +38,12 @@ CREATE TABLE IF NOT EXISTS predictions (
     environment TEXT NOT NULL,
     technique TEXT NOT NULL,
     batch_size INTEGER NOT NULL,
+    point TEXT NOT NULL,
     quantity TEXT NOT NULL,
     kind TEXT NOT NULL,
     settled INTEGER NOT NULL,
     entry TEXT NOT NULL,
-    UNIQUE (model_digest, environment, technique, batch_size, quantity, kind, settled)
+    UNIQUE (model_digest, environment, technique, batch_size, point, quantity, kind, settled)
 )
 """
 _CREATE_SEARCH_TRIALS = """
@@ -59,7 +60,7 @@ CREATE TABLE IF NOT EXISTS search_trials (
     UNIQUE (search, round, setting_key)
 )
 """
-_KEY = ("model_digest", "environment", "technique", "batch_size", "quantity", "kind")
+_KEY = ("model_digest", "environment", "technique", "batch_size", "point", "quantity", "kind")
 
 
 def default_store_path() -> Path:
@@ -182,7 +183,7 @@ class Store:
         if not entries:
             return
         same_point = " AND ".join(f"{name} = ?" for name in _KEY)
-        insert = f"INSERT OR REPLACE INTO predictions (model, {', '.join(_KEY)}, settled, entry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        insert = f"INSERT OR REPLACE INTO predictions (model, {', '.join(_KEY)}, settled, entry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         with self._connect() as connection:
             for entry in entries:
                 key = tuple(getattr(entry, name) for name in _KEY)
@@ -211,7 +212,13 @@ class Store:
             )
         if version < SCHEMA_VERSION:
             connection.execute(_CREATE)
+            if version in (2, 3):
+                connection.execute("ALTER TABLE predictions RENAME TO predictions_before_4")
             connection.execute(_CREATE_PREDICTIONS)  # came with schema 2; what schema 1 kept stays as it is
+            if version in (2, 3):  # 4 tells points of a service apart by its load
+                kept = "id, model, model_digest, environment, technique, batch_size, quantity, kind, settled, entry"
+                connection.execute(f"INSERT INTO predictions ({kept}, point) SELECT {kept}, '' FROM predictions_before_4")
+                connection.execute("DROP TABLE predictions_before_4")
             connection.execute(_CREATE_SEARCH_TRIALS)  # came with schema 3
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

@@ -13,18 +13,19 @@ FLOORS = {
     0: {"records", "errors", "registry", "units"},
     1: {
         "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "fleet", "formats", "headlines", "manifests",
+        "monitoring",
         "network", "options", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
     },
     2: {"rotation", "trial"},
-    3: {"study", "store", "operations", "verbs", "serving", "wire"},
+    3: {"study", "rehearsal", "store", "operations", "verbs", "serving", "wire"},
     4: {"frontends"},
     5: {"__init__", "__main__"},
 }  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
-    "records", "errors", "registry", "units", "devices", "export", "fleet", "headlines", "manifests", "network", "options", "planning", "readings", "recipe",
-    "samplers", "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
+    "records", "errors", "registry", "units", "devices", "export", "fleet", "headlines", "manifests", "monitoring", "network", "options", "planning",
+    "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ..errors import BundleError
-from ..records import Bundle, Finding, Note, Number, Promise, RuntimeTrial, ServingSpec, from_json
+from ..records import Bundle, Finding, Note, Number, Promise, RuntimeTrial, ServingSpec, derived, from_json
 from ..units import format_bytes
 
 SCHEMA = 1
@@ -195,6 +195,21 @@ def read_bundle(folder: str | Path) -> Bundle:
         digest=file_hash(folder / MANIFEST),
         notes=notes,
     )
+
+
+def promised_rate(folder: str | Path) -> Number:
+    """Requests per second of one replica under which a bundle's promises hold.
+
+    Raises:
+        BundleError: the folder is no bundle, or says no rate.
+    """
+    path = Path(folder).expanduser().resolve()
+    try:
+        rate = _read_json(path / "promises.json")["scenario"]["requests_per_s"]
+        spec = from_json((path / "spec.json").read_bytes(), ServingSpec)
+        return derived(rate, "request/s", "the rate that the bundle promises", [("requests_per_s", spec.requests_per_s)])
+    except (OSError, KeyError, TypeError, msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise BundleError(f"{path} does not say which rate it promises: {error}", help="give the rate: --rate 400 --p99 50ms") from error
 
 
 def check_hashes(folder: str | Path) -> tuple[Finding, ...]:

@@ -112,9 +112,9 @@ def _show(result: Any, as_json: bool) -> int:
 
 def exit_code(record: Record) -> int:
     """Whether a script should go on after this result."""
-    from ..records import FleetAllocation, Plan
+    from ..records import FleetAllocation, Plan, Rehearsal
 
-    if isinstance(record, Check) and record.passed is None:
+    if (isinstance(record, Check) and record.passed is None) or (isinstance(record, Rehearsal) and record.verdict == "starved"):
         return EXIT_NOT_JUDGED
     failed = (isinstance(record, Check) and not record.passed) or (isinstance(record, Plan) and not record.feasible)
     failed = failed or (isinstance(record, FleetAllocation) and record.status != "all served")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..records import Experience
 from ..scheduling import Policy
+from .overhead import Overhead
 from .queueing import Arrivals, ServiceTimes
 from .simulate import RequestClass, Simulation, WaitPolicy, replicate
 
@@ -24,7 +26,11 @@ class Load:
     arrivals: Arrivals
     """At the whole service; its rate includes the headroom."""
     latency_p99_s: float
-    """The target, less what the server itself adds to every request."""
+    """The target."""
+    overhead: Overhead | None = None
+    """What the server itself adds to every request."""
+    experience: Experience | None = None
+    """How earlier plans fared."""
     policy: Policy | None = None
     mix: tuple[RequestClass, ...] = ()
     seed: int = 0
@@ -104,7 +110,7 @@ class Allocator:
     def simulate(self, candidate: Candidate, replicas: int, *, thorough: bool = False, arrivals: Arrivals | None = None) -> Simulation:
         """Simulate one of `replicas` replicas."""
         requests, replications = self.thorough if thorough else self.quick
-        return replicate(
+        found = replicate(
             (arrivals or self.load.arrivals).split(replicas),
             candidate.service,
             max_batch_size=candidate.max_batch_size,
@@ -112,10 +118,15 @@ class Allocator:
             wait_policy=candidate.wait_policy,
             policy=self.load.policy,
             mix=self.load.mix,
+            overhead=self.load.overhead,
             num_requests=requests,
             num_replications=replications,
             seed=self.load.seed,
         )
+        learnt = self.load.experience
+        if learnt is None:
+            return found
+        return replace(found, latency_p50_s=found.latency_p50_s.corrected(*learnt.p50), latency_p99_s=found.latency_p99_s.corrected(*learnt.p99))
 
     def meets(self, simulation: Simulation) -> bool:
         """Whether the upper end of the band of p99 is within the target."""
@@ -129,7 +140,7 @@ class Allocator:
             at_most: Stop once more replicas than this are needed, because another candidate is better.
         """
         fewest = candidate.fewest_replicas(self.load)
-        alone = candidate.alone_s()
+        alone = candidate.alone_s() + (self.load.overhead.least_s if self.load.overhead else 0.0)
         if alone - candidate.max_wait_s > self.load.latency_p99_s or (alone > self.load.latency_p99_s and candidate.wait_policy == "adaptive"):
             return Allocation(candidate=candidate, replicas=fewest, simulation=None, reason="alone")
         if fewest > at_most:

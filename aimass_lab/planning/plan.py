@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import InputError
-from ..records import BatchPoint, LoadPoint, ModelInfo, Note, Number, Plan, PlanOption, Target, derived
+from ..records import BatchPoint, Experience, LoadPoint, ModelInfo, Note, Number, Plan, PlanOption, Target, derived
 from ..scheduling import make_policy
 from ..units import format_bytes, format_quantity, format_seconds
 from .allocation import Allocation, Allocator, Candidate, Load
 from .loads import simulate_loads
+from .overhead import Overhead
 from .queueing import Arrivals, Bursty, Poisson, ServiceTimes
 from .simulate import BAND_KIND, Band, RequestClass, Simulation, WaitPolicy
 
@@ -35,7 +36,8 @@ def make_plan(
     policy: str = "fcfs",
     mix: Sequence[RequestClass] = (),
     memory_limit: Mapping[str, Number] | None = None,
-    overhead: Number | None = None,
+    overhead: Overhead | None = None,
+    experience: Experience | None = None,
     burstiness: float | None = None,
     seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
@@ -59,7 +61,8 @@ def make_plan(
         policy: Which waiting requests go first: a name of `scheduling.POLICIES`.
         mix: Kinds of requests; empty: one item each, all alike.
         memory_limit: Memory of a device by name; batches whose measured peak is above it are left out.
-        overhead: Time that the server adds to every request besides queue and model.
+        overhead: Time that the server adds to every request besides queue and model; None: latencies are without it, and say so.
+        experience: How earlier plans fared: what p50 and p99 are corrected and their bands widened by.
         burstiness: Rate of bursts over the rate between them; None or 1: Poisson arrivals.
         seed: Of everything random; the same seed gives the same plan.
         progress: Called with the share done and what is being done.
@@ -69,7 +72,7 @@ def make_plan(
         UnknownNameError: there is no such policy.
     """
     _check(service_time, target, prices, max_wait_s, burstiness)
-    request = _Request(model, service_time, target, prices or {}, policy, tuple(mix), memory_limit or {}, overhead, burstiness)
+    request = _Request(model, service_time, target, prices or {}, policy, tuple(mix), memory_limit or {}, overhead, experience, burstiness)
     tell = progress or (lambda share, text: None)
     allocator = Allocator(request.load(seed), **request.effort())
     candidates = request.candidates(max_wait_s, wait_policy)
@@ -94,7 +97,8 @@ class _Request:
     policy: str
     mix: tuple[RequestClass, ...]
     memory_limit: Mapping[str, Number]
-    overhead: Number | None
+    overhead: Overhead | None
+    experience: Experience | None
     burstiness: float | None
 
     @property
@@ -121,7 +125,7 @@ class _Request:
 
     @property
     def overhead_s(self) -> float:
-        return self.overhead.value if self.overhead else 0.0
+        return self.overhead.number.value if self.overhead else 0.0
 
     def arrivals(self, rate: float) -> Arrivals:
         """The law of arrivals at the whole service."""
@@ -132,7 +136,9 @@ class _Request:
         batched = self.policy == "fcfs" and not self.mix
         return Load(
             arrivals=self.arrivals(self.rate),
-            latency_p99_s=self.target.latency_p99.value - self.overhead_s,
+            latency_p99_s=self.target.latency_p99.value,
+            overhead=self.overhead,
+            experience=self.experience,
             policy=None if batched else policy,
             mix=self.mix,
             seed=seed,
@@ -176,21 +182,21 @@ class _Request:
         """What the simulation of `device` read; the ladder as one number, as sure as its weakest."""
         ladder = ladder_number(self.ladders[device])
         asked = [("requests_per_s", self.target.requests_per_s), ("latency_p99_target", self.target.latency_p99)]
-        return [*asked, ("service_time", ladder), *([("overhead", self.overhead)] if self.overhead else []), ("simulation", SIMULATION)]
+        return [*asked, ("service_time", ladder), *([("overhead", self.overhead.number)] if self.overhead else []), ("simulation", SIMULATION)]
 
     def replicas(self, device: str, count: int, method: str) -> Number:
         return derived(count, "replica", method, self.inputs(device))
 
     def latency(self, device: str, band: Band, percentile: str) -> Number | None:
-        """The simulated latency with the server's own time; None where it has no bound."""
+        """The simulated latency; None where it has no bound."""
         if math.isinf(band.value):
             return None
-        low, high = band.low + self.overhead_s, band.high + self.overhead_s
-        interval = (low, high) if math.isfinite(high) else None
+        interval = (band.low, band.high) if math.isfinite(band.high) else None
+        learnt = f"; corrected and its band widened by what {self.experience.n} runs of plans here taught" if self.experience else ""
         return derived(
-            band.value + self.overhead_s,
+            band.value,
             "s",
-            f"{percentile} of the simulated queue, median of the replications",
+            f"{percentile} of the simulated queue{' and the server' if self.overhead else ''}, median of the replications{learnt}",
             self.inputs(device),
             interval=interval,
             interval_kind=BAND_KIND if interval else None,
@@ -273,7 +279,7 @@ def _binding(request: _Request, winner: Allocation) -> str:
             f"so with {_replicas(replicas - 1)} the queue would grow without bound"
         )
     below = winner.below
-    seen = "" if below is None or below.unstable else f" ({_latency(below, request.overhead_s)})"
+    seen = "" if below is None or below.unstable else f" ({_latency(below)})"
     fewest = math.floor(request.rate / limit) + 1
     return (
         f"latency binds: {fewest} replica{'s' if fewest > 1 else ''} would be enough for the rate, but with fewer than {replicas} "
@@ -306,10 +312,10 @@ def _infeasible(request: _Request, found: Sequence[Allocation], allocator: Alloc
             f"and {most} replicas do not carry {_rate(request.rate)}; at least {shown.candidate.fewest_replicas(allocator.load)} would"
         )
     else:
-        feasible = format_seconds(_RELAXED * best + request.overhead_s)
+        feasible = format_seconds(_RELAXED * best)
         binding = (
             f"latency binds: a request alone takes up to {format_seconds(alone)} (p99) on {device}, the target is {target}, "
-            f"and more replicas do not change that; the smallest p99 that {_replicas(most)} can reach is {format_seconds(best + request.overhead_s)}; "
+            f"and more replicas do not change that; the smallest p99 that {_replicas(most)} can reach is {format_seconds(best)}; "
             f"feasible would be {feasible} with {_replicas(shown.replicas)}, or a faster model"
         )
     return _plan(request, shown, found, allocator, feasible=False, binding=binding)
@@ -353,6 +359,8 @@ def _plan(request: _Request, chosen: Allocation, found: Sequence[Allocation], al
         cost=request.cost(device, replicas),
         binding=binding,
         service_time=tuple(request.ladders[device]),
+        server_time=request.overhead.record if request.overhead else None,
+        experience=request.experience,
         options=_options(request, chosen, found, feasible),
         by_load=_by_load(request, chosen, allocator),
         notes=_notes(request, candidate, simulation),
@@ -407,7 +415,7 @@ def _reason(request: _Request, option: Allocation, chosen: Allocation, feasible:
         return f"needs at least {_replicas(option.replicas)} for the rate alone, more than another allocation needs"
     if option.reason == "latency":
         assert option.simulation is not None
-        seen = "the queue grows" if option.simulation.unstable else f"p99 is {_latency(option.simulation, request.overhead_s)}"
+        seen = "the queue grows" if option.simulation.unstable else f"p99 is {_latency(option.simulation)}"
         return f"with {_replicas(option.replicas)} {seen}: not safely within the target"
     if not request.allows(option):
         return f"needs {option.replicas} replicas, {request.most(device := option.candidate.device)} are allowed by {request.limit_word(device)}"
@@ -423,8 +431,7 @@ def _notes(request: _Request, candidate: Candidate, simulation: Simulation) -> t
     beyond = [device for device in request.ladders if not request.most(device)]
     if beyond:
         notes.append(Note(code="beyond:budget", text=f"the budget does not pay for one replica of {', '.join(beyond)}"))
-    if not request.overhead:
-        notes.append(Note(code="missing:overhead", text="latencies hold queue and model; decoding and transport of the server come on top"))
+    notes += _server_notes(request)
     if any(point.latency_p50.weakest_source != "measured" for point in ladder):
         notes.append(Note(code="W-NOT-MEASURED", text=f"latencies on {candidate.device} are {ladder[0].latency_p50.weakest_source}, not measured"))
     if any(point.latency_p50.quality == "noisy" for point in ladder):
@@ -440,6 +447,16 @@ def _notes(request: _Request, candidate: Candidate, simulation: Simulation) -> t
     return tuple(notes)
 
 
+def _server_notes(request: _Request) -> list[Note]:
+    """What stands for the server's own milliseconds."""
+    if request.overhead is None:
+        return [Note(code="missing:overhead", text="latencies hold queue and model; decoding and transport of the server come on top")]
+    number = request.overhead.number
+    low, high = number.interval or (number.value, number.value)
+    text = f"each request spends {format_seconds(number.value)} ({format_seconds(low)} to {format_seconds(high)}) in the server and on its way: {number.method}"
+    return [Note(code="server-time" if number.weakest_source == "measured" else "assumes:server-time", text=text)]
+
+
 def _p99(allocation: Allocation) -> float:
     return allocation.simulation.latency_p99_s.value if allocation.simulation else math.inf
 
@@ -452,10 +469,10 @@ def _rate(value: float) -> str:
     return format_quantity(value, "request/s")
 
 
-def _latency(simulation: Simulation, overhead_s: float) -> str:
+def _latency(simulation: Simulation) -> str:
     band = simulation.latency_p99_s
-    high = f"up to {format_seconds(band.high + overhead_s)}" if math.isfinite(band.high) else "without an upper end"
-    return f"{format_seconds(band.value + overhead_s)}, {high}"
+    high = f"up to {format_seconds(band.high)}" if math.isfinite(band.high) else "without an upper end"
+    return f"{format_seconds(band.value)}, {high}"
 
 
 def _limits(memory_limit: Mapping[str, Number]) -> str:

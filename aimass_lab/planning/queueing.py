@@ -158,8 +158,15 @@ class ServiceTimes:
         return len(self.quantiles) - 1
 
     @classmethod
-    def from_samples(cls, samples_s: Mapping[int, Sequence[float]], max_batch_size: int | None = None) -> ServiceTimes:
+    def from_samples(
+        cls, samples_s: Mapping[int, Sequence[float] | Array], max_batch_size: int | None = None, *, scale: tuple[float, float] = (1.0, 1.0)
+    ) -> ServiceTimes:
         """Make the table from measured times in seconds by batch size; the simulation draws from them.
+
+        Args:
+            samples_s: By batch size.
+            max_batch_size: Largest of the table; the largest measured one if not given.
+            scale: Ends of the interval of all of them, relative to the times as they are.
 
         Raises:
             InputError: no sample, a size below 1, or a time that is not positive.
@@ -176,7 +183,7 @@ class ServiceTimes:
             else np.quantile(np.asarray(times, dtype=float), middles, method="inverted_cdf")
             for size, times in samples_s.items()
         }
-        return cls._from_known(known, {}, max_batch_size)
+        return cls._from_known(known, dict.fromkeys(known, scale), max_batch_size)
 
     @classmethod
     def from_values(cls, values_s: Mapping[int, float], max_batch_size: int | None = None) -> ServiceTimes:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
 from ..scheduling import Policy, Queue, Request, make_policy
+from .overhead import Overhead
 from .queueing import Arrivals, ServiceTimes
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def simulate_queue(
     wait_policy: WaitPolicy = "adaptive",
     num_workers: int = 1,
     seed: int | Sequence[int] = 0,
+    took: Callable[[int, float], float] | None = None,
 ) -> Trajectory:
     """Serve requests of any number of items in the order of a policy, event by event.
 
@@ -142,6 +144,7 @@ def simulate_queue(
         wait_policy: What is waited for: see the top of this file.
         num_workers: Workers that share the queue.
         seed: Of the draws of service times.
+        took: Seconds of a batch of so many items that starts at such a time, for a replay; drawn from `service` if not given.
 
     Raises:
         InputError: nothing arrives, a request alone is larger than a batch, or a limit is out of range.
@@ -164,12 +167,12 @@ def simulate_queue(
         start, arrived = _gather(requests, arrived, queue, free[0], enough, max_wait_s)
         batch = queue.take(max_batch_size)
         items = sum(request.num_items for request in batch)
-        took = rows[items][draws[len(batches)]]
-        heapq.heapreplace(free, start + took)
-        finish[[request.index for request in batch]] = start + took
+        seconds = took(items, start) if took else rows[items][draws[len(batches)]]
+        heapq.heapreplace(free, start + seconds)
+        finish[[request.index for request in batch]] = start + seconds
         for request in batch:
-            queue.account(request, took * request.num_items / items)
-        batches.append((start, took, items))
+            queue.account(request, seconds * request.num_items / items)
+        batches.append((start, seconds, items))
         last_items = items if len(batch) > 1 else 1
     starts, services, sizes = (np.array(column) for column in zip(*batches, strict=True))
     return Trajectory(np.array([request.arrival_s for request in requests]), finish, starts, services, sizes)
@@ -224,6 +227,13 @@ class Band:
     low: float
     high: float
 
+    def corrected(self, factor: float, stretch: float) -> Band:
+        """Move it by a factor, and make it wider by a power: the logarithms of its ends over its value are multiplied by `stretch`."""
+        if not (math.isfinite(self.value) and self.low > 0):
+            return self
+        down, up = (self.value / self.low) ** stretch, (self.high / self.value) ** stretch
+        return Band(self.value * factor, self.value * factor / down, self.value * factor * up)
+
 
 @dataclass(frozen=True)
 class RequestClass:
@@ -270,6 +280,7 @@ def replicate(
     num_workers: int = 1,
     policy: Policy | None = None,
     mix: Sequence[RequestClass] = (),
+    overhead: Overhead | None = None,
     num_requests: int = 20_000,
     num_replications: int = 21,
     seed: int = 0,
@@ -277,7 +288,8 @@ def replicate(
     """Simulate one queue several times, each with its own arrivals and service times.
 
     Replications also spread evenly over the uncertainty of the service times' scale
-    (`ServiceTimes.at_level`), so that the band holds what the measurement left open.
+    (`ServiceTimes.at_level`) and of the server's own time, each in an order of its own,
+    so that the band holds what the measurements left open.
 
     Args:
         arrivals: The law of arrivals at this queue.
@@ -288,6 +300,7 @@ def replicate(
         num_workers: Workers that share the queue.
         policy: Who goes first; None: first come, first served.
         mix: Kinds of requests; empty: one item each, all alike.
+        overhead: What the server adds to every request; None: nothing.
         num_requests: Requests of one replication.
         num_replications: How many.
         seed: Of everything random.
@@ -312,7 +325,8 @@ def replicate(
         else:
             run = simulate_queue(_requests(times, mix, rng), moved, policy or make_policy("fcfs"), **limits, seed=[seed, k, 1])  # type: ignore[arg-type]
         grows = arrivals.rate * items >= moved.stable_rate(max_batch_size, num_workers) or _backlog_grows(run, max_batch_size * num_workers)
-        rows.append((*_summary(run, num_workers, grows),))
+        added = overhead.draw(len(times), rng, level_of(_other_order(k, num_replications), num_replications)) if overhead else None
+        rows.append((*_summary(run, num_workers, grows, added),))
     p50, p99, mean, busy, rate, size = (list(column) for column in zip(*rows, strict=True))
     return Simulation(
         latency_p50_s=band_of(p50),
@@ -333,6 +347,12 @@ def level_of(k: int, num_replications: int) -> float:
     return 0.5 if num_replications == 1 else k / (num_replications - 1)
 
 
+def _other_order(k: int, count: int) -> int:
+    """A permutation of the replications without much of a trend, so that two uncertainties do not always meet at the same end."""
+    step = next(step for step in range(max(1, round(0.618 * count)), count + 2) if math.gcd(step, count) == 1)
+    return k * step % count
+
+
 def _requests(times: Array, mix: Sequence[RequestClass], rng: np.random.Generator) -> list[Request]:
     kinds = mix or (RequestClass(share=1.0),)
     chosen = rng.choice(len(kinds), len(times), p=[kind.share for kind in kinds]).tolist()
@@ -349,10 +369,10 @@ def _backlog_grows(run: Trajectory, one_round: int) -> bool:
     return waiting > max(_BACKLOG * len(run.arrival_s), 10 * one_round)
 
 
-def _summary(run: Trajectory, num_workers: int, grows: bool) -> tuple[float, float, float, float, float, float]:
+def _summary(run: Trajectory, num_workers: int, grows: bool, added: Array | None) -> tuple[float, float, float, float, float, float]:
     import numpy as np
 
-    latency = run.latency_s[int(_WARM_UP * len(run.arrival_s)) :]
+    latency = (run.latency_s if added is None else run.latency_s + added)[int(_WARM_UP * len(run.arrival_s)) :]
     p50, p99 = np.percentile(latency, [50, 99])
     span = float(run.finish_s.max() - run.arrival_s[0])
     latencies = (math.inf,) * 3 if grows else (float(p50), float(p99), float(latency.mean()))

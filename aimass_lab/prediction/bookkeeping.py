@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from ..environment import read_environment
-from ..records import Demand, Environment, LedgerEntry, Note, Number, PredictedPoint, Prediction, Profile, Record, TrialResult, derived
-from .ledger import Correction, apply_correction, basis_of, kind_of, learn, ledger_notes, measurements_of, predictions_of, score, scored_note
+from ..records import Demand, Environment, LedgerEntry, Note, Number, PredictedPoint, Prediction, Profile, Record, Rehearsal, TrialResult, derived
+from .ledger import Correction, apply_correction, basis_of, kind_of, learn, ledger_notes, measurements_of, outcomes_of, predictions_of, score, scored_note
 
 R = TypeVar("R", bound=Record)
 
@@ -43,21 +43,30 @@ def through_ledger(record: R, store: EntryStore, *, digest: str, technique: str 
     if environment is None:
         return record
     entries = store.entries(environment=environment)
+    if isinstance(record, Rehearsal):
+        outcomes = outcomes_of(record, digest=digest, corrections=learnt_by_kind(entries))
+        store.settle(outcomes)
+        return _with_notes(record, ledger_notes([*outcomes, *entries], {entry.kind for entry in outcomes}))
     if isinstance(record, (Profile, TrialResult)):
         of_this = [e for e in entries if e.model_digest == digest]
         settled = score([e for e in of_this if e.measured is None], measurements_of(record, technique=technique))
         store.settle(settled)
         return _with_notes(record, scored_note(settled))
-    corrections = {kind: learn([e for e in entries if e.kind == kind]) for kind in {e.kind for e in entries}}
+    corrections = learnt_by_kind(entries)
     corrected = _corrected(record, environment, corrections)
     made = predictions_of(corrected, environment=environment, digest=digest, corrections=corrections)
     store.predict(made)
     return _with_notes(corrected, ledger_notes(entries, {e.kind for e in made}))
 
 
+def learnt_by_kind(entries: Sequence[LedgerEntry]) -> dict[str, Correction]:
+    """What the entries of each kind teach the next prediction of it."""
+    return {kind: learn([e for e in entries if e.kind == kind]) for kind in {e.kind for e in entries}}
+
+
 def _environment_of(record: Record) -> str | None:
     """What `record` holds for; None for one that neither predicts nor measures."""
-    if isinstance(record, (Profile, TrialResult)):
+    if isinstance(record, (Profile, TrialResult, Rehearsal)):
         return record.environment.id
     if isinstance(record, (Demand, Prediction)):
         known: Environment | None = getattr(record, "environment", None)

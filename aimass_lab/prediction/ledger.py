@@ -15,6 +15,7 @@ from ..records import (
     ORIGINAL,
     Basis,
     Demand,
+    Experience,
     LedgerEntry,
     LedgerKind,
     ModelInfo,
@@ -24,6 +25,9 @@ from ..records import (
     Profile,
     Quantity,
     Record,
+    Rehearsal,
+    RehearsalMetric,
+    ServerTime,
     TrialResult,
 )
 from .interpolate import pooled_quantile
@@ -123,6 +127,50 @@ def predictions_of(record: Record, *, environment: str, digest: str, corrections
             )
         )  # fmt: skip
     return entries
+
+
+def plan_kind(server_time: ServerTime | None, quantity: str) -> str:
+    """What a plan's latencies are scored under: those that rest on a rehearsal of the server apart from those on a profile of the model."""
+    rehearsed = server_time is not None and server_time.typical.weakest_source == "measured"
+    return f"plan on a {'rehearsal' if rehearsed else 'profile'}: {quantity}"
+
+
+def rehearsal_kind(quantity: str) -> str:
+    """What the prediction just before a run is scored under."""
+    return f"rehearsal: {quantity}"
+
+
+def outcomes_of(record: Rehearsal, *, digest: str, corrections: Mapping[str, Correction]) -> list[LedgerEntry]:
+    """What a run's plan and its own prediction said, with what was measured; nothing where the machine did not let it judge.
+
+    Args:
+        record: Of a run.
+        digest: Of the user's own model.
+        corrections: By kind, what the prediction has in it already.
+    """
+    entries = []
+    for metric in record.metrics if record.verdict == "measured" else ():
+        learnt = corrections.get(rehearsal_kind(metric.name), NO_CORRECTION)
+        entries.append(_outcome(record, digest, metric, metric.predicted, rehearsal_kind(metric.name), (learnt.factor, learnt.stretch)))
+        if metric.planned is not None and metric.planned.interval is not None:
+            known = record.plan_experience or Experience()
+            entries.append(_outcome(record, digest, metric, metric.planned, plan_kind(record.plan_server_time, metric.name), _of_quantile(known, metric.name)))
+    return [entry for entry in entries if entry.value > 0 and (entry.measured or 0) > 0]
+
+
+def _of_quantile(known: Experience, name: str) -> tuple[float, float]:
+    return {"latency p50": known.p50, "latency p99": known.p99}.get(name, (1.0, 1.0))
+
+
+def _outcome(record: Rehearsal, digest: str, metric: RehearsalMetric, said: Number, kind: str, learnt: tuple[float, float]) -> LedgerEntry:
+    low, high = said.interval or (said.value / NARROWEST, said.value * NARROWEST)
+    load = f"{record.requests_per_s.value:.4g}/s {record.pattern} on {record.replicas}"
+    return LedgerEntry(
+        predicted_at=now(), model=record.model.name, model_digest=digest, device=record.environment.device, environment=record.environment.id,
+        technique=record.technique, batch_size=record.max_batch_size, point=load, quantity=metric.name, kind=kind, unit=said.unit,
+        value=float(said.value), interval=(float(low), float(high)), correction=learnt[0], stretch=learnt[1], measured=float(metric.measured.value),
+        measured_at=now(),
+    )  # fmt: skip
 
 
 def measurements_of(record: Record, *, technique: str = "none") -> list[Measured]:

@@ -11,6 +11,7 @@ from .demand import Bound, Demand, LengthPoint, LineDemand, MemoryPoint, ModuleD
 from .fleet import FleetAllocation, FleetLimit, FleetModel, FleetNode, FleetNodeType, FleetObjective, FleetReplicas, FleetStatus
 from .history import Comparison, Difference, History, Run, Service
 from .model import Environment, ModelInfo, TensorSpec
+from .monitoring import ErrorBudget, Monitoring, MonitorPoint
 from .network import MessageForm, NetworkDemand, Traffic
 from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
 from .panel import CellUse, GpuAccount, HeldModel, KernelState, KernelUse, Live, Result, Task
@@ -32,6 +33,7 @@ from .profile import (
 )
 from .readings import CpuReading, GpuProcess, GpuReading, MemoryReading, NetworkReading, Readings, StorageReading
 from .recipe import ORIGINAL, OptionValue, Recipe, Step
+from .rehearsal import Experience, LoadPattern, Recovery, Rehearsal, RehearsalMetric, RehearsalQuantity, RehearsalVerdict, ServerTime
 from .resources import Coefficients, Form, ResourceDemand
 from .rotation import Gantt, RotatedModel, Rotation, RotationClock, RotationMetric, RotationRun
 from .scaling import AllocationKind, ScaleOption, ScalePlan, ScaleSeries
@@ -66,6 +68,8 @@ __all__ = [
     "Demand",
     "Difference",
     "Environment",
+    "ErrorBudget",
+    "Experience",
     "FailureKind",
     "Finding",
     "FleetAllocation",
@@ -98,6 +102,7 @@ __all__ = [
     "LineTime",
     "Live",
     "LiveTensor",
+    "LoadPattern",
     "LoadPoint",
     "MemoryPart",
     "MemoryPoint",
@@ -107,6 +112,8 @@ __all__ = [
     "ModelInfo",
     "ModuleDemand",
     "ModuleTime",
+    "MonitorPoint",
+    "Monitoring",
     "NetworkDemand",
     "NetworkReading",
     "Note",
@@ -129,6 +136,11 @@ __all__ = [
     "Readings",
     "Recipe",
     "Record",
+    "Recovery",
+    "Rehearsal",
+    "RehearsalMetric",
+    "RehearsalQuantity",
+    "RehearsalVerdict",
     "ResourceDemand",
     "Result",
     "RotatedModel",
@@ -144,6 +156,7 @@ __all__ = [
     "ScaleSeries",
     "SearchResult",
     "SequenceDemand",
+    "ServerTime",
     "Service",
     "ServingSpec",
     "Setting",

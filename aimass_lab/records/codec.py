@@ -11,6 +11,7 @@ from .demand import Demand
 from .fleet import FleetAllocation
 from .history import Comparison, History, Service
 from .model import Environment
+from .monitoring import Monitoring
 from .network import NetworkDemand
 from .number import Record
 from .panel import KernelState, Live
@@ -18,6 +19,7 @@ from .plan import Plan
 from .prediction import Ledger, Prediction
 from .profile import CellProfile, ColdStart, Profile
 from .readings import Readings
+from .rehearsal import Rehearsal
 from .resources import ResourceDemand
 from .rotation import Rotation
 from .scaling import ScalePlan
@@ -41,6 +43,7 @@ AnyRecord = (
     | SearchResult
     | Plan
     | Rotation
+    | Rehearsal
     | ScalePlan
     | FleetAllocation
     | Prediction
@@ -49,6 +52,7 @@ AnyRecord = (
     | Bundle
     | Check
     | Service
+    | Monitoring
     | Readings
     | Live
     | KernelState

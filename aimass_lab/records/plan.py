@@ -7,6 +7,7 @@ import msgspec
 from .model import ModelInfo
 from .number import Note, Number, Record
 from .profile import BatchPoint
+from .rehearsal import Experience, ServerTime
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +76,10 @@ class Plan(Record, frozen=True, kw_only=True, tag="plan"):
     """What binds; for an infeasible plan also what would be feasible."""
     service_time: tuple[BatchPoint, ...] = ()
     """The latencies by batch size that the simulation ran on."""
+    server_time: ServerTime | None = None
+    """What the server adds to every request, in the latencies above; None: they are without it."""
+    experience: Experience | None = None
+    """What the latencies above were corrected by; None: nothing."""
     options: tuple[PlanOption, ...] = ()
     by_load: tuple[LoadPoint, ...] = ()
     """The same batching at other loads, by rate: what follows from it for another rate, target or number of replicas."""

@@ -15,9 +15,9 @@ Basis = Literal["measured", "interpolated", "calibrated roofline", "datasheet", 
 *calibrated roofline*: arithmetic and traffic against rates that were measured. *datasheet*: the same against a vendor's
 rates. *effect*: any of these, times what a technique is predicted to change."""
 
-Quantity = Literal["latency", "memory", "speedup", "size"]
+Quantity = Literal["latency", "memory", "speedup", "size", "latency p50", "latency p99", "throughput", "batch size", "utilization"]
 """*latency*: of one call. *memory*: weights, inputs and the rest at the highest moment of one call. *speedup*: latency of
-the original over that of the copy. *size*: weights of the copy."""
+the original over that of the copy. *size*: weights of the copy. The others: of a service under a load."""
 
 
 class PredictedPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,6 +68,9 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`Environment.id`, or ``catalogue:NAME`` for a device that was not attached."""
     technique: str
     batch_size: int
+    """Items of a call; of a service, the batch limit."""
+    point: str = ""
+    """Of a service: its load."""
     quantity: Quantity
     kind: str
     """What is scored together: ``"interpolated latency"``, ``"effect: speedup"``."""

@@ -9,6 +9,7 @@ import msgspec
 from .model import Environment, ModelInfo
 from .number import Note, Number, Record
 from .recipe import Recipe
+from .rehearsal import RehearsalMetric
 
 
 class ServingSpec(Record, frozen=True, kw_only=True, tag="serving_spec"):
@@ -45,6 +46,8 @@ class ServingSpec(Record, frozen=True, kw_only=True, tag="serving_spec"):
     """Container image; the bundle's Dockerfile builds it."""
     export_format: str = "kubernetes"
     """The exporter it was asked for; no part of what is promised, so not of the digest."""
+    rehearsed: tuple[RehearsalMetric, ...] = ()
+    """What the plan's bundle did at the planned load, beside what was planned; empty: it was not run."""
     notes: tuple[Note, ...] = ()
 
     @property

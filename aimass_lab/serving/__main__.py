@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--tls-cert", type=Path, help="certificate, with those that vouch for it, in PEM; needs --tls-key")
     serve.add_argument("--tls-key", type=Path, help="its key")
     serve.add_argument("--log-requests", metavar="FILE", help="write one JSON line a request there, rotated at 16 MiB; - is standard error")
+    serve.add_argument("--journal", metavar="FILE", help="write one JSON line a batch there, and what became of workers; rotated, or -, likewise")
     serve.add_argument(
         "--amqp", metavar="URL", help="take requests from a RabbitMQ broker, too (or set AIMASS_AMQP, which keeps the password off the list of processes)"
     )
@@ -146,6 +147,7 @@ def _serve(folder: Path, arguments: argparse.Namespace) -> int:
         tls_cert=arguments.tls_cert,
         tls_key=arguments.tls_key,
         log_requests=arguments.log_requests,
+        journal=arguments.journal,
         amqp=arguments.amqp or os.environ.get("AIMASS_AMQP") or None,
         queue=arguments.queue,
         prefetch=arguments.prefetch,

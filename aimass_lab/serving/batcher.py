@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import logging
 import math
 import time
 from collections import deque
@@ -13,9 +14,12 @@ from typing import Any
 from .config import ServingConfig
 from .errors import CLIENT_GONE, RequestError
 from .frames import padding
+from .journal import Journal
 from .metrics import ModelMetrics
 from .pool import Frame, Reply, Worker
 from .tensors import Buffer, InferRequest, Tensor
+
+logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 2
 """A request during which so many workers died is not tried again."""
@@ -53,9 +57,11 @@ class Batcher:
     holds only after a batch of several requests, and only until as many items are there again.
     """
 
-    def __init__(self, config: ServingConfig, metrics: ModelMetrics) -> None:
+    def __init__(self, config: ServingConfig, metrics: ModelMetrics, journal: Journal) -> None:
         self.config = config
         self.metrics = metrics
+        self._journal = journal
+        self._model = (config.name, config.version)
         self.num_running = 0
         """Batches that workers are computing."""
         self._queues: dict[tuple[int, Any], dict[int, Pending]] = {}
@@ -223,16 +229,19 @@ class Batcher:
         watchdog.cancel()
         self.num_running -= 1
         self._record(batch, started, None if reply.exception() is not None else reply.result()[0]["computed"])
+        elapsed = time.monotonic() - started
         if reply.exception() is not None:
             self._after_death(worker, batch)
         else:
-            elapsed = time.monotonic() - started
             self._learn_pace(sum(pending.request.items for pending in batch), elapsed)
             self.metrics.compute_s.observe(elapsed)
             worker.batches += 1
             self._answer(batch, *reply.result())
             self._idle.append(worker)
         self._pump()
+        if self._journal and reply.exception() is None:  # last, so that nobody waits for it
+            items, queued = [pending.request.items for pending in batch], [pending.queued_at for pending in batch]
+            self._journal.batch(self._model, worker.process.pid, started, elapsed, items, queued)
 
     def _record(self, batch: list[Pending], started: float, computed: list[float] | None) -> None:
         """Tell those requests that are recorded what became of them; None: the worker died."""
@@ -280,6 +289,8 @@ class Batcher:
         for pending in reversed(again):
             self._retries.appendleft(pending)
             self._count(pending, 1)
+        logger.warning("worker %d ended with %d requests; %d go to another", worker.process.pid, len(batch), len(again))
+        self._journal.handed_on(self._model, worker.process.pid, time.monotonic(), len(again), len(batch) - len(again))
 
     def _put_in_quarantine(self, request: InferRequest) -> None:
         if len(self._quarantine) >= QUARANTINE_SIZE:

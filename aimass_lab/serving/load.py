@@ -7,7 +7,7 @@ import collections
 import selectors
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,8 @@ class LoadResult:
     """HTTP status; 0 without an answer."""
     began_s: float = 0.0
     """The start of the run, by `time.perf_counter`."""
+    interrupted: bool = False
+    """Ended early: only what was sent until then is in it."""
 
     @property
     def ok(self) -> Array:
@@ -162,15 +164,47 @@ def run_load(
     Raises:
         ServerError: the server cannot be reached.
     """
-    done: Future[LoadResult] = Future()
-    stop = threading.Event()
-    load = _Load(url, bodies, times, duration_s, config.request_timeout_s + 5, stop)
+    look = None if meanwhile is None else lambda so_far: meanwhile(so_far[0])
+    return run_loads([url], config, bodies, [times], duration_s=duration_s, meanwhile=look)[0]
+
+
+def run_loads(
+    urls: Sequence[str],
+    config: ServingConfig,
+    bodies: list[bytes],
+    times: Sequence[Array],
+    *,
+    duration_s: float,
+    meanwhile: Callable[[Sequence[SoFar]], None] | None = None,
+    keep: bool = False,
+) -> list[LoadResult]:
+    """Send requests to several servers at the same time, to each its own.
+
+    Args:
+        urls: Of each server.
+        config: For the time limit.
+        bodies: Whole HTTP requests, sent in turn.
+        times: Of each server: seconds from the start, ascending.
+        duration_s: Over which they are spread.
+        meanwhile: Called about ten times a second while it runs; what it is given gives the requests that were answered by then, of each server.
+        keep: Whether an interrupt only ends the sending, so that what was sent is waited for and returned; a second one is raised.
+
+    Raises:
+        ServerError: a server cannot be reached.
+    """
+    done: Future[list[LoadResult]] = Future()
+    stop, enough = threading.Event(), threading.Event()
+    patience_s = config.request_timeout_s + 5
+    loads = [_Load(url, bodies, due, duration_s, patience_s, stop, enough) for url, due in zip(urls, times, strict=True)]
+
+    async def run() -> list[LoadResult]:
+        return list(await asyncio.gather(*(load.run() for load in loads)))
 
     def work() -> None:
         # Only select() waits with a precision better than 1 ms.
         loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         try:
-            done.set_result(loop.run_until_complete(load.run()))
+            done.set_result(loop.run_until_complete(run()))
         except BaseException as error:
             done.set_exception(error)
         finally:
@@ -180,9 +214,14 @@ def run_load(
     thread.start()
     try:
         while thread.is_alive():
-            thread.join(0.1)
-            if meanwhile is not None:
-                meanwhile(load.so_far)
+            try:
+                thread.join(0.1)
+                if meanwhile is not None:
+                    meanwhile([load.so_far for load in loads])
+            except KeyboardInterrupt:
+                if not keep or enough.is_set():
+                    raise
+                enough.set()
     finally:
         stop.set()
         thread.join()
@@ -233,10 +272,13 @@ class _Connection(asyncio.Protocol):
 class _Load:
     """One run."""
 
-    def __init__(self, url: str, bodies: list[bytes], times: Array, duration_s: float, patience_s: float, stop: threading.Event) -> None:
+    def __init__(
+        self, url: str, bodies: list[bytes], times: Array, duration_s: float, patience_s: float, stop: threading.Event, enough: threading.Event
+    ) -> None:
         address = urlsplit(url)
         self._host, self._port = address.hostname or "127.0.0.1", address.port or 80
         self._bodies, self._times, self._duration_s, self._patience_s, self._stop = bodies, times, duration_s, patience_s, stop
+        self._enough = enough
         self._idle: list[_Connection] = []
         self._connections: set[_Connection] = set()
         self._opening = 0
@@ -254,11 +296,13 @@ class _Load:
                 self._idle.append(await self._open())
         except OSError as error:
             raise ServerError(f"cannot reach http://{self._host}:{self._port}: {error.strerror or error}") from None
-        self._start = time.perf_counter() + 0.01
+        self._start, sent = time.perf_counter() + 0.01, len(self._times)
         for number, intended in enumerate(self._times.tolist()):
             if (delay := self._start + intended - time.perf_counter()) > 0:
                 await asyncio.sleep(delay)
-            if self._stop.is_set():
+            if self._stop.is_set() or self._enough.is_set():
+                sent = number
+                self._unanswered -= len(self._times) - sent
                 break
             self._late[number] = max(0.0, time.perf_counter() - self._start - intended)
             self._waiting.append(number)
@@ -266,27 +310,31 @@ class _Load:
         end = time.perf_counter() + self._patience_s
         while self._unanswered and time.perf_counter() < end and not self._stop.is_set():
             await asyncio.sleep(0.005)
+        self._waiting.clear()  # who is not answered by now is given up
+        opening = list(self._tasks)
+        for task in opening:
+            task.cancel()
+        await asyncio.gather(*opening, return_exceptions=True)
         for connection in list(self._connections):
             connection.close()
-        for task in self._tasks:
-            task.cancel()
         await asyncio.sleep(0)
-        return self.result()
+        return self.result(slice(sent), float(self._times[sent]) if sent < len(self._times) else None)
 
     def so_far(self) -> LoadResult:
         """What happened to the requests that have their answer."""
         return self.result(self._status != NO_ANSWER)
 
-    def result(self, which: Any = slice(None)) -> LoadResult:
-        """What happened to these requests."""
+    def result(self, which: Any, ended_s: float | None = None) -> LoadResult:
+        """What happened to these requests; `ended_s`: when the sending was ended before its time."""
         return LoadResult(
             rate=len(self._times) / self._duration_s,
-            duration_s=self._duration_s,
+            duration_s=self._duration_s if ended_s is None else ended_s,
             sent_s=self._times[which],
             late_s=self._late[which],
             latency_s=self._latency[which],
             status=self._status[which],
             began_s=self._start,
+            interrupted=ended_s is not None,
         )
 
     async def _open(self) -> _Connection:

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from .config import ServingConfig
 from .devices import CPU, device_environment, device_of
 from .errors import ServerError
 from .frames import FrameReader, pack
+from .journal import Journal
 from .tensors import Buffer
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ class WorkerPool:
         warm_up: Batches that a new worker must answer before it counts as ready.
         on_ready: Called with a worker that can take a batch.
         on_restart: Called when a worker had to be replaced.
+        journal: Where it is written down that workers got ready and ended.
         background: Whether workers compute only while nobody else wants the processor.
         devices: Where they compute, in turn.
     """
@@ -117,6 +120,7 @@ class WorkerPool:
         warm_up: list[Frame],
         on_ready: Callable[[Worker], None],
         on_restart: Callable[[], None],
+        journal: Journal,
         *,
         background: bool = False,
         devices: Sequence[str] = (CPU,),
@@ -129,6 +133,8 @@ class WorkerPool:
         self._warm_up = warm_up
         self._on_ready = on_ready
         self._on_restart = on_restart
+        self._journal = journal
+        self._model = (config.name, config.version)
         self._background = background
         self._devices = devices
         self._failed_starts = 0
@@ -162,6 +168,7 @@ class WorkerPool:
         """Keep one place filled."""
         unproductive = 0
         while not self._stopping:
+            began = time.monotonic()
             try:
                 worker = await self._start_worker(device)
             except ServerError as error:
@@ -172,6 +179,7 @@ class WorkerPool:
                 self._count_failed_start(error)
             else:
                 self._failed_starts = 0
+                self._tell_ready(worker, time.monotonic() - began, again=first.done())
                 if not first.done():
                     first.set_result(None)
                 await self._watch(worker)
@@ -179,6 +187,11 @@ class WorkerPool:
             if not self._stopping:
                 self._on_restart()
                 await asyncio.sleep(min(0.05 * 2**unproductive, MAX_BACKOFF_S) if unproductive else 0)
+
+    def _tell_ready(self, worker: Worker, seconds: float, *, again: bool) -> None:
+        self._journal.ready(self._model, worker.process.pid, time.monotonic(), seconds, again=again)
+        if again:
+            logger.warning("worker %d is ready after %.2f s, in place of one that ended", worker.process.pid, seconds)
 
     def _count_failed_start(self, error: ServerError) -> None:
         logger.warning("a worker did not start: %s", error)
@@ -198,6 +211,7 @@ class WorkerPool:
             code = worker.process.wait()  # it was killed, so this does not block
             if not self._stopping:
                 logger.warning("worker %d ended with code %d after %d batches", worker.process.pid, code, worker.batches)
+                self._journal.ended(self._model, worker.process.pid, time.monotonic(), code, worker.batches)
 
     async def _start_worker(self, device: str) -> Worker:
         """Start a process, wait for its greeting and warm it up.

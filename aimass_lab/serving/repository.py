@@ -266,7 +266,7 @@ class Repository:
             BundleError: its vectors cannot be read.
         """
         config = bundle.config if self._workers is None else replace(bundle.config, workers=self._workers)
-        model = Model(bundle.folder, config, self._service.metrics, background=background, devices=self._devices)
+        model = Model(bundle.folder, config, self._service.metrics, self._service.journal, background=background, devices=self._devices)
         try:
             await model.pool.start()
             if bundle is not self._own:

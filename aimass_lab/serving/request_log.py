@@ -43,15 +43,18 @@ class RequestLog:
         ServerError: the file cannot be written.
     """
 
+    what = "request log"
+    """What messages call the file."""
+
     def __init__(self, path: str | None) -> None:
         self._handler: logging.Handler | None = None
         if path == "-":
             self._handler = logging.StreamHandler(sys.stderr)
         elif path is not None:
             try:
-                self._handler = _Rotating(Path(path), maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
+                self._handler = _Rotating(self.what, Path(path))
             except OSError as error:
-                raise ServerError(f"cannot write the request log {path}: {error.strerror or error}") from None
+                raise ServerError(f"cannot write the {self.what} {path}: {error.strerror or error}") from None
         if self._handler is not None:
             self._handler.setFormatter(logging.Formatter("%(message)s"))
 
@@ -77,10 +80,13 @@ class RequestLog:
 class _Rotating(RotatingFileHandler):
     """Goes on without writing where the disk is full; says so once."""
 
-    _told = False
+    def __init__(self, what: str, path: Path) -> None:
+        super().__init__(path, maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
+        self._what = what
+        self._told = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Tell the first failure, and answer requests all the same."""
         if not self._told:
             self._told = True
-            logger.warning("the request log cannot be written any more: %s", sys.exc_info()[1])
+            logger.warning("the %s cannot be written any more: %s", self._what, sys.exc_info()[1])

@@ -25,6 +25,7 @@ from .config import ServingConfig, check_manifest, load_config
 from .devices import CPU, parse_devices
 from .errors import ServerError
 from .heap import IDLE_S, give_back
+from .journal import Journal
 from .listener import HttpServer, bind, make_http_server, take_handles
 from .metrics import Metrics
 from .repository import Found, Repository
@@ -69,6 +70,8 @@ class ServeOptions:
     tls_key: Path | None = None
     log_requests: str | None = None
     """A file; ``-``: standard error."""
+    journal: str | None = None
+    """Likewise, for batches and what became of workers."""
     amqp: str | None = None
     """Address of a RabbitMQ broker; None: requests come over HTTP and gRPC only."""
     queue: str | None = None
@@ -105,8 +108,8 @@ def serve(folder: Path, options: ServeOptions) -> None:
             raise ServerError(f"{options.host} can be reached from other machines: give --token-file FILE or set AIMASS_TOKEN")
         if tls is None:
             logger.warning("%s can be reached from other machines, and tokens travel to it in the clear: give --tls-cert and --tls-key", options.host)
-    door, log = Door(tokens, requests_per_s=options.rate_limit), RequestLog(options.log_requests)
-    uvloop.run(_serve(folder, config, options, door, log, tls))
+    door, logs = Door(tokens, requests_per_s=options.rate_limit), (RequestLog(options.log_requests), Journal(options.journal))
+    uvloop.run(_serve(folder, config, options, door, logs, tls))
 
 
 def check_tls(cert: Path | None, key: Path | None) -> tuple[Path, Path] | None:
@@ -134,7 +137,9 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, door: Door, log: RequestLog, tls: tuple[Path, Path] | None) -> None:
+async def _serve(
+    folder: Path, config: ServingConfig, options: ServeOptions, door: Door, logs: tuple[RequestLog, Journal], tls: tuple[Path, Path] | None
+) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -149,7 +154,7 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
     take_handles()
     loop.set_default_executor(ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="aside"))
-    service = Service(Metrics(), door, log, canary=options.canary)
+    service = Service(Metrics(), door, *logs, canary=options.canary)
     service.tracing = make_tracing(config.name, os.environ)
     if options.shadow is not None:
         service.shadows = Shadows(service, options.shadow)
@@ -205,7 +210,8 @@ async def _serve(folder: Path, config: ServingConfig, options: ServeOptions, doo
         await repository.stop()
         if service.tracing is not None:
             await service.tracing.close()
-        log.close()
+        for log in logs:
+            log.close()
 
 
 def _say(line: str) -> None:

@@ -17,6 +17,7 @@ from .batcher import Batcher, Hangup, make_frame
 from .config import ServingConfig, load_vectors
 from .devices import CPU
 from .errors import RequestError
+from .journal import Journal
 from .metrics import Metrics, ModelMetrics
 from .pool import Frame, Worker, WorkerPool
 from .request_log import RequestLog
@@ -87,13 +88,15 @@ class Servable(ABC):
 class Model(Servable):
     """One version of one model: its signature, its queue and its workers."""
 
-    def __init__(self, folder: Path, config: ServingConfig, metrics: Metrics, *, background: bool = False, devices: Sequence[str] = (CPU,)) -> None:
+    def __init__(
+        self, folder: Path, config: ServingConfig, metrics: Metrics, journal: Journal, *, background: bool = False, devices: Sequence[str] = (CPU,)
+    ) -> None:
         super().__init__(config, folder, background=background)
         self.platform = find_format(config.format).PLATFORM
         self._metrics = ModelMetrics(metrics, config.name, config.version)
-        self.batcher = Batcher(config, self._metrics)
+        self.batcher = Batcher(config, self._metrics, journal)
         frames, on_restart = warm_up_frames(folder, config), self._metrics.restarts.inc
-        self.pool = WorkerPool(folder, config, frames, self._on_ready, on_restart, background=background, devices=devices)
+        self.pool = WorkerPool(folder, config, frames, self._on_ready, on_restart, journal, background=background, devices=devices)
 
     @property
     def ready(self) -> bool:
@@ -130,10 +133,11 @@ class Service:
         metrics: Where answers are counted.
         door: Lets callers in.
         log: Where requests are written down.
+        journal: Where batches are, and what became of workers.
         canary: Share of the requests that name no version that the newest one gets, while one before it is served, too; None: all.
     """
 
-    def __init__(self, metrics: Metrics, door: Door, log: RequestLog, *, canary: float | None = None) -> None:
+    def __init__(self, metrics: Metrics, door: Door, log: RequestLog, journal: Journal, *, canary: float | None = None) -> None:
         self.models: dict[tuple[str, str], Servable] = {}
         self.metrics = metrics
         self.door = door
@@ -143,6 +147,7 @@ class Service:
         self.tracing: Tracing | None = None
         """Records requests; None: nobody asked for it."""
         self.log = log
+        self.journal = journal
         self.started = False
         """Set once all workers have been ready; from then on requests wait for a worker that is being replaced."""
         self.draining = False

@@ -241,7 +241,7 @@ def _measure(
         say("stopping the server")
         if (code := server.stop()) != 0:
             findings.append(_finding("E-SHUTDOWN", "", f"the server ended with code {code} instead of 0"))
-    if noise := _noise(result, disturbance.foreign_cores):
+    if noise := noise_in(result, disturbance.foreign_cores):
         findings.append(_finding("W-NOISY", "", noise))
         for name in ("latency_p50", "latency_p95", "latency_p99", "throughput", "startup"):
             if name in measured:
@@ -307,7 +307,7 @@ def quantile_interval(ordered: Array, share: float, confidence: float = 0.95) ->
     return float(ordered[min(max(low, 0), count - 1)]), float(ordered[min(high, count - 1)])
 
 
-def _noise(result: LoadResult, foreign_cores: float) -> str | None:
+def noise_in(result: LoadResult, foreign_cores: float) -> str | None:
     """Why the times should not be trusted; None when they can."""
     reasons = []
     cores = os.cpu_count() or 1

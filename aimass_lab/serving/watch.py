@@ -46,10 +46,14 @@ class Disturbance:
 
 
 class Watch:
-    """Reads the clocks of a server's processes, of this process and of the machine."""
+    """Reads the clocks of servers' processes, of this process and of the machine.
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    Args:
+        pids: Of the servers' front ends, the parents of their workers.
+    """
+
+    def __init__(self, *pids: int) -> None:
+        self._pids = pids
         self.peak_bytes = 0
         self._readings: list[tuple[float, float, float | None]] = []
 
@@ -60,8 +64,8 @@ class Watch:
 
     def sample(self) -> None:
         """Read the memory and the clocks now."""
-        self.peak_bytes = max(self.peak_bytes, tree_bytes(self._pid))
-        waited = [waited_s(process.pid) for process in process_tree(self._pid)]
+        self.peak_bytes = max(self.peak_bytes, sum(map(tree_bytes, self._pids)))
+        waited = [waited_s(process.pid) for process in self._processes()]
         waited += [waited_s(os.getpid(), thread.native_id) for thread in threading.enumerate() if thread.name == LOAD_THREAD]
         known = None if any(seconds is None for seconds in waited) else sum(seconds or 0.0 for seconds in waited)
         self._readings.append((time.perf_counter(), busy_s() - self.own_s(), known))
@@ -79,13 +83,16 @@ class Watch:
     def own_s(self) -> float:
         """Processor time of the server and of this process, from their beginnings."""
         total = time.process_time()
-        for process in process_tree(self._pid):
+        for process in self._processes():
             try:
                 times = process.cpu_times()
             except psutil.Error:
                 continue
             total += times.user + times.system
         return total
+
+    def _processes(self) -> list[psutil.Process]:
+        return [process for pid in self._pids for process in process_tree(pid)]
 
 
 def waited_s(pid: int, thread: int | None = None) -> float | None:

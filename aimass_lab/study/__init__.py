@@ -9,7 +9,8 @@ from .base import StudyState, no_progress
 from .measuring import Measuring
 from .estimating import Estimating
 from .trying import Trying
-from .shipping import Shipping
+from .shipping import Shipping  # noqa: F401  its verbs come before those of the next
+from .rehearsing import Rehearsing
 from .following import Following
 from .rotating import Rotating
 from .allocating import Allocating
@@ -19,7 +20,7 @@ from .showing import Showing, Workbench
 __all__ = ["Study", "StudyState", "Workbench", "no_progress"]
 
 
-class Study(Measuring, Estimating, Trying, Shipping, Following, Rotating, Allocating, Showing):
+class Study(Measuring, Estimating, Trying, Rehearsing, Following, Rotating, Allocating, Showing):
     """One model, its inputs, and everything found out about it.
 
     The model is never changed: it is run in place with everything put back afterwards, and every

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..errors import InputError
+from ..errors import InputError, StoreError
 from ..headlines import format_number
-from ..records import ORIGINAL, BatchPoint, Bundle, Environment, Number, Plan, ServingSpec
+from ..records import ORIGINAL, BatchPoint, Bundle, Environment, Experience, Number, Plan, Rehearsal, RehearsalMetric, ServerTime, ServingSpec
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
 from ..verbs import Rate, Seconds, verb
 from ..workload import Workload
 from .base import StudyState
+
+if TYPE_CHECKING:
+    from ..prediction.ledger import Correction
 
 
 class Shipping(StudyState):
@@ -36,8 +40,9 @@ class Shipping(StudyState):
     ) -> Plan:
         """Find devices, replicas and batching that hold a request rate under a latency target.
 
-        The attached device is planned with what was measured on it; devices of the catalogue with
-        what is estimated for them, and marked so.
+        The attached device is planned with what was measured on it: in the server itself where the bundle was rehearsed, else of the
+        model alone, and with a recorded default for the server's own time. Devices of the catalogue are planned with what is estimated
+        for them, and marked so. How earlier plans fared in rehearsals is in the figures and their bands.
 
         Args:
             rate: Requests per second, such as 400 or 24000/min.
@@ -52,13 +57,16 @@ class Shipping(StudyState):
             budget: USD per hour that is never exceeded; needs the price of every device.
         """
         from ..planning import make_plan
+        from ..planning.overhead import Overhead
 
         technique = self._recipe(technique).name
         target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom, budget=budget)
         here = self._environment_device()
         names = tuple(device or (here,))
         served = self._served(technique)
-        service_time = {name: self._measured_ladder(technique) if name == here else self._estimated_ladder(served, name) for name in names}
+        rehearsed = self._rehearsed(technique) if here in names else None
+        service_time = {name: self._planned_ladder(technique, rehearsed) if name == here else self._estimated_ladder(served, name) for name in names}
+        overhead = Overhead.from_record(rehearsed.server_time) if rehearsed else Overhead.recorded()
         plan = make_plan(
             served.info(),
             service_time,
@@ -66,6 +74,8 @@ class Shipping(StudyState):
             prices=parse_prices(price),
             memory_limit={name: limit for name in names if (limit := self._memory_limit(name))},
             policy=policy,
+            overhead=overhead,
+            experience=self._experience(overhead.record) if names == (here,) else None,
             burstiness=burst,
             progress=self.progress,
         )
@@ -134,30 +144,22 @@ class Shipping(StudyState):
             hashes: Ask the package index for hashes, so that pip installs what was pinned here and nothing else; needs uv, and the index.
             force: Replace a bundle that is already there.
         """
-        from ..bundle import write_bundle
-
         if (rate is None) != (p99 is None):
             raise InputError("rate and p99 belong together", help="give both, for example --rate 400 --p99 50ms, or neither")
         plan = spec = None
         if rate is not None and p99 is not None:
             plan = self._plan_for(rate, p99, None, technique)
             spec = self._make_spec(plan, name=name, image=None)
-        bundle = write_bundle(
-            Path(out),
-            self.workload,
-            plan=plan,
-            spec=spec,
-            rate=None if rate is None else parse_rate(rate),
-            latency_p99_s=None if p99 is None else parse_seconds(p99),
-            name=name,
-            version=version,
-            format=format,
-            variant=None if self._recipe(technique).name == ORIGINAL else self._served(technique).model,
-            hashes=hashes,
-            force=force,
-            progress=self.progress,
-        )
+        asked = {"rate": None if rate is None else parse_rate(rate), "latency_p99_s": None if p99 is None else parse_seconds(p99)}
+        bundle = self._write_bundle(Path(out), technique, plan=plan, spec=spec, name=name, version=version, format=format, hashes=hashes, force=force, **asked)
         return self._keep("bundle", bundle)
+
+    def _write_bundle(self, folder: Path, technique: str, **options: Any) -> Bundle:
+        """Write what `technique` makes of the model; options are those of `bundle.write_bundle`."""
+        from ..bundle import write_bundle
+
+        variant = None if self._recipe(technique).name == ORIGINAL else self._served(technique).model
+        return write_bundle(folder, self.workload, variant=variant, progress=self.progress, **options)
 
     def _plan_for(self, rate: Rate, p99: Seconds, device: tuple[str, ...] | None, technique: str) -> Plan:
         """The plan for this target: the last one if it is for the same, a new one if not.
@@ -190,7 +192,46 @@ class Shipping(StudyState):
             environment=self._planned_environment(plan),
             image=image or f"{service}:1",
             export_format=export_format,
+            rehearsed=self._figures_of(plan),
         )
+
+    def _figures_of(self, plan: Plan) -> tuple[RehearsalMetric, ...]:
+        """What the newest run of this very plan came to; nothing where it was not run, or the machine was not quiet."""
+        run = self._rehearsed(plan.technique)
+        if run is None or run.verdict != "measured":
+            return ()
+        planned = run.metric("latency p99").planned
+        return run.metrics if planned is not None and planned == plan.latency_p99 else ()
+
+    def _rehearsed(self, technique: str) -> Rehearsal | None:
+        """The newest rehearsal of what is served whose measurement of the server nothing disturbed."""
+        found = (r for r in reversed(self.results) if isinstance(r, Rehearsal) and r.technique == technique and r.server_time.typical.quality == "ok")
+        return next(found, None)
+
+    def _planned_ladder(self, technique: str, rehearsed: Rehearsal | None) -> tuple[BatchPoint, ...]:
+        from ..planning.ladders import join_ladders
+
+        profiled = self._measured_ladder(technique)
+        return join_ladders(rehearsed.service_time, profiled) if rehearsed else profiled
+
+    def _experience(self, server_time: ServerTime) -> Experience | None:
+        """What the runs of earlier plans on this machine teach; None where there were too few."""
+        from ..prediction.ledger import NO_CORRECTION, plan_kind
+
+        learnt = self._learnt()
+        p50, p99 = (learnt.get(plan_kind(server_time, f"latency {name}"), NO_CORRECTION) for name in ("p50", "p99"))
+        if not max(p50.n, p99.n):
+            return None
+        return Experience(p50=(p50.factor, p50.stretch), p99=(p99.factor, p99.stretch), n=max(p50.n, p99.n))
+
+    def _learnt(self) -> dict[str, Correction]:
+        """By kind of prediction: what those for this machine's processor teach."""
+        from ..prediction.bookkeeping import environment_key, learnt_by_kind
+
+        try:
+            return learnt_by_kind(self.store.entries(environment=environment_key("cpu")))
+        except StoreError:  # a history that cannot be read teaches nothing
+            return {}
 
     def _peak_memory(self, plan: Plan) -> Number:
         """Of the model at the planned batch limit: measured where the plan's ladder has it, else estimated."""

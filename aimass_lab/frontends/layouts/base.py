@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from ...records import BatchPoint, Environment, Note, Record
-from ..page import Page, Table
+from ...headlines import format_measured
+from ...records import BatchPoint, Environment, Note, Record, RehearsalMetric
+from ..page import Cell, Page, Table
 
 
 @singledispatch
@@ -28,3 +29,12 @@ def ladder_table(points: tuple[BatchPoint, ...], title: str = "By batch size") -
     """Latency, throughput and memory by batch size."""
     rows = tuple((p.batch_size, p.latency_p50, p.latency_p95, p.latency_p99, p.throughput, p.peak_memory_bytes) for p in points)
     return Table(title=title, columns=("batch", "p50", "p95", "p99", "throughput", "peak memory"), rows=rows)
+
+
+def rehearsed_table(metrics: tuple[RehearsalMetric, ...]) -> Table:
+    """Each figure of a run as planned, predicted, measured and replayed."""
+    rows: list[tuple[Cell, ...]] = []
+    for m in metrics:
+        planned = None if m.planned is None else format_measured(m.planned)
+        rows.append((m.name, m.measured, format_measured(m.predicted), "inside" if m.inside else "outside", planned, m.replayed))
+    return Table(title="Predicted, run, replayed", columns=("figure", "measured", "predicted", "its band", "planned", "replayed"), rows=tuple(rows))

@@ -6,7 +6,7 @@ from ...export import read_exporter
 from ...headlines import format_number, headline
 from ...records import Number, Plan, ServingSpec
 from ..page import Cell, Page, Table
-from .base import ladder_table, lay_out, notes_of
+from .base import ladder_table, lay_out, notes_of, rehearsed_table
 
 TOP_OPTIONS = 8
 
@@ -30,6 +30,7 @@ def _(record: Plan) -> Page:
             ("latency p99", record.latency_p99),
             ("utilization", record.utilization),
             ("grows unstable at", record.throughput_limit),
+            ("server's own time, in it", record.server_time.typical if record.server_time else None),
             ("cost", record.cost),
             ("budget", record.target.budget),
             ("bursts", f"{record.burst:g} times the rate between them" if record.burst > 1 else None),
@@ -59,6 +60,7 @@ def _(record: ServingSpec) -> Page:
         title=f"Resource spec of {record.name}",
         headline=headline(record),
         facts=(*numbers, ("image", record.image), ("digest", record.digest)),
+        tables=(rehearsed_table(record.rehearsed),) if record.rehearsed else (),
         notes=notes_of(record.notes),
         listing=tuple(read_exporter(record.export_format).export(record).items()),
     )

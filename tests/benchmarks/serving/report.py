@@ -247,14 +247,15 @@ def promises(found: dict[str, Any]) -> str:
         f"The measured p99 lay within the plan's band in {hit(f'{sum(inside.values())} of {len(inside)}', share >= 0.8)} runs (goal: 80 %). "
         f"`verify` said PASS to {hit(f'{sum(right)} of {len(right)}', all(right))} bundles as they were written, and FAIL to "
         f"{hit(f'{sum(caught)} of {len(caught)}', all(caught))} copies that something was done to.\n\n"
-        "A plan simulates the queue and the model; what the server itself takes is not in it, so that the band of a fast model lies below what is measured.\n\n"
+        "The plan rests on a rehearsal of the server, and its band holds what the server itself takes; the band before that rests on the model's profile and "
+        "a recorded default for the server.\n\n"
     )
     rows = []
     for key, entry in honest.items():
         p99 = "–" if entry["p99_s"] is None else hit(f"{1e3 * entry['p99_s']:.1f}", inside[key])
         verdict = hit("PASS" if entry["passed"] else "FAIL", entry["passed"])
-        rows.append([key, p99, band(entry), verdict, "; ".join(entry["findings"]).replace("|", "/")])
-    text += kept.table(["model, rate, arrivals", "measured p99 ms", "plan's band ms", "verdict", "findings"], rows)
+        rows.append([key, p99, band(entry, "band_s"), band(entry, "before_band_s"), verdict, "; ".join(entry["findings"]).replace("|", "/")])
+    text += kept.table(["model, rate, arrivals", "measured p99 ms", "plan's band ms", "before the rehearsal ms", "verdict", "findings"], rows)
     rows = [
         [key, hit("PASS" if entry["passed"] else "FAIL", not entry["passed"]), ", ".join(entry["broken"]), "; ".join(entry["findings"]).replace("|", "/")]
         for key, entry in sabotaged.items()
@@ -267,5 +268,5 @@ def within(entry: dict[str, Any]) -> bool:
     return entry["p99_s"] is not None and low <= entry["p99_s"] <= high
 
 
-def band(entry: dict[str, Any]) -> str:
-    return " to ".join(f"{1e3 * value:.1f}" for value in entry["plan"]["band_s"]) or "none"
+def band(entry: dict[str, Any], which: str) -> str:
+    return " to ".join(f"{1e3 * value:.1f}" for value in entry["plan"][which]) or "none"

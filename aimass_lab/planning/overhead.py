@@ -1,0 +1,99 @@
+"""What a server adds to every request beside queue and model: reading, decoding, the hop to the queue and back, the answer's way to the client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..records import Number, ServerTime
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .queueing import Array
+
+LEVELS = 50
+"""Quantiles that stand for the measured ones in a record."""
+BAND_KIND = "lowest and highest of the stretches that it was measured in"
+
+RECORDED_S = (0.0007, 0.0009, 0.0011, 0.0014, 0.0022)
+"""Equally likely milliseconds of a bundle's server and of a client on the same machine, where no bundle was measured."""
+RECORDED_BAND_S = (0.0004, 0.005)
+"""Of the typical one: from a fast idle machine to a small one that computes at the same time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Overhead:
+    """A distribution of the server's own time by request, and how sure its scale is."""
+
+    quantiles: Array
+    """Equally likely seconds, sorted."""
+    low: float
+    """Lower end of the interval of the typical time, relative to it."""
+    high: float
+    """Upper end."""
+    number: Number
+    """The typical time as it is shown: the median, with where it comes from."""
+
+    @classmethod
+    def from_number(cls, number: Number) -> Overhead:
+        """Make every request wait as long; the number's interval becomes the uncertainty.
+
+        Raises:
+            InputError: it is no time of at least 0.
+        """
+        return cls.from_quantiles((number.value,), number)
+
+    @classmethod
+    def from_record(cls, record: ServerTime) -> Overhead:
+        """Take what a rehearsal measured."""
+        return cls.from_quantiles(record.quantiles_s, record.typical)
+
+    @classmethod
+    def from_quantiles(cls, quantiles_s: Sequence[float], number: Number) -> Overhead:
+        """Make it from equally likely times and the number that is shown for them.
+
+        Raises:
+            InputError: no times, or one below 0, or another unit.
+        """
+        import numpy as np
+
+        times = np.sort(np.asarray(quantiles_s, dtype=float))
+        if not len(times) or not np.isfinite(times).all() or times[0] < 0 or number.unit != "s":
+            raise InputError(f"the server's own time must be at least 0 s, got {number.value} {number.unit}")
+        low, high = number.interval or (number.value, number.value)
+        scale = (low / number.value, high / number.value) if number.value > 0 else (1.0, 1.0)
+        return cls(times, min(scale[0], 1.0), max(scale[1], 1.0), number)
+
+    @classmethod
+    def recorded(cls) -> Overhead:
+        """The default, for a server that nobody measured yet."""
+        method = "default recorded from bundles on machines of 2 cores; rehearse measures it for a bundle"
+        typical = Number(
+            value=RECORDED_S[len(RECORDED_S) // 2], unit="s", source="estimated", method=method, interval=RECORDED_BAND_S, interval_kind="recorded range"
+        )
+        return cls.from_quantiles(RECORDED_S, typical)
+
+    @property
+    def record(self) -> ServerTime:
+        """As a plan keeps it."""
+        return ServerTime(typical=self.number, quantiles_s=tuple(self.quantiles.tolist()))
+
+    @property
+    def least_s(self) -> float:
+        """No request is answered sooner than this after queue and model."""
+        return float(self.quantiles[0]) * self.low
+
+    def draw(self, count: int, rng: np.random.Generator, level: float = 0.5) -> Array:
+        """Draw the times of `count` requests.
+
+        Args:
+            count: How many.
+            rng: What draws.
+            level: Place within the interval: 0 is its lower end, 0.5 the times as they are, 1 its upper end.
+        """
+        factor = self.low + (1 - self.low) * 2 * level if level < 0.5 else 1 + (self.high - 1) * (2 * level - 1)
+        drawn: Array = factor * rng.choice(self.quantiles, count)
+        return drawn

@@ -193,18 +193,20 @@ def test_a_search_keeps_limits_and_its_front_grows_while_it_runs(page):
     assert line_of_code(page) == "study.search()"
     page.get_by_label("max drop").fill("0.05")
     page.locator(".aw-compose summary").click()
-    for name, text in {"recipe": "none; unstructured_pruning(sparsity=0.97); bf16", "runtime": "eager", "batch": "4", "trials": "4", "seconds": "60"}.items():
+    for name, text in {"recipe": "none; unstructured_pruning(sparsity=0.97); bf16", "runtime": "eager", "batch": "4", "trials": "4", "seconds": "50"}.items():
         page.get_by_label(name, exact=True).fill(text)
     page.get_by_label("sampler", exact=True).select_option("grid")
     recipes = '("none", "unstructured_pruning(sparsity=0.97)", "bf16")'
-    line = f'study.search(max_drop=0.05, recipe={recipes}, runtime=("eager",), batch=(4,), trials=4, seconds=60, sampler="grid")'
+    line = f'study.search(max_drop=0.05, recipe={recipes}, runtime=("eager",), batch=(4,), trials=4, seconds=50, sampler="grid")'
     assert line_of_code(page) == line
     page.evaluate(
         """() => {
           window.grew = [];
+          window.waited = 0;
           const look = () => {
             const points = document.querySelectorAll('.aw-candidate').length;
             if (document.querySelector('.aw-job progress') && points !== window.grew.at(-1)) window.grew.push(points);
+            if (points && document.querySelector('.aw-job .aw-hint')?.textContent === 'waits') window.waited += 1;
           };
           new MutationObserver(look).observe(document.querySelector('.aw'), {childList: true, subtree: true});
         }"""
@@ -217,6 +219,7 @@ def test_a_search_keeps_limits_and_its_front_grows_while_it_runs(page):
     record = json.loads(ask(page, "print(to_json(study.results[-1]))"))
     assert len(record["candidates"]) == 3
     assert len(page.evaluate("() => window.grew")) >= 2  # it was drawn with fewer settings than there are now
+    assert page.evaluate("() => window.waited") == 0  # what the panel tells the kernel, its picture above all, takes the place of no work
     assert page.locator(".aw-candidate").count() == sum(c["status"] == "measured" for c in record["candidates"])
     assert [limit["name"] for limit in record["limits"]] == ["drop"]
 

@@ -7,39 +7,72 @@ from typing import Any
 from ..background import Worker
 from .panel import open_panels
 
-_joined: dict[int, Worker] = {}
-"""The one worker of a shell, by the shell's id."""
+
+class Joint:
+    """One shell and its worker.
+
+    Args:
+        shell: The kernel's IPython shell.
+    """
+
+    def __init__(self, shell: Any) -> None:
+        self.worker = Worker()
+        self._shell = shell
+
+    def join(self) -> None:
+        """Begin to listen; the worker rests until the cell that is running now has ended."""
+        # Not pre_run_cell: what a front-end runs silently must not meet a job either.
+        self._shell.events.register("pre_execute", self._before)
+        self._shell.events.register("post_execute", self._after)
+        self.worker.hold()
+        _stop_when_interrupted(self._shell.kernel, self.worker)
+
+    def leave(self) -> None:
+        """Stop what runs, and leave the kernel as it was."""
+        self.worker.stop()
+        self._shell.events.unregister("pre_execute", self._before)
+        self._shell.events.unregister("post_execute", self._after)
+
+    def _before(self) -> None:
+        if not self._is_from_panel():
+            self.worker.hold()
+
+    def _after(self) -> None:
+        if self._is_from_panel():
+            return
+        for panel in open_panels():
+            panel.refresh()
+        self.worker.release()
+
+    def _is_from_panel(self) -> bool:
+        """Whether what the kernel handles now is a message of a panel: ipykernel announces those as it does cells.
+
+        They leave the model alone. If they took the place of a job, a click would begin a measurement anew, and Stop find nothing to stop.
+        """
+        parent = self._shell.get_parent()
+        of_comm = parent.get("header", {}).get("msg_type") == "comm_msg"
+        return of_comm and parent.get("content", {}).get("comm_id") in {panel.model_id for panel in open_panels()}
+
+
+_joined: dict[int, Joint] = {}
+"""By the shell's id."""
 
 
 def join_worker(shell: Any) -> Worker:
-    """The worker of `shell`; a new one rests until the cell that is running now has ended."""
+    """The one worker of `shell`."""
     if id(shell) not in _joined:
-        worker = _joined[id(shell)] = Worker()
-        # Not pre_run_cell: what a front-end runs silently must not meet a job either.
-        shell.events.register("pre_execute", worker.hold)
-        shell.events.register("post_execute", _after_cell)
-        worker.hold()
-        _stop_when_interrupted(shell.kernel, worker)
-    return _joined[id(shell)]
+        joint = _joined[id(shell)] = Joint(shell)
+        joint.join()
+    return _joined[id(shell)].worker
 
 
 def leave(shell: Any) -> None:
     """Close every panel, stop what runs for them, and leave the kernel as it was."""
     for panel in open_panels():
         panel.close()
-    worker = _joined.pop(id(shell), None)
-    if worker is None:
-        return
-    worker.stop()
-    shell.events.unregister("pre_execute", worker.hold)
-    shell.events.unregister("post_execute", _after_cell)
-
-
-def _after_cell() -> None:
-    for panel in open_panels():
-        panel.refresh()
-    for worker in _joined.values():
-        worker.release()
+    joint = _joined.pop(id(shell), None)
+    if joint is not None:
+        joint.leave()
 
 
 def _stop_when_interrupted(kernel: Any, worker: Worker) -> None:

@@ -90,7 +90,7 @@ function handle(svg, name, limit, scale, axis, { left, right, top, bottom }, mov
   const nearest = (p) => Math.min(Math.max(p, Math.min(start, end)), Math.max(start, end));
   const line = h("line", { class: "aw-limit" });
   const knob = axis ? h("rect", { class: "aw-knob", x: right - 9, width: 18, height: 10, rx: 5 }) : h("rect", { class: "aw-knob", y: top - 9, width: 10, height: 18, rx: 5 });
-  const text = h("text", { class: "aw-limit-name", "text-anchor": axis ? "end" : "middle" });
+  const text = h("text", { class: "aw-limit-name" });
   const group = h("g", { class: "aw-handle-group", role: "slider", tabindex: 0, "aria-label": `limit of ${WORDS[name]}`, "aria-orientation": axis ? "vertical" : "horizontal" }, line, knob, text);
   let value = limit;
   const unit = isLoss(name) ? "ratio" : name.startsWith("latency") ? "s" : name === "cost" ? "USD/item" : "B";
@@ -99,8 +99,10 @@ function handle(svg, name, limit, scale, axis, { left, right, top, bottom }, mov
     const says = value === null ? "no limit" : `at most ${isLoss(name) ? Number(value.toPrecision(2)) : quantity(value, unit)}`;
     for (const [key, v] of Object.entries(axis ? { x1: left, x2: right, y1: at, y2: at } : { x1: at, x2: at, y1: top, y2: bottom })) line.setAttribute(key, v);
     knob.setAttribute(axis ? "y" : "x", at - 5);
-    text.setAttribute("x", axis ? right - 14 : Math.min(Math.max(at, left + 40), right - 30));
-    text.setAttribute("y", axis ? at - 6 : top - 13);
+    const late = axis || at > (left + right) / 2;
+    text.setAttribute("text-anchor", late ? "end" : "start");
+    text.setAttribute("x", axis ? right - 14 : at + (late ? -6 : 6));
+    text.setAttribute("y", axis ? at - 6 : bottom - 8);
     text.textContent = says;
     group.setAttribute("aria-valuetext", says);
     group.setAttribute("aria-valuenow", String(Math.round(100 * Math.abs((at - start) / (end - start)))));

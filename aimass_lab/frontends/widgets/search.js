@@ -205,7 +205,7 @@ class Search {
     const rows = [
       record.runner_up ? ["why not the runner-up", record.runner_up.text] : null,
       record.refused ? ["why not the first by its objective", record.refused.text] : null,
-      ...record.limits.map((limit) => [`limit of ${WORDS[limit.name]}, ${figure(limit.at_most)}${limit.relaxed === null ? "" : ": it binds"}`, `${limit.num_excluded.value} settings are beyond it, ${limit.num_excluded_alone.value} of them beyond nothing else; ${limit.text}`]),
+      ...record.limits.map((limit) => [`limit of ${WORDS[limit.name]}, ${figure(limit.at_most)}${limit.relaxed === null ? "" : ": it binds"}`, `${limit.num_excluded.value === 1 ? "1 setting is" : `${limit.num_excluded.value} settings are`} beyond it, ${limit.num_excluded_alone.value} of them beyond nothing else; ${limit.text}`]),
     ].filter(Boolean);
     return rows.length ? section("Why this one", null, h("dl", { class: "aw-why" }, rows.map(([text, says]) => h("div", {}, h("dt", {}, text), h("dd", {}, says))))) : null;
   }

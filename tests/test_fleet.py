@@ -566,3 +566,14 @@ def test_a_fleet_on_the_command_line(model_file, fleet_file, capsys):
     record = from_json(capsys.readouterr().out, FleetAllocation)
     assert record.model("Net").replicas.value >= 1
     assert "max_jobs" in {limit.name for limit in record.limits}
+
+
+def test_the_fleet_of_the_readme_is_one(tmp_path):
+    import re
+    from pathlib import Path
+
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (tmp_path / "fleet.toml").write_text(re.search(r"```toml\n(\[nodes.*?)```", text, re.DOTALL)[1])
+    fleet = read_fleet(tmp_path / "fleet.toml", HERE)
+    assert [kind.name for kind in fleet.kinds] == ["box", "gpu", "card"]
+    assert fleet.tenants == {"net": "search"}

@@ -272,7 +272,7 @@ def _reason(way: Way, count: int, share: float, weighed: int) -> str:
 def _difference(first: ResourceDemand, way: Way, ask: Ask, count: int) -> str:
     """The formula's replicas against the answer's, and why they differ."""
     cut = round(first.replicas.value)
-    head = f"the formula has {first.busy_devices.value:.2f} {first.busy_devices.unit}s busy, so {cut} at {first.utilization.value:.0%}"
+    head = f"the formula has {first.busy_devices.value:.3g} {first.busy_devices.unit}s busy, so {cut} at {first.utilization.value:.0%}"
     if cut == count:
         return f"{head}; so has the answer"
     full = way.candidate.service.stable_rate(way.candidate.max_batch_size)
@@ -290,7 +290,7 @@ def _limit_text(limit: Tight) -> str:
         return f"{limit.name}: {of} used, there is room left"
     more = f"{format_quantity(limit.more, limit.unit)} more"
     if limit.before is None or limit.after is None:
-        return f"{limit.name}: {of} used; what {more} would buy was not found in time"
+        return f"{limit.name}: {of} used; what {more} would buy was not found for sure in the time there was"
     if limit.after.everybody and not limit.before.everybody:
         return f"{limit.name}: {of} used; with {more} everybody would be served"
     if limit.saved > 1e-3:

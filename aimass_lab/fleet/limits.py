@@ -26,6 +26,8 @@ class Reach:
     """The least share of any model."""
     cost: float
     everybody: bool
+    proven: bool = True
+    """Nothing better is possible; without, that more of a limit does not help says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Tight:
         return raised or self.saved > 1e-3 or self.gained > 1e-6
 
 
-def find_limits(problem: Problem, solution: Solution, *, seconds: float = 1.0) -> list[Tight]:
+def find_limits(problem: Problem, solution: Solution, *, seconds: float = 3.0) -> list[Tight]:
     """Look at every limit that there is.
 
     Args:
@@ -75,8 +77,9 @@ def find_limits(problem: Problem, solution: Solution, *, seconds: float = 1.0) -
         if used + step <= limit + EPS:
             found.append(Tight(name=name, unit=unit, limit=limit, used=used, more=None))
             continue
-        after = _reach(raised, solve(raised, seconds=seconds)) if small else _relaxed(raised)
-        found.append(Tight(name=name, unit=unit, limit=limit, used=used, more=step, before=before, after=after))
+        after = _again(raised, seconds) if small else _relaxed(raised)
+        tight = Tight(name=name, unit=unit, limit=limit, used=used, more=step, before=before, after=after)
+        found.append(tight if tight.binds or after is None or after.proven else replace(tight, after=None))
     return found
 
 
@@ -105,6 +108,11 @@ def _held(problem: Problem, solution: Solution, quota: Quota) -> float:
     """What a tenant holds."""
     by_model = zip(problem.clients, solution.chosen, solution.replicas, strict=True)
     return sum(count * problem.options[o].use(quota.resource) for client, o, count in by_model if o is not None and client.tenant == quota.tenant)
+
+
+def _again(problem: Problem, seconds: float) -> Reach:
+    solution = solve(problem, seconds=seconds)
+    return replace(_reach(problem, solution), proven=solution.exact)
 
 
 def _reach(problem: Problem, solution: Solution) -> Reach:

@@ -25,7 +25,8 @@ from aimass_lab.records import BatchPoint, ModelInfo, Number
 
 TARGET = Path(__file__).with_name("ALLOCATION.md")
 GOALS = {10: 0.1, 100: 0.3, 1000: 2.0}
-SEEDS = (0, 1, 2)
+FLEETS = {10: 3, 100: 3, 1000: 1}
+"""How many of each size."""
 PATIENCE_S = 600.0
 """By the wall's clock, which other work on the machine stretches; what is reported is processor time."""
 
@@ -69,7 +70,7 @@ def sizes() -> list[str]:
     for models, goal in GOALS.items():
         for what in ("all served", "budget of 60 %"):
             taken, gaps, options = [], [], 0
-            for seed in SEEDS:
+            for seed in range(FLEETS[models]):
                 problem = made_up(models, seed)
                 options = len(problem.options)
                 if what != "all served":
@@ -149,7 +150,8 @@ TEXT = """# Allocation on a fleet: how fast, and how far from the best
 
 `python tests/benchmarks/planning/allocate.py`, on {machine}, {cores:g} cores: processor time of this process, which had {own:.0%} of a core while other work
 had the rest; on a quiet machine it is about the wall's. Fleets are made up (four types of nodes, processors, whole devices, quarters and MIG instances; two
-variants of each model), three of each size. That the answer is the best there is on small cases, by brute force, is a test: `tests/test_fleet.py`.
+variants of each model), three each of 10 and 100, one of 1000. That the answer is the best there is on small cases, by brute force, is a test:
+`tests/test_fleet.py`.
 
 ## Choice and placement
 

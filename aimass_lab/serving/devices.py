@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from .errors import BundleError, ServerError
 
@@ -28,7 +28,7 @@ def device_of(devices: Sequence[str], place: int) -> str:
     return devices[place % len(devices)]
 
 
-def device_environment(device: str) -> Mapping[str, str]:
+def device_environment(device: str) -> dict[str, str]:
     """What a worker's process gets so that its device is the only one that it sees, as number 0."""
     return {"CUDA_VISIBLE_DEVICES": device.partition(":")[2]}
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .config import ServingConfig
-from .errors import RequestError
+from .errors import CLIENT_GONE, RequestError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -133,6 +133,9 @@ class Tracing:
             status, text = 200, ""
         except RequestError as error:
             status, text = error.status, error.text
+            raise
+        except asyncio.CancelledError:
+            status = CLIENT_GONE
             raise
         finally:
             span.set_attribute("aimass.status", status)

@@ -123,10 +123,11 @@ def test_a_plan_is_made_by_a_click_and_is_a_line_of_code(page):
     assert page.locator(".aw-four .aw-fact").first.locator("b").inner_text().startswith(ask(page, "print(f'{plan.replicas.value:g} replica')"))
 
 
-def test_a_drag_reads_the_last_plan_while_the_kernel_is_busy_and_plans_anew_where_it_is_let_go(page):
+def test_a_drag_reads_the_last_plan_while_the_kernel_is_busy_and_plans_anew_where_it_is_let_go(page, folder):
     number = results(page)
     kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-    page.evaluate(f"() => {{ window.slept = {kernel}.requestExecute({{code: 'import time; time.sleep(6)'}}).done; }}")
+    held = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)"
+    page.evaluate(f"code => {{ window.held = {kernel}.requestExecute({{code}}).done; }}", held)
     page.wait_for_function(f"() => {kernel}.status === 'busy'")
     box = page.locator(".aw-drag").first.bounding_box()
     page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.5 * box["height"])
@@ -139,7 +140,8 @@ def test_a_drag_reads_the_last_plan_while_the_kernel_is_busy_and_plans_anew_wher
     assert len(set(seen)) == len(seen)
     page.mouse.up()
     asked = line(page)
-    page.evaluate("() => window.slept")
+    (folder / "go").touch()
+    page.evaluate("() => window.held")
     has_more(page, number)
     assert ask(page, f"plan = study.results[-1]; print(plan == {asked})") == "True"
     page.wait_for_selector(".aw-lead.aw-good, .aw-lead.aw-bad")

@@ -45,7 +45,10 @@ class Planner {
   }
 
   update() {
-    if (this.adopt()) this.buildControls();
+    if (this.adopt()) {
+      this.buildControls();
+      this.ctx.showCode([this.line()]);
+    }
     this.drawAnswer();
     this.drawMore();
   }

@@ -33,6 +33,7 @@ from aimass_lab.bundle import check_hashes, is_bundle, read_bundle, require_bund
 from aimass_lab.bundle.calibrate import Calibration, find_rate
 from aimass_lab.bundle.choices import choose, dns_name
 from aimass_lab.bundle.promises import Asked, make_promises, risk_notes
+from aimass_lab.bundle.proof import run_proof
 from aimass_lab.bundle.requirements import EXTRAS, extra_requirements, pinned_requirements
 from aimass_lab.bundle.served import ServedBundles
 from aimass_lab.errors import BundleError, InputError, UnsupportedError
@@ -341,6 +342,22 @@ def test_verifying_gives_the_measured_numbers(moved: Path) -> None:
     assert all(earlier <= later for earlier, later in pairwise(known))
     assert [p.name for p in check.promises] == ["errors", "fidelity", "latency_p99", "throughput", "memory", "startup"]
     assert all(p.passed and p.measured is not None and p.measured.source == "measured" for p in check.promises)
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("print(json.dumps(so_far), flush=True); raise RuntimeError('the disk is full')", "the disk is full"),
+        ("print(json.dumps(so_far), flush=True); sys.exit(0)", "ended with code 0"),
+        ("print('no JSON', flush=True)", "does not run"),
+        ("sys.stderr.write('unrecognized arguments'); sys.exit(2)", "another version"),
+    ],
+)
+def test_a_proof_that_breaks_down_halfway_is_no_verdict(tmp_path: Path, program: str, why: str) -> None:
+    so_far = {"record": "check", "subject": "b", "passed": None, "promises": [], "findings": []}
+    (tmp_path / "run.py").write_text(f"import json, sys\nso_far = json.loads({json.dumps(json.dumps(so_far))})\n{program}")
+    with pytest.raises(BundleError, match=why):
+        run_proof(tmp_path)
 
 
 def test_an_altered_bundle_is_not_run(moved: Path) -> None:

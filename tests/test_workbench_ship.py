@@ -9,6 +9,7 @@ import torch
 from models import TinyCNN, TinyMLP, TinyTransformer
 
 from aimass_lab import Study, check
+from aimass_lab.bundle import writer
 from aimass_lab.errors import InputError
 from aimass_lab.frontends.background import END_STATES, Worker
 from aimass_lab.frontends.lines import read_line
@@ -104,6 +105,7 @@ def test_a_spec_is_sent_with_its_files_and_what_a_check_finds_in_them(planned, p
 
 def test_a_bundle_is_proved_row_by_row_and_a_check_in_a_cell_is_seen_too(planned, panel_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(writer, "MEASURE_BUDGET_S", 0.1)
     panel = panel_of(planned)
     seen = []
     panel.observe(lambda change: seen.append(change["new"].get("check")), "records")

@@ -19,8 +19,9 @@ from ..records import Check, Promise
 from .folder import MANIFEST, check_hashes, is_error, read_bundle, read_manifest
 
 Progress = Callable[[float, str], None]
-VERDICTS = (0, 1, 5)
-"""Exit codes of a proof that came to its end: kept, broken, not judged."""
+VERDICTS = {0: True, 1: False, 5: None}
+"""Exit codes of a proof that came to its end, and what they say; one that breaks down ends with 1, too, but after no such record."""
+WRONG_ARGUMENTS = 2
 LOOK_EVERY_S = 0.1
 
 
@@ -115,8 +116,10 @@ def run_proof(folder: Path, *, duration_s: float | None = None, progress: Progre
                 process.wait()
             assert process.stdout is not None
             process.stdout.close()
-        if last is None or process.returncode not in VERDICTS:
-            raise _no_record(folder, said, f"it ended with code {process.returncode}")
+        code = process.returncode
+        if last is None or code not in VERDICTS or VERDICTS[code] is not last.passed:
+            older = "it was written by another version: write it again, or run its own proof, python run.py verify" if code == WRONG_ARGUMENTS else None
+            raise _no_record(folder, said, f"it ended with code {code}", older)
     return last
 
 
@@ -136,7 +139,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
             yield from lines
 
 
-def _no_record(folder: Path, said: IO[bytes], why: str) -> BundleError:
+def _no_record(folder: Path, said: IO[bytes], why: str, help: str | None = None) -> BundleError:
     said.seek(0)
     lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-    return BundleError(f"the proof of {folder} does not run: {lines[-1] if lines else why}")
+    return BundleError(f"the proof of {folder} does not run: {lines[-1] if lines else why}", help=help)

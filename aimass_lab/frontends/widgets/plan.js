@@ -45,7 +45,10 @@ class Planner {
   }
 
   update() {
-    if (this.adopt()) this.buildControls();
+    if (this.adopt()) {
+      this.buildControls();
+      this.ctx.showCode([this.line()]);
+    }
     this.drawAnswer();
     this.drawMore();
   }
@@ -206,6 +209,7 @@ class Planner {
       card("p99 of a request", planned ? number(plan.latency_p99) : p99 ? number(read(p99.y, "s", band)) : "without bound", `asked: at most ${quantity(this.ui.p99, "s")}`),
       card("batches of at most", number(plan.max_batch_size), plan.max_wait.value ? `held back for ${figure(plan.max_wait)}` : "of what waits, never held back"),
       card("busy", planned ? share(plan.utilization) : finite ? share(read(Math.min(1, rate / (replicas * this.loads.limit)), "ratio")) : "–", finite ? `queues grow from ${quantity(replicas * this.loads.limit, "request/s")} on` : null),
+      card("when one replica is lost", finite && replicas > 1 ? number(read((replicas - 1) * carried(this.loads, this.ui.p99) / (1 + this.ui.headroom), "request/s")) : h("span", { class: "aw-number" }, finite ? "nothing answers" : "–"), finite && replicas > 1 ? "are still answered in time" : null),
       card("cost", planned && plan.cost ? number(plan.cost) : price !== null && finite ? number(read(replicas * price, "USD/h")) : h("span", { class: "aw-number" }, "no price given")));
   }
 

@@ -65,7 +65,7 @@ function gauge(share, kind) {
   const width = 84;
   const x = (v) => (Math.min(v, 1.3) / 1.3) * width;
   return h("svg", { class: "aw-gauge", width, height: 12, viewBox: `0 0 ${width} 12`, role: "img", "aria-label": `${quantity(100 * share, "").trim()} % of the limit` },
-    h("rect", { class: "aw-lane", x: 0, y: 2, width, height: 8 }), h("rect", { class: `aw-gauge-bar ${kind}`, x: 0, y: 2, width: Math.max(1.5, x(share)), height: 8 }), h("line", { class: "aw-gauge-limit", x1: x(1), x2: x(1), y1: 0, y2: 12 }));
+    h("rect", { class: "aw-lane", x: 0, y: 2, width, height: 8 }), h("rect", { class: `aw-gauge-bar ${kind.split(" ")[1] ?? ""}`, x: 0, y: 2, width: Math.max(1.5, x(share)), height: 8 }), h("line", { class: "aw-gauge-limit", x1: x(1), x2: x(1), y1: 0, y2: 12 }));
 }
 
 /** What is told of a proof that runs now; null where none does. */

@@ -73,8 +73,8 @@ def monitor(
     base = url.rstrip("/")
     looks = [_look(base, token, began)]
     try:
-        while time.perf_counter() - began < seconds:
-            time.sleep(min(every, max(0.0, began + seconds - time.perf_counter())))
+        while len(looks) < 2 or looks[-1].at_s < seconds:
+            time.sleep(max(0.01, min(every, began + seconds - time.perf_counter())))
             looks.append(_look(base, token, began))
             say(min(1.0, looks[-1].at_s / seconds), line(point(*looks[-2:])))
     except KeyboardInterrupt:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .rehearse import Asked, rehearse
+from .measure import Asked, rehearse
 
 __all__ = ["Asked", "rehearse"]

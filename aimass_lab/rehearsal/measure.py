@@ -86,14 +86,7 @@ def rehearse(folder: Path, asked: Asked, *, corrections: Mapping[str, Correction
         run = _send(running, load, asked)
         startups = max(server.startup_s for server in running.servers), running.worker_startup_s()
     if run.num_requests < FEWEST_REQUESTS:
-        raise (
-            KeyboardInterrupt
-            if run.interrupted
-            else InputError(
-                f"{load.rate:g} requests/s for {format_seconds(load.seconds)} are {run.num_requests} requests, too few to judge anything",
-                help="give more seconds",
-            )
-        )
+        raise KeyboardInterrupt  # ended before there was anything to keep
     say(0.95, "simulating it")
     load = dataclasses.replace(load, seconds=run.results[0].duration_s)
     environment = read_environment(torch.device("cpu"), load=meter)
@@ -241,6 +234,9 @@ def _check(asked: Asked) -> None:
     for name, value in (("rate", asked.rate.value), ("seconds", asked.seconds)):
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"the {name} must be above 0, got {value}")
+    if asked.rate.value * asked.seconds < FEWEST_REQUESTS:
+        text = f"{asked.rate.value:g} requests/s for {format_seconds(asked.seconds)} are too few to judge anything: at least {FEWEST_REQUESTS} are needed"
+        raise InputError(text, help="give more seconds")
     if asked.kill < 0:
         raise InputError(f"the number of workers to kill must be at least 0, got {asked.kill}")
     if asked.seed < 0:

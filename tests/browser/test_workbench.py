@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from labserver import CHROMIUM, command, opened, running_notebook, theme
+from labserver import CHROMIUM, ask, command, opened, running_notebook, theme
 
 from aimass_lab.frontends.widgets.source import script
 from aimass_lab.units import format_quantity
@@ -15,7 +15,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine, and no right to install it"),
 ]
-PATIENCE_MS = 120_000
 LARGEST_PICTURE = 200_000
 VIEW = "application/vnd.jupyter.widget-view+json"
 BEYOND = """() => {
@@ -67,25 +66,9 @@ def lab(folder):
 def page(lab):
     """The panel, open, with nothing known yet; the tests below go on with what the ones before have found."""
     with opened(lab, height=1900) as page:
-        page.set_default_timeout(PATIENCE_MS)
         command(page, "notebook:run-all-cells")
         page.wait_for_selector(".aw .aw-empty")
         yield page
-
-
-def ask(page, code):
-    """Run code in the kernel as a front-end does, and give what it prints."""
-    return page.evaluate(
-        """async code => {
-          const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-          const future = kernel.requestExecute({code, store_history: false});
-          let out = '';
-          future.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text; if (m.header.msg_type === 'error') out += m.content.evalue; };
-          await future.done;
-          return out.trim();
-        }""",
-        code,
-    )
 
 
 def quiet(page):
@@ -160,24 +143,28 @@ def test_a_line_becomes_a_cell_and_a_cell_appears_in_the_panel(page):
     page.wait_for_selector(".aw-dot")
 
 
-def test_curves_follow_the_hand_while_the_kernel_is_busy(page):
+def test_curves_follow_the_hand_while_the_kernel_is_busy(page, folder):
     open_view(page, "What-if")
     page.locator(".aw .aw-primary").click()
     page.wait_for_selector(".aw-drag")
     quiet(page)
     kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-    page.evaluate(f"() => {{ window.slept = {kernel}.requestExecute({{code: 'import time; time.sleep(8)'}}).done; }}")
+    until = "import time, pathlib\\nwhile not pathlib.Path('enough').exists(): time.sleep(0.02)"
+    page.evaluate(f'() => {{ window.slept = {kernel}.requestExecute({{code: "{until}"}}).done; }}')
     page.wait_for_function(f"() => {kernel}.status === 'busy'")
-    box = page.locator(".aw-drag").first.bounding_box()
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
-    page.mouse.down()
-    seen = []
-    for step in range(5):
-        page.mouse.move(box["x"] + (0.5 + 0.08 * step) * box["width"], box["y"] + 0.5 * box["height"])
-        seen.append((page.locator(".aw-four b").nth(0).inner_text(), page.locator("code.aw-code").inner_text()))
-    assert page.evaluate(f"() => {kernel}.status") == "busy"
-    assert len(set(seen)) == len(seen)
-    page.mouse.up()
+    try:
+        box = page.locator(".aw-drag").first.bounding_box()
+        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+        page.mouse.down()
+        seen = []
+        for step in range(5):
+            page.mouse.move(box["x"] + (0.5 + 0.08 * step) * box["width"], box["y"] + 0.5 * box["height"])
+            seen.append((page.locator(".aw-four b").nth(0).inner_text(), page.locator("code.aw-code").inner_text()))
+        assert page.evaluate(f"() => {kernel}.status") == "busy"
+        assert len(set(seen)) == len(seen)
+        page.mouse.up()
+    finally:
+        (folder / "enough").touch()
     page.evaluate("() => window.slept")
 
 
@@ -203,15 +190,26 @@ def test_a_cell_comes_first_and_the_measurement_goes_on_after_it(page):
     assert ask(page, f"print(len(study.results) - {number}, study.results[-2].batch_size)") == "3 3"
 
 
+def measure_beside(page, seconds):
+    """Begin a profile that has something to keep, and has long to go, when this returns."""
+    ask(page, f"from aimass_lab.frontends.widgets.panel import open_panels\n_ = open_panels()[0].run('study.profile(seconds={seconds}, batch=64)')")
+    page.wait_for_function("() => /timing batch (?!64)/.test(document.querySelector('.aw-job')?.textContent)")  # so 64, which comes first, is timed
+
+
 def test_the_kernels_interrupt_stops_what_runs_beside_it(page):
-    ask(page, "from aimass_lab.frontends.widgets.panel import open_panels\n_ = open_panels()[0].run('study.profile(seconds=30, batch=64)')")
-    page.wait_for_selector(".aw-job progress")
-    page.wait_for_function("() => document.querySelector('.aw-job').textContent.includes('timing batch 64')")
-    page.wait_for_timeout(2000)  # it keeps what it has timed, once there is some
+    measure_beside(page, 12)
     command(page, "notebook:interrupt-kernel")
     quiet(page)
     assert "was stopped" in page.locator(".aw-jobs").inner_text()
     assert ask(page, "print('W-INTERRUPTED' in [note.code for note in study.results[-1].notes], model.training)") == "True True"
+
+
+def test_the_stop_button_of_what_runs_stops_it_alone(page):
+    number = int(ask(page, "print(len(study.results))"))
+    ask(page, "_ = open_panels()[0].run('study.profile(seconds=60, batch=64)'); _ = open_panels()[0].run('study.demand(batch=5)')")
+    page.locator(".aw-job", has=page.locator("progress"), has_text="seconds=60").get_by_role("button", name="stop").click()
+    quiet(page)
+    assert ask(page, f"print([r.batch_size for r in study.results[{number}:]][-1], model.training)") == "5 True"
 
 
 def test_a_line_that_fails_says_why(page):
@@ -241,9 +239,9 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(page, name, view, tmp_path):
     pictures.mkdir(parents=True, exist_ok=True)
     for width in (1400, 800):
         page.set_viewport_size({"width": width, "height": 1900})
-        page.wait_for_timeout(300)
+        page.wait_for_function(f"({BEYOND})().length === 0")
         page.locator(".aw").screenshot(path=pictures / f"workbench-{view.lower()}-{name.replace('JupyterLab ', '').replace(' ', '-').lower()}-{width}.png")
-        assert page.evaluate(BEYOND) == []
+        assert page.evaluate(BEYOND) == []  # and it stayed so
     page.set_viewport_size({"width": 1400, "height": 1900})
 
 

@@ -18,6 +18,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 BUILT = Path(__file__).parents[1] / "aimass_lab" / "labextension"
 TOKEN = "t"
+PATIENCE_MS = 120_000
+"""Of a machine that is busy with something else; nothing ends by a time."""
 
 
 def write_notebook(path, cells):
@@ -89,14 +91,27 @@ def opened(address, *, height=1600):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": height})
-        page.errors, page.foreign = [], []
+        page.set_default_timeout(PATIENCE_MS)
+        page.errors, page.foreign, page.sockets = [], [], []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        own = address.split("/lab/")[0]
+        page.on("websocket", lambda socket: page.sockets.append(socket))
+        own = address.split("/lab/")[0].split("/notebooks/")[0]
         page.on("request", lambda request: None if request.url.startswith((own, "data:", "blob:")) else page.foreign.append(request.url))
         page.goto(address, timeout=120_000)
         wait_idle(page)
         yield page
         browser.close()
+
+
+def close_kernels(address):
+    """End every kernel of the server: what a file of tests leaves behind."""
+    for session in json.loads(ask_server(f"{address}api/sessions")):
+        ask_server(f"{address}api/sessions/{session['id']}", method="DELETE")
+
+
+def ask_server(url, *, method="GET"):
+    with urllib.request.urlopen(urllib.request.Request(url, method=method, headers={"Authorization": f"token {TOKEN}"}), timeout=60) as response:
+        return response.read().decode()
 
 
 def wait_for(url, log):
@@ -116,7 +131,49 @@ def command(page, name, **arguments):
 
 
 def wait_idle(page):
-    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000)
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=PATIENCE_MS)
+
+
+def ask(page, code):
+    """Run code in the kernel as a front-end does, and give what it prints."""
+    return page.evaluate(
+        """async code => {
+          const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+          const future = kernel.requestExecute({code, store_history: false});
+          let out = '';
+          future.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text; if (m.header.msg_type === 'error') out += m.content.evalue; };
+          await future.done;
+          return out.trim();
+        }""",
+        code,
+    )
+
+
+def contrast(page, selector):
+    """WCAG contrast of an element's text against what lies behind it."""
+    return page.evaluate(
+        """selector => {
+          const parse = c => c.match(/[0-9.]+/g).map(Number);
+          const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+          const element = document.querySelector(selector);
+          let behind = element, color = [255, 255, 255];
+          for (; behind; behind = behind.parentElement) {
+            const c = parse(getComputedStyle(behind).backgroundColor);
+            if (c.length === 3 || c[3] === 1) { color = c; break; }
+          }
+          const [a, b] = [light(parse(getComputedStyle(element).color)), light(color)];
+          return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        }""",
+        selector,
+    )
+
+
+def shoot(page, name, selector=None):
+    """Keep a picture of the page, or of one part of it, where ``AIMASS_SCREENSHOTS`` asks for pictures."""
+    if folder := os.environ.get("AIMASS_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (page.locator(selector).first if selector else page).screenshot(path=Path(folder) / f"{name}.png")
 
 
 def theme(page, name):

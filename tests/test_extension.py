@@ -1,13 +1,20 @@
 """The two halves of the package: one version, one set of record types, and a panel that can be built."""
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from aimass_lab import __version__
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 EXTENSION = Path(__file__).parents[1] / "extension"
 BUILT = Path(__file__).parents[1] / "aimass_lab" / "labextension"
@@ -41,3 +48,22 @@ def test_the_panels_own_tests_pass_and_its_types_fit_the_published_schemas():
     for command in (["node_modules/.bin/tsc", "-p", "tsconfig.test.json"], ["node", "--test", ".test/__tests__"], ["node", "tools/records.mjs", "--check"]):
         done = subprocess.run(command, cwd=EXTENSION, capture_output=True, text=True, check=False, timeout=280)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_it_can_be_found_as_an_extension_of_jupyterlab():
+    """By classifiers on PyPI, and by JupyterLab's own list of extensions, which says how its server's half is installed."""
+    project = tomllib.loads((EXTENSION.parent / "pyproject.toml").read_text())["project"]
+    endings = ("", " :: 4", " :: Extensions", " :: Extensions :: Prebuilt")
+    assert {f"Framework :: Jupyter :: JupyterLab{ending}" for ending in endings} <= set(project["classifiers"])
+    package = json.loads((EXTENSION / "package.json").read_text())
+    assert "jupyterlab-extension" in package["keywords"]
+    assert package["jupyterlab"]["discovery"]["server"] == {"managers": ["pip"], "base": {"name": project["name"]}}
+    assert json.loads((EXTENSION / "install.json").read_text())["packageName"] == project["name"]
+
+
+def test_every_colour_is_one_of_the_theme():
+    literal = re.compile(r"#[0-9a-f]{3,8}\b|\b(?:rgb|hsl|hwb|lab|lch|oklab|oklch)a?\(|\b(?:white|black|gr[ae]y|red|green|blue|orange|yellow)\b", re.IGNORECASE)
+    for path in (EXTENSION / "style").glob("*.css"):
+        rules = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+        values = [re.sub(r"var\(--[\w-]+", "", value) for value in re.findall(r"[\w-]+\s*:\s*([^;{}]+);", rules)]
+        assert [value for value in values if literal.search(value)] == [], path.name

@@ -26,7 +26,7 @@ def test_notebooks_are_small_and_hold_nothing_of_the_machine_that_wrote_them(pat
 
 def run_notebook(path, tmp_path, *, own_folder):
     folder = tmp_path / "notebooks"
-    shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns("*-bundle", ".ipynb_checkpoints"))
+    shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns("*-bundle", "*-manifests", "*.csv", ".ipynb_checkpoints"))
     saved = tmp_path / "executed.ipynb"
     environment = {**os.environ, "AIMASS_STORE": str(tmp_path / "history.db"), "JUPYTER_RUNTIME_DIR": str(own_folder)}
     done = subprocess.run(
@@ -84,6 +84,35 @@ def test_the_fourth_notebook_tries_and_searches(tmp_path, tmp_path_factory):
     assert saved.stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
+def test_the_fifth_notebook_plans_and_its_manifests_hold(tmp_path, tmp_path_factory):
+    done, saved = run_notebook(ROOT / "notebooks" / "05_plan.ipynb", tmp_path, own_folder=tmp_path_factory.mktemp("runtime"))
+    assert "05_plan.ipynb: PASS" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+    for words in ("Plan for ranker", "hpa", "srpt", "E-MEMORY"):
+        assert words in done.stdout, words
+    assert saved.stat().st_size < 1_000_000
+
+
+@pytest.mark.slow
+def test_the_sixth_notebook_serves_two_versions_and_a_committee(tmp_path, tmp_path_factory):
+    done, saved = run_notebook(ROOT / "notebooks" / "06_serve.ipynb", tmp_path, own_folder=tmp_path_factory.mktemp("runtime"))
+    assert "PASS" in done.stdout or "too busy to judge" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+    wire = dict(re.findall(r"^(digits 1|digits 2|committee) *: ([\d.]+)% over the wire$", done.stdout, re.MULTILINE))
+    assert set(wire) == {"digits 1", "digits 2", "committee"}
+    assert all(float(share) > 90 for share in wire.values())
+    assert saved.stat().st_size < 1_000_000
+
+
+@pytest.mark.slow
+def test_the_seventh_notebook_follows_a_language_model(tmp_path, tmp_path_factory):
+    done, saved = run_notebook(ROOT / "notebooks" / "07_language_model.ipynb", tmp_path, own_folder=tmp_path_factory.mktemp("runtime"))
+    executed = nbformat.read(saved, as_version=4)
+    assert all(cell.get("execution_count") for cell in executed.cells if cell.cell_type == "code"), done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Generating with llama-8b" in done.stdout
+    assert re.search(r"predicted [\d.]+ s \([\d.]+ to [\d.]+\), measured [\d.]+ s", done.stdout)
+    assert saved.stat().st_size < 1_000_000
+
+
 @pytest.mark.parametrize("ending", ["1 / 0", "'no verdict'"])
 def test_the_runner_fails_without_a_proof(tmp_path, ending):
     path = tmp_path / "broken.ipynb"
@@ -99,6 +128,11 @@ def test_the_runner_fails_without_a_proof(tmp_path, ending):
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def in_a_hurry(block):
+    """The same lines, but no search goes on for longer than it takes to see that it runs."""
+    return re.sub(r"(search.*\bseconds[ =])\d+", r"\g<1>3", block)
 
 
 def test_the_lines_of_the_readme_run(tmp_path):
@@ -119,7 +153,7 @@ def test_the_lines_of_the_readme_run(tmp_path):
             if "@TECHNIQUES" in block:
                 continue  # a file of the package: tested below
             with capture_output() as captured:
-                outcome = shell.run_cell(block)
+                outcome = shell.run_cell(in_a_hurry(block))
             assert outcome.success, f"{block}\n{captured.stdout}\n{captured.stderr}"
         assert (tmp_path / "my-bundle" / "run.py").exists()
     finally:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from labserver import theme
 
-PATIENCE_MS = 120_000
 THEMES = ("JupyterLab Light", "JupyterLab Dark", "JupyterLab Light High Contrast")
 WIDTHS = (1400, 800)
 """Of the window; JupyterLab's side bar and the notebook's margins leave 968 and 368 of them to a panel."""
@@ -16,21 +15,6 @@ BEYOND = """() => {
   return parts.filter(part => part.getBoundingClientRect().right > edge).map(part => part.outerHTML.slice(0, 80));
 }"""
 """What reaches over the panel's right edge, outside of what scrolls."""
-
-
-def ask(page, code):
-    """Run code in the kernel as a front-end does, and give what it prints."""
-    return page.evaluate(
-        """async code => {
-          const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-          const future = kernel.requestExecute({code, store_history: false});
-          let out = '';
-          future.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text; if (m.header.msg_type === 'error') out += m.content.evalue; };
-          await future.done;
-          return out.trim();
-        }""",
-        code,
-    )
 
 
 def quiet(page):
@@ -59,8 +43,8 @@ def check_looks(page, view, name, folder):
     pictures.mkdir(parents=True, exist_ok=True)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 1900})
-        page.wait_for_timeout(300)
+        page.wait_for_function(f"({BEYOND})().length === 0")
         page.locator(".aw").screenshot(path=pictures / f"workbench-{view.lower()}-{name.replace('JupyterLab ', '').replace(' ', '-').lower()}-{width}.png")
-        beyond = page.evaluate(BEYOND)
+        beyond = page.evaluate(BEYOND)  # and it stayed so
         assert not beyond, (width, beyond)
     page.set_viewport_size({"width": 1400, "height": 1900})

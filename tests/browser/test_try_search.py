@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from labserver import CHROMIUM, command, opened, running_notebook
-from workbench_page import PATIENCE_MS, THEMES, ask, check_looks, line_of_code, open_view, quiet
+from labserver import CHROMIUM, PATIENCE_MS, ask, command, opened, running_notebook
+from workbench_page import THEMES, check_looks, line_of_code, open_view, quiet
 
 from aimass_lab.frontends.lines import read_line
 from aimass_lab.frontends.widgets.source import script

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from labserver import CHROMIUM, command, opened, running_notebook
-from workbench_page import PATIENCE_MS, THEMES, ask, check_looks, open_view, quiet
+from labserver import CHROMIUM, ask, command, opened, running_notebook
+from workbench_page import THEMES, check_looks, open_view, quiet
 
 from aimass_lab.frontends.widgets.source import script
 from aimass_lab.units import format_quantity
@@ -59,7 +59,6 @@ def lab(folder):
 def page(lab):
     """The panel, open, with nothing known yet; the tests below go on with what the ones before have found."""
     with opened(lab, height=1900) as page:
-        page.set_default_timeout(PATIENCE_MS)
         command(page, "notebook:run-all-cells")
         page.wait_for_selector(".aw .aw-empty")
         yield page
@@ -127,24 +126,28 @@ def test_a_line_becomes_a_cell_and_a_cell_appears_in_the_panel(page):
     page.wait_for_selector(".aw-dot")
 
 
-def test_curves_follow_the_hand_while_the_kernel_is_busy(page):
+def test_curves_follow_the_hand_while_the_kernel_is_busy(page, folder):
     open_view(page, "What-if")
     page.locator(".aw .aw-primary").click()
     page.wait_for_selector(".aw-drag")
     quiet(page)
     kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-    page.evaluate(f"() => {{ window.slept = {kernel}.requestExecute({{code: 'import time; time.sleep(8)'}}).done; }}")
+    until = "import time, pathlib\\nwhile not pathlib.Path('enough').exists(): time.sleep(0.02)"
+    page.evaluate(f'() => {{ window.slept = {kernel}.requestExecute({{code: "{until}"}}).done; }}')
     page.wait_for_function(f"() => {kernel}.status === 'busy'")
-    box = page.locator(".aw-drag").first.bounding_box()
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
-    page.mouse.down()
-    seen = []
-    for step in range(5):
-        page.mouse.move(box["x"] + (0.5 + 0.08 * step) * box["width"], box["y"] + 0.5 * box["height"])
-        seen.append((page.locator(".aw-four b").nth(0).inner_text(), page.locator("code.aw-code").inner_text()))
-    assert page.evaluate(f"() => {kernel}.status") == "busy"
-    assert len(set(seen)) == len(seen)
-    page.mouse.up()
+    try:
+        box = page.locator(".aw-drag").first.bounding_box()
+        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+        page.mouse.down()
+        seen = []
+        for step in range(5):
+            page.mouse.move(box["x"] + (0.5 + 0.08 * step) * box["width"], box["y"] + 0.5 * box["height"])
+            seen.append((page.locator(".aw-four b").nth(0).inner_text(), page.locator("code.aw-code").inner_text()))
+        assert page.evaluate(f"() => {kernel}.status") == "busy"
+        assert len(set(seen)) == len(seen)
+        page.mouse.up()
+    finally:
+        (folder / "enough").touch()
     page.evaluate("() => window.slept")
 
 
@@ -170,15 +173,26 @@ def test_a_cell_comes_first_and_the_measurement_goes_on_after_it(page):
     assert ask(page, f"print(len(study.results) - {number}, study.results[-2].batch_size)") == "3 3"
 
 
+def measure_beside(page, seconds):
+    """Begin a profile that has something to keep, and has long to go, when this returns."""
+    ask(page, f"from aimass_lab.frontends.widgets.panel import open_panels\n_ = open_panels()[0].run('study.profile(seconds={seconds}, batch=64)')")
+    page.wait_for_function("() => /timing batch (?!64)/.test(document.querySelector('.aw-job')?.textContent)")  # so 64, which comes first, is timed
+
+
 def test_the_kernels_interrupt_stops_what_runs_beside_it(page):
-    ask(page, "from aimass_lab.frontends.widgets.panel import open_panels\n_ = open_panels()[0].run('study.profile(seconds=30, batch=64)')")
-    page.wait_for_selector(".aw-job progress")
-    page.wait_for_function("() => document.querySelector('.aw-job').textContent.includes('timing batch 64')")
-    page.wait_for_timeout(2000)  # it keeps what it has timed, once there is some
+    measure_beside(page, 12)
     command(page, "notebook:interrupt-kernel")
     quiet(page)
     assert "was stopped" in page.locator(".aw-jobs").inner_text()
     assert ask(page, "print('W-INTERRUPTED' in [note.code for note in study.results[-1].notes], model.training)") == "True True"
+
+
+def test_the_stop_button_of_what_runs_stops_it_alone(page):
+    number = int(ask(page, "print(len(study.results))"))
+    ask(page, "_ = open_panels()[0].run('study.profile(seconds=60, batch=64)'); _ = open_panels()[0].run('study.demand(batch=5)')")
+    page.locator(".aw-job", has=page.locator("progress"), has_text="seconds=60").get_by_role("button", name="stop").click()
+    quiet(page)
+    assert ask(page, f"print([r.batch_size for r in study.results[{number}:]][-1], model.training)") == "5 True"
 
 
 def test_a_line_that_fails_says_why(page):

@@ -742,5 +742,5 @@ def test_progress_tells_epoch_loss_and_agreement(monkeypatch):
      ("distillation_weight", 1.5), ("mixup", -0.1), ("gradient_clip", 0.0), ("patience", 0), ("max_seconds", 0.0), ("gradient_accumulation", 0)],
 )  # fmt: skip
 def test_settings_that_cannot_be_used_are_refused(option, value):
-    with pytest.raises(InputError, match=f"{option} is {value}, not"):
+    with pytest.raises(InputError, match=f"{option} {value} of a fine-tuning is not"):
         FineTuneSettings(**{option: value})

@@ -8,7 +8,7 @@ import { scatter, settingText, WORDS } from "./scatter.js";
 const LIMITS = { max_drop: null, p99: "latency_p99", memory: "memory", size: "size" };
 const ROWS = 40;
 const SEVERAL = ["recipe", "runtime", "batch"];
-const PLACEHOLDERS = { max_drop: "0.01", p99: "20ms", memory: "512MiB", size: "100MiB", recipe: "all worth a look", runtime: "all there are", batch: "1, 8, 32 and yours", trials: "no limit" };
+const PLACEHOLDERS = { max_drop: "0.01", p99: "20ms", memory: "512MiB", size: "100MiB", recipe: "all worth a look; or a; b", runtime: "all there are; or a; b", batch: "1, 8, 32 and yours", trials: "no limit" };
 
 export const searchView = {
   name: "search",
@@ -85,7 +85,12 @@ class Search {
     const job = this.running();
     const text = job ? "Stop, keep what was found" : this.ctx.record("search") ? "Search again" : "Search";
     if (this.button.textContent === text) return;
-    const act = () => { const now = this.running(); if (now) this.ctx.stop(now.number); else this.ctx.run([searchLine(this.ctx)]); };
+    const act = () => {
+      const now = this.running();
+      if (now) { this.ctx.stop(now.number); return; }
+      this.ui.picked = null;
+      this.ctx.run([searchLine(this.ctx)]);
+    };
     keeping(this.button, () => fill(this.button, h("button", { type: "button", class: "aw-button aw-primary", "aria-label": job ? "stop the search" : "start the search", onclick: act }, text)));
   }
 

@@ -157,8 +157,8 @@ variants of each model), three each of 10 and 100, one of 1000. That the answer 
 
 The gap is the distance to a bound that ignores how replicas are packed on nodes; 0 is proven. A budget of 60 % of what all would need is the elastic answer:
 fair by tenants from the least share to the greatest, then the most value, then the least cost.
-Up to 200 ways to run, that is settled exactly, one program after another; beyond, for the linear relaxation, and whole replicas then come near to it: the gap is
-that of the last step. Serving fewer than all is where the time goes: it takes about ten programs instead of one.
+Up to 200 ways to run, that is settled exactly, one program after another; beyond, for the linear relaxation, and whole replicas then come near to it: the gap
+is that of the last step. Serving fewer than all is where the time goes: it takes about ten programs instead of one.
 
 | models | ways to run | asked | median, s | slowest, s | goal, s | | largest gap |
 |---:|---:|---|---:|---:|---:|---|---:|

@@ -161,7 +161,7 @@ def test_user_files_are_found_by_variable_and_by_place(tmp_path, monkeypatch):
         ('[l4]\nmemory_bytes = "24 GB"\n', "memory_bytes"),
         ("[l4.flops_per_s]\nfloat64 = 1e12\n", "float64"),
         ("[new]\nmemory_bytes = 1e9\n", "no kind"),
-        ('[new]\nkind = "fpga"\n', "fpga"),
+        ('[new]\nkind = "abacus"\n', "abacus"),
         ("l4 = 3\n", r"\[l4\]"),
         ("[l4\n", "cannot read"),
     ],

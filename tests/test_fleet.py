@@ -165,7 +165,7 @@ def check(problem, solution):
 
 
 @given(problems(tenants=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_cheapest_is_what_brute_force_finds(problem):
     solution = solve(problem, seconds=600)
     check(problem, solution)
@@ -178,7 +178,7 @@ def test_the_cheapest_is_what_brute_force_finds(problem):
 
 
 @given(problems(tenants=True))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_does_not_fit_is_shared_max_min_fairly(problem):
     """The least share is as large as it can be; with that, the second least; and so on: over all allocations there are."""
     problem = replace(problem, nodes=tuple(replace(node, count=min(node.count, 1)) for node in problem.nodes))
@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_shared_max_min_fairly(problem):
 
 
 @given(problems())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_most_value_is_what_brute_force_finds(problem):
     problem = replace(problem, objective="value")
     solution = solve(problem, seconds=600)

@@ -75,6 +75,7 @@ export interface Number {
     | 'item'
     | 'item/s'
     | 'layer'
+    | 'node'
     | 'op'
     | 'op/s'
     | 'parameter'

@@ -148,7 +148,7 @@ def main() -> None:
 
 TEXT = """# Allocation on a fleet: how fast, and how far from the best
 
-`python tests/benchmarks/planning/allocate.py`, on {machine}, {cores:g} cores: processor time of this process, which had {own:.0%} of a core while other work
+`python tests/benchmarks/planning/allocate.py`, on {machine}, {cores:g} core(s): processor time of this process, which had {own:.0%} of a core while other work
 had the rest; on a quiet machine it is about the wall's. Fleets are made up (four types of nodes, processors, whole devices, quarters and MIG instances; two
 variants of each model), three each of 10 and 100, one of 1000. That the answer is the best there is on small cases, by brute force, is a test:
 `tests/test_fleet.py`.
@@ -157,6 +157,8 @@ variants of each model), three each of 10 and 100, one of 1000. That the answer 
 
 The gap is the distance to a bound that ignores how replicas are packed on nodes; 0 is proven. A budget of 60 % of what all would need is the elastic answer:
 fair by tenants from the least share to the greatest, then the most value, then the least cost.
+Up to 200 ways to run, that is settled exactly, one program after another; beyond, for the linear relaxation, and whole replicas then come near to it: the gap
+is that of the last step. Serving fewer than all is where the time goes: it takes about ten programs instead of one.
 
 | models | ways to run | asked | median, s | slowest, s | goal, s | | largest gap |
 |---:|---:|---|---:|---:|---:|---|---:|

@@ -70,8 +70,8 @@ class Shadows:
         with shadow.in_use():
             try:
                 answers = await shadow.infer(replace(request, priority=shadow.config.priority_levels, timeout_s=None, trace=None))
-            except RequestError:
-                self._count(shadow, "failed")
+            except RequestError as error:
+                self._count(shadow, "late" if error.status == 504 else "failed")
                 return
             finally:
                 self._items[shadow] -= request.items

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -91,6 +92,15 @@ class Worker(asyncio.Protocol):
         self.hung |= hung
         self.process.kill()
 
+    def step_back(self) -> None:
+        """Whoever else is ready to run goes first, at once; there is no way back without rights that nobody should have."""
+        with contextlib.suppress(OSError):  # it has just ended
+            if sys.platform == "linux":
+                for thread in os.listdir(f"/proc/{self.process.pid}/task"):
+                    os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+            else:
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, 19)
+
     def close(self) -> None:
         """Close the socket, upon which the process ends by itself when it is done."""
         if self._transport is not None:
@@ -106,7 +116,6 @@ class WorkerPool:
         warm_up: Batches that a new worker must answer before it counts as ready.
         on_ready: Called with a worker that can take a batch.
         on_restart: Called when a worker had to be replaced.
-        background: Whether workers compute only while nobody else wants the processor.
         devices: Where they compute, in turn.
     """
 
@@ -118,7 +127,6 @@ class WorkerPool:
         on_ready: Callable[[Worker], None],
         on_restart: Callable[[], None],
         *,
-        background: bool = False,
         devices: Sequence[str] = (CPU,),
     ) -> None:
         self.ready: set[Worker] = set()
@@ -129,7 +137,7 @@ class WorkerPool:
         self._warm_up = warm_up
         self._on_ready = on_ready
         self._on_restart = on_restart
-        self._background = background
+        self._background = False
         self._devices = devices
         self._failed_starts = 0
         self._stopping = False
@@ -146,6 +154,12 @@ class WorkerPool:
         self._started = [loop.create_future() for _ in range(self._config.workers)]
         self._keepers = [loop.create_task(self._keep(first, device_of(self._devices, place))) for place, first in enumerate(self._started)]
         await asyncio.gather(*self._started)
+
+    def step_back(self) -> None:
+        """Let the workers, and those that take their places, compute only while nobody else wants the processor."""
+        self._background = True
+        for worker in self.ready:
+            worker.step_back()
 
     async def stop(self) -> None:
         """Let every worker finish and end; whoever does not within two seconds is killed."""
@@ -212,6 +226,8 @@ class WorkerPool:
         timer = asyncio.get_running_loop().call_later(self._config.start_timeout_s, lambda: worker.kill(hung=True))
         try:
             await self._greet_and_warm_up(worker)
+            if self._background:
+                worker.step_back()
         except BaseException as error:
             worker.kill()
             code = worker.process.wait()
@@ -235,7 +251,7 @@ class WorkerPool:
     async def _spawn(self, device: str) -> Worker:
         ours, theirs = socket.socketpair()
         threads = str(self._config.threads_per_worker)
-        told = {"bundle": str(self._folder), "descriptor": theirs.fileno(), "parent": os.getpid(), "background": self._background, "device": device}
+        told = {"bundle": str(self._folder), "descriptor": theirs.fileno(), "parent": os.getpid(), "device": device}
         arguments = [json.dumps(sys.path), __package__ or "", json.dumps(told)]
         with theirs:
             process = subprocess.Popen(

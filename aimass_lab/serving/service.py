@@ -96,7 +96,7 @@ class Model(Servable):
         hang_s = config.request_timeout_s * (BACKGROUND_PATIENCE if background else 1)
         self.batcher = Batcher(config, self._metrics, hang_s=hang_s)
         frames, on_restart = warm_up_frames(folder, config), self._metrics.restarts.inc
-        self.pool = WorkerPool(folder, config, frames, self._on_ready, on_restart, background=background, devices=devices)
+        self.pool = WorkerPool(folder, config, frames, self._on_ready, on_restart, devices=devices)
 
     @property
     def ready(self) -> bool:

@@ -55,10 +55,16 @@ class Batcher:
     A batch goes out as soon as a worker is idle; while all are busy, requests gather. Holding
     back for more (`max_wait_s`) pays only when requests come together, so the adaptive policy
     holds only after a batch of several requests, and only until as many items are there again.
+
+    Args:
+        config: Of the model.
+        metrics: Of the model.
+        hang_s: How long a worker may take for a batch before it is ended; None: as long as a request may.
     """
 
-    def __init__(self, config: ServingConfig, metrics: ModelMetrics, journal: Journal) -> None:
+    def __init__(self, config: ServingConfig, metrics: ModelMetrics, journal: Journal, *, hang_s: float | None = None) -> None:
         self.config = config
+        self._hang_s = hang_s or config.request_timeout_s
         self.metrics = metrics
         self._journal = journal
         self._model = (config.name, config.version)
@@ -221,7 +227,7 @@ class Batcher:
             pending.launched = True
         self.metrics.batch_items.observe(sum(pending.request.items for pending in batch))
         self.num_running += 1
-        watchdog = loop.call_later(self.config.request_timeout_s, lambda: worker.kill(hung=True))
+        watchdog = loop.call_later(self._hang_s, lambda: worker.kill(hung=True))
         reply = worker.send(make_frame([pending.request for pending in batch]))
         reply.add_done_callback(lambda reply: self._finish(worker, batch, started, watchdog, reply))
 

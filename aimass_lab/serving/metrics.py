@@ -34,7 +34,10 @@ class Metrics:
         self.workers_ready = Gauge("aimass_workers_ready", "Workers that take batches", labels, registry=self.registry)
         self.restarts = Counter("aimass_worker_restarts", "Workers that had to be replaced", labels, registry=self.registry)
         self.shadow_requests = Counter(
-            "aimass_shadow_requests", "Copies of requests for a shadow: compared, failed, dropped, or unfit for it", [*labels, "result"], registry=self.registry
+            "aimass_shadow_requests",
+            "Copies of requests for a shadow: compared, failed, late, dropped, or unfit for it",
+            [*labels, "result"],
+            registry=self.registry,
         )
         self.shadow_items = Counter("aimass_shadow_items", "Items that were compared, by whether both decide alike", [*labels, "alike"], registry=self.registry)
         self.shadow_error = Histogram("aimass_shadow_relative_error", "Of a shadow's outputs to those given", labels, buckets=ERRORS, registry=self.registry)

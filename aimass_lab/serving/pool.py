@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -93,6 +94,15 @@ class Worker(asyncio.Protocol):
         self.hung |= hung
         self.process.kill()
 
+    def step_back(self) -> None:
+        """Whoever else is ready to run goes first, at once; there is no way back without rights that nobody should have."""
+        with contextlib.suppress(OSError):  # it has just ended
+            if sys.platform == "linux":
+                for thread in os.listdir(f"/proc/{self.process.pid}/task"):
+                    os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+            else:
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, 19)
+
     def close(self) -> None:
         """Close the socket, upon which the process ends by itself when it is done."""
         if self._transport is not None:
@@ -109,7 +119,6 @@ class WorkerPool:
         on_ready: Called with a worker that can take a batch.
         on_restart: Called when a worker had to be replaced.
         journal: Where it is written down that workers got ready and ended.
-        background: Whether workers compute only while nobody else wants the processor.
         devices: Where they compute, in turn.
     """
 
@@ -122,7 +131,6 @@ class WorkerPool:
         on_restart: Callable[[], None],
         journal: Journal,
         *,
-        background: bool = False,
         devices: Sequence[str] = (CPU,),
     ) -> None:
         self.ready: set[Worker] = set()
@@ -135,7 +143,7 @@ class WorkerPool:
         self._on_restart = on_restart
         self._journal = journal
         self._model = (config.name, config.version)
-        self._background = background
+        self._background = False
         self._devices = devices
         self._failed_starts = 0
         self._stopping = False
@@ -152,6 +160,12 @@ class WorkerPool:
         self._started = [loop.create_future() for _ in range(self._config.workers)]
         self._keepers = [loop.create_task(self._keep(first, device_of(self._devices, place))) for place, first in enumerate(self._started)]
         await asyncio.gather(*self._started)
+
+    def step_back(self) -> None:
+        """Let the workers, and those that take their places, compute only while nobody else wants the processor."""
+        self._background = True
+        for worker in self.ready:
+            worker.step_back()
 
     async def stop(self) -> None:
         """Let every worker finish and end; whoever does not within two seconds is killed."""
@@ -226,6 +240,8 @@ class WorkerPool:
         timer = asyncio.get_running_loop().call_later(self._config.start_timeout_s, lambda: worker.kill(hung=True))
         try:
             await self._greet_and_warm_up(worker)
+            if self._background:
+                worker.step_back()
         except BaseException as error:
             worker.kill()
             code = worker.process.wait()
@@ -249,7 +265,7 @@ class WorkerPool:
     async def _spawn(self, device: str) -> Worker:
         ours, theirs = socket.socketpair()
         threads = str(self._config.threads_per_worker)
-        told = {"bundle": str(self._folder), "descriptor": theirs.fileno(), "parent": os.getpid(), "background": self._background, "device": device}
+        told = {"bundle": str(self._folder), "descriptor": theirs.fileno(), "parent": os.getpid(), "device": device}
         arguments = [json.dumps(sys.path), __package__ or "", json.dumps(told)]
         with theirs:
             process = subprocess.Popen(

@@ -271,6 +271,8 @@ class Repository:
             await model.pool.start()
             if bundle is not self._own:
                 await _check_parity(model, bundle)
+            if background:  # loaded and proved, which might never end on a processor that is never free
+                model.pool.step_back()
         except BaseException:
             await model.close()
             raise

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ENSEMBLE = "aimass_ensemble"
 """What the protocol's metadata calls a model that is made of others."""
+BACKGROUND_PATIENCE = 20
+"""Times as long may a worker take that has the processor when nobody else wants it: late it is, but not hung."""
 
 
 class Servable(ABC):
@@ -94,9 +96,10 @@ class Model(Servable):
         super().__init__(config, folder, background=background)
         self.platform = find_format(config.format).PLATFORM
         self._metrics = ModelMetrics(metrics, config.name, config.version)
-        self.batcher = Batcher(config, self._metrics, journal)
+        hang_s = config.request_timeout_s * (BACKGROUND_PATIENCE if background else 1)
+        self.batcher = Batcher(config, self._metrics, journal, hang_s=hang_s)
         frames, on_restart = warm_up_frames(folder, config), self._metrics.restarts.inc
-        self.pool = WorkerPool(folder, config, frames, self._on_ready, on_restart, journal, background=background, devices=devices)
+        self.pool = WorkerPool(folder, config, frames, self._on_ready, on_restart, journal, devices=devices)
 
     @property
     def ready(self) -> bool:

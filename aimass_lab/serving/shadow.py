@@ -70,8 +70,8 @@ class Shadows:
         with shadow.in_use():
             try:
                 answers = await shadow.infer(replace(request, priority=shadow.config.priority_levels, timeout_s=None, trace=None))
-            except RequestError:
-                self._count(shadow, "failed")
+            except RequestError as error:
+                self._count(shadow, "late" if error.status == 504 else "failed")
                 return
             finally:
                 self._items[shadow] -= request.items
@@ -79,11 +79,11 @@ class Shadows:
                     del self._items[shadow]
             elapsed, pairs = time.monotonic() - began, pair(outputs, answers)
             if sum(len(given.data) for given, _ in pairs) > COMPARED_AT_ONCE:
-                error, agreeing = await asyncio.to_thread(compare, model.config, pairs, request.items)
+                apart, agreeing = await asyncio.to_thread(compare, model.config, pairs, request.items)
             else:
-                error, agreeing = compare(model.config, pairs, request.items)
+                apart, agreeing = compare(model.config, pairs, request.items)
             labels = shadow.config.name, shadow.config.version
-            self._metrics.shadow_error.labels(*labels).observe(error)
+            self._metrics.shadow_error.labels(*labels).observe(apart)
             self._metrics.shadow_items.labels(*labels, "true").inc(agreeing)
             self._metrics.shadow_items.labels(*labels, "false").inc(request.items - agreeing)
             for answer, taken in (("given", seconds), ("shadow", elapsed)):

@@ -29,14 +29,13 @@ from .tensors import Buffer, decode, encode
 PR_SET_PDEATHSIG = 1
 
 
-def main(bundle: str, descriptor: int, parent: int, background: bool, device: str) -> None:
+def main(bundle: str, descriptor: int, parent: int, device: str) -> None:
     """Load the model of the bundle, say so, and serve until the other end of the socket closes.
 
     Args:
         bundle: The bundle's folder.
         descriptor: The inherited socket to the front end.
         parent: The front end's process id.
-        background: Compute only while nobody else wants the processor, once the model is loaded.
         device: Where the model computes; the process sees no other.
     """
     _die_with(parent)
@@ -49,8 +48,6 @@ def main(bundle: str, descriptor: int, parent: int, background: bool, device: st
     except BundleError as error:
         _send(connection, {"error": str(error)}, [])
         return
-    if background:
-        _step_back()
     _send(connection, {"ready": True}, [])
     while (frame := _next(connection)) is not None:
         began = time.monotonic()
@@ -66,18 +63,6 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
-
-
-def _step_back() -> None:
-    """Whoever else is ready to run goes first, at once; there is no way back without rights that nobody should have.
-
-    Once the model is loaded, which is no lasting load, and might never end on a processor that is never free.
-    """
-    if sys.platform == "linux":
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(19)
 
 
 def answer(runner: Runner, config: ServingConfig, header: dict[str, Any], payload: memoryview) -> tuple[dict[str, Any], list[Buffer]]:

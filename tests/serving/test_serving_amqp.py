@@ -211,6 +211,22 @@ def test_a_server_killed_within_a_batch_loses_no_message(broker: Broker, serve: 
     assert (sender.count("killed"), sender.count("killed.dead")) == (0, 0)
 
 
+def test_a_message_joins_the_trace_of_its_sender(broker: Broker, serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter", reason="OpenTelemetry's OTLP exporter is not installed")
+    from .collector import Collector
+
+    collector, trace_id = Collector(), f"{7:032x}"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    server = serve("traced")
+    (answer,) = Sender(broker, "traced").ask([asking([1, 2, 3, 4])], headers={"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"})["0"]
+    assert answer.headers["x-status"] == 200
+    assert server.stop() == 0
+    collector.close()
+    found = collector.trace(trace_id)
+    assert {name: len(spans) for name, spans in found.items()} == {"request": 1, "queue": 1, "batch": 1, "compute": 1}
+    assert (found["request"][0].kind, found["request"][0].parent_span_id.hex()) == (5, "00f067aa0ba902b7")  # a consumer's
+
+
 def test_a_message_that_comes_twice_is_answered_once(broker: Broker, serve: Start) -> None:
     """The same name, sender and body: a sender that did not get its confirmation. Another body under the same name is another message."""
     server, sender = serve("twice"), Sender(broker, "twice")

@@ -115,17 +115,17 @@ def test_answers_are_compared_and_never_given(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def twins(tmp_path: Path) -> Iterator[tuple[Server, Path, Path]]:
-    """A server of two versions, and where the models of the one that answers and of its shadow lie."""
+def twins(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Server, Path, Path]]:
+    """A server of two versions, and where the models of the one that answers and of its shadow lie; a parameter is the seconds that the shadow has."""
     x = np.ones((4, 2), np.float32)
     signature = [tensor("x", "FP32", -1, 2)], [tensor("y", "FP32", -1, 2)]
 
-    def write(folder: Path, version: str, model: bytes, max_batch_size: int) -> Path:
-        settings = {"format": "faulty", "extra_runner": TWINS, "version": version, "max_batch_size": max_batch_size}
+    def write(folder: Path, version: str, model: bytes, max_batch_size: int, limit_s: float = 30.0) -> Path:
+        settings = {"format": "faulty", "extra_runner": TWINS, "version": version, "max_batch_size": max_batch_size, "request_timeout_s": limit_s}
         return write_bundle(folder, model, *signature, {"input.x": x, "output.y": 2 * x}, **settings)
 
     own = write(tmp_path / "own", "1", b"even", 1)
-    shadow = write(tmp_path / "repository" / "v2", "2", b"odd", 4)
+    shadow = write(tmp_path / "repository" / "v2", "2", b"odd", 4, getattr(request, "param", 30.0))
     options = ("--versions", "2", "--shadow", "1", "--repository", str(tmp_path / "repository"))
     with start(own, grpc_port=None, arguments=options) as server:
         yield server, own / "model/net/1", shadow / "model/net/1"
@@ -133,7 +133,7 @@ def twins(tmp_path: Path) -> Iterator[tuple[Server, Path, Path]]:
 
 
 def results(server: Server) -> dict[str, float]:
-    found = {result: told(server, "aimass_shadow_requests_total", result=result) for result in ("compared", "failed", "dropped", "unfit")}
+    found = {result: told(server, "aimass_shadow_requests_total", result=result) for result in ("compared", "failed", "late", "dropped", "unfit")}
     return {result: count for result, count in found.items() if count}
 
 
@@ -160,6 +160,17 @@ def test_a_shadow_that_fails_dies_or_hangs_is_noticed_by_nobody(twins: tuple[Ser
     wait_for(lambda: "workers in a row did not start" in index(server).get("2", ("", ""))[1])
     assert index(server)["1"] == ("READY", "")
     assert infer(server, [[3.0, 1.0]]).json["outputs"][0]["data"] == [6.0, 2.0]
+
+
+@pytest.mark.parametrize("twins", [1.0], indirect=True)
+def test_a_shadow_that_does_not_get_to_it_in_time_is_late_and_not_hung(twins: tuple[Server, Path, Path]) -> None:
+    server, _, shadow = twins
+    (shadow / "hold").touch()
+    assert infer(server, [[1.0, 1.0]]).status == 200
+    wait_for(lambda: results(server) == {"late": 1})
+    (shadow / "hold").unlink()
+    wait_for(lambda: told(server, "aimass_compute_seconds_count", version="2") == told(server, "aimass_batch_items_count", version="2"))
+    assert told(server, "aimass_worker_restarts_total", version="2") == 0
 
 
 def test_while_requests_wait_there_are_no_copies(twins: tuple[Server, Path, Path]) -> None:

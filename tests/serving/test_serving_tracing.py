@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +15,14 @@ import pytest
 from aimass_lab.serving.launch import start
 from aimass_lab.serving.tracing import make_tracing
 
+from .collector import Collector
 from .conftest import call, metric, wait_for, write_faulty
 from .test_serving_faults import DIE
 from .test_serving_grpc import request, send
 
-service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="OpenTelemetry is not installed")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter", reason="OpenTelemetry's OTLP exporter is not installed")
 
 INFER = "/v2/models/net/infer"
-
-
-class Collector:
-    """Takes spans over OTLP/HTTP."""
-
-    def __init__(self) -> None:
-        collector = self
-        self.spans: list[Any] = []
-        self.resources: list[dict[str, str]] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                assert (self.path, self.headers["Content-Type"]) == ("/v1/traces", "application/x-protobuf")
-                for sent in service.ExportTraceServiceRequest.FromString(body).resource_spans:
-                    collector.resources.append({entry.key: entry.value.string_value for entry in sent.resource.attributes})
-                    collector.spans += [span for scope in sent.scope_spans for span in scope.spans]
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def trace(self, trace_id: str) -> dict[str, list[Any]]:
-        """The spans of a trace by name, in the order of their beginnings."""
-        found: dict[str, list[Any]] = {}
-        for span in sorted((span for span in self.spans if span.trace_id.hex() == trace_id), key=lambda span: span.start_time_unix_nano):
-            found.setdefault(span.name, []).append(span)
-        return found
 
 
 @pytest.fixture

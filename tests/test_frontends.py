@@ -21,6 +21,7 @@ from aimass_lab.frontends.locate import locate_workload
 from aimass_lab.frontends.render import render_html, render_text
 from aimass_lab.records import RECORDS, Demand, Profile, Run, any_from_json, json_schema, to_json
 from aimass_lab.store import Store
+from aimass_lab.verbs import NOT_ASKED
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_python_has_every_option_of_the_command_line():
     import inspect
 
     for verb in all_verbs():
-        names = set(inspect.signature(verb.function).parameters) - {"self", "progress"}
+        names = set(inspect.signature(verb.function).parameters) - NOT_ASKED
         assert names == {parameter.name for parameter in verb.parameters}
 
 

@@ -167,7 +167,7 @@ class Planner {
     }
     this.loads = loadsOf(plan);
     this.lead = h("p", { class: "aw-lead", role: "status" });
-    this.cards = h("div", { class: "aw-facts aw-four" });
+    this.cards = h("div", { class: "aw-facts aw-four aw-six" });
     const drawn = [this.p99Plot(), this.replicasPlot()];
     this.follow = () => {
       const now = this.now();

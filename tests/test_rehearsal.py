@@ -133,10 +133,11 @@ def test_an_interrupt_keeps_what_was_sent(folder):
 def test_an_interrupted_run_is_a_record_of_what_was_sent(folder, monkeypatch):
     interrupts = []
 
-    def interrupt(self, number):
+    def interrupt(self):
         if not interrupts:
-            interrupts.append(number)
+            interrupts.append(True)
             raise KeyboardInterrupt
+        return True
 
     monkeypatch.setattr(Replicas, "kill_worker", interrupt)
     monkeypatch.setattr("aimass_lab.rehearsal.measure.FEWEST_REQUESTS", 1)

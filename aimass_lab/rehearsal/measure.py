@@ -101,8 +101,7 @@ def _send(running: Replicas, load: Load, asked: Asked) -> Run:
         nonlocal killed, began
         began = began or time.perf_counter()
         if killed < asked.kill and time.perf_counter() - began >= (killed + 1) * load.seconds / (asked.kill + 1):
-            running.kill_worker(killed)
-            killed += 1
+            killed += running.kill_worker()  # again at the next look where none was there
 
     return running.send(times, len(times[0]) / load.rate, meanwhile=kill_when_due if asked.kill else None, keep=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -132,11 +133,20 @@ class Replicas:
         events = [event for path in self._journals for event in read_journal(path, 0.0).workers]
         return max(float(event["seconds"]) for event in events if event["event"] == "ready" and not event["again"])
 
-    def kill_worker(self, number: int) -> None:
-        """Kill -9 one of the workers that live, counting over all replicas."""
-        workers = [child for server in self.servers for child in psutil.Process(server.pid).children()]
-        if workers:
-            workers[number % len(workers)].kill()
+    def kill_worker(self) -> bool:
+        """Kill -9 the worker that has been taking batches for the longest time; False where none does at this moment."""
+        ready: dict[int, float] = {}
+        for path in self._journals:
+            for event in read_journal(path, 0.0).workers:
+                if event["event"] == "ready":
+                    ready[event["worker"]] = event["at"]
+                else:
+                    ready.pop(event["worker"], None)
+        for worker in sorted(ready, key=lambda pid: ready[pid]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(worker).kill()
+                return True
+        return False
 
     def _front_end_s(self) -> float:
         times = [psutil.Process(server.pid).cpu_times() for server in self.servers]

@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parent))
 import kept  # noqa: E402  # it lies one folder above
 
 from aimass_lab.bundle import write_bundle  # noqa: E402
-from aimass_lab.bundle.folder import check_hashes  # noqa: E402
+from aimass_lab.bundle.writer import SERVER  # noqa: E402
 from aimass_lab.records import Number, Rehearsal, from_json, to_json  # noqa: E402
 from aimass_lab.rehearsal import Asked, rehearse  # noqa: E402
 from aimass_lab.workload import Workload  # noqa: E402
@@ -38,6 +38,8 @@ NAME = "pool"
 LOADS: dict[str, tuple[float, ...]] = {"poisson": (0.3, 0.5, 0.7, 0.8, 0.9), "bursty": (0.5, 0.7)}
 """Shares of what a replica can do."""
 REQUESTS, MIN_SECONDS = 2000, 10.0
+FIRST_RATE = 10.0
+"""Requests per second of the run that shows what a replica can do."""
 KILLS = 5
 TRIES = 3
 MAX_BATCH, MAX_WAIT_S = 8, 0.002
@@ -80,14 +82,14 @@ MODELS = {"perceptron": perceptron, "convolution": convolution, "encoder": encod
 
 
 def bundle(work: Path, name: str, threads: int) -> Path:
-    """The model's bundle with the server of this checkout, written unless it is there."""
+    """The model's bundle, written unless it is there with the server of this checkout."""
     folder = work / f"{name}-{threads}"
-    if not folder.exists():
+    copy = folder / "aimass_serve"
+    if not (copy.exists() and all(path.read_bytes() == (SERVER / path.relative_to(copy)).read_bytes() for path in copy.rglob("*.py"))):
         torch.manual_seed(0)
         model, x = MODELS[name]()
         workload = Workload(model.eval(), x, name=name)
-        write_bundle(folder, workload, max_batch_size=MAX_BATCH, max_wait_s=MAX_WAIT_S, threads=threads, name=name, calibrate=False)
-    check_hashes(folder)
+        write_bundle(folder, workload, max_batch_size=MAX_BATCH, max_wait_s=MAX_WAIT_S, threads=threads, name=name, calibrate=False, force=True)
     return folder
 
 
@@ -100,11 +102,11 @@ def cases(seeds: int) -> Iterator[tuple[str, str, float, int]]:
                     yield name, pattern, load, seed
 
 
-def run(folder: Path, rate: float, pattern: str, seed: int, *, kill: int = 0) -> dict[str, Any]:
+def run(folder: Path, rate: float, pattern: str, seed: int, *, requests: int = REQUESTS, kill: int = 0) -> dict[str, Any]:
     """One rehearsal; again where the machine was busy. The last is what counts."""
     tries = []
     for _ in range(TRIES):
-        seconds = max(MIN_SECONDS, REQUESTS / rate)
+        seconds = max(MIN_SECONDS, requests / rate)
         number = Number(value=rate, unit="request/s", source="user", method="of the benchmark")
         record = rehearse(folder, Asked(rate=number, seconds=seconds, pattern=pattern, seed=seed, kill=kill))  # type: ignore[arg-type]
         tries.append(record.verdict)
@@ -139,7 +141,7 @@ def measure(work: Path, seeds: int, threads: int, clock: kept.Clock) -> None:
     for name in MODELS:
         known = RESULTS.load(NAME)
         if name not in known.get("capacity", {}) and not clock.up:
-            first = from_json(run(bundle(work, name, threads), 20.0, "poisson", 0)["record"], Rehearsal)
+            first = from_json(run(bundle(work, name, threads), FIRST_RATE, "poisson", 0, requests=0)["record"], Rehearsal)
             RESULTS.add(NAME, "capacity", name, found=first.capacity.value)
     for name, pattern, load, seed in cases(seeds):
         keep(f"{name}, {pattern} {load:g}, seed {seed}", "runs", bundle(work, name, threads), (name, load), pattern, seed, clock)

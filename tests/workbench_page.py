@@ -11,7 +11,7 @@ WIDTHS = (1400, 800)
 """Of the window; JupyterLab's side bar and the notebook's margins leave 968 and 368 of them to a panel."""
 BEYOND = """() => {
   const edge = document.querySelector('.aw').getBoundingClientRect().right + 1;
-  const parts = [...document.querySelectorAll('.aw *')].filter(part => !part.closest('.aw-scroll') && !part.closest('.aw-unseen'));
+  const parts = [...document.querySelectorAll('.aw *')].filter(part => !part.closest('.aw-scroll, .aw-file, .aw-unseen'));
   return parts.filter(part => part.getBoundingClientRect().right > edge).map(part => part.outerHTML.slice(0, 80));
 }"""
 """What reaches over the panel's right edge, outside of what scrolls."""

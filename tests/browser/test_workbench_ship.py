@@ -1,12 +1,11 @@
 """Plan, Ship and sequence lengths in the workbench, as a person uses them; one notebook and one browser for all tests, which go on from each other."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
-from labserver import CHROMIUM, command, opened, running_notebook, theme
+from labserver import CHROMIUM, ask, command, opened, running_notebook
 from test_plan import LADDER, MODEL, target
+from workbench_page import THEMES, check_looks, line_of_code, open_view
 
 from aimass_lab.frontends.widgets.source import script
 from aimass_lab.planning import make_plan
@@ -20,12 +19,6 @@ pytestmark = [
 PATIENCE_MS = 240_000
 LARGEST_PICTURE = 200_000
 VIEW = "application/vnd.jupyter.widget-view+json"
-BEYOND = """() => {
-  const edge = document.querySelector('.aw').getBoundingClientRect().right + 1;
-  const parts = [...document.querySelectorAll('.aw *')].filter(part => !part.closest('.aw-scroll, .aw-file, .aw-unseen'));
-  return parts.filter(part => part.getBoundingClientRect().right > edge).map(part => part.outerHTML.slice(0, 90));
-}"""
-"""What reaches over the panel's right edge, outside of what scrolls."""
 CELLS = (
     """
     import torch
@@ -75,25 +68,6 @@ def page(lab):
         yield page
 
 
-def ask(page, code):
-    """Run code in the kernel as a front-end does, and give what it prints."""
-    return page.evaluate(
-        """async code => {
-          const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-          const future = kernel.requestExecute({code, store_history: false});
-          let out = '';
-          future.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text; if (m.header.msg_type === 'error') out += m.content.evalue; };
-          await future.done;
-          return out.trim();
-        }""",
-        code,
-    )
-
-
-def line(page):
-    return page.locator("code.aw-code").inner_text()
-
-
 def section(page, title):
     return page.locator(".aw-section", has=page.locator("h3", has_text=title)).last
 
@@ -104,14 +78,9 @@ def done(page, text):
     assert f"{text}: done" in page.locator(".aw-unseen").text_content()
 
 
-def open_view(page, name):
-    page.locator(".aw-tab", has_text=name).click()
-    page.wait_for_selector(f".aw-tab[aria-selected=true]:text-is('{name}')")
-
-
 def test_a_plan_is_made_by_a_click_and_is_a_line_of_code(page):
     page.locator(".aw .aw-empty .aw-primary").click()
-    assert line(page) == 'study.plan(rate=100, p99="100ms")'
+    assert line_of_code(page) == 'study.plan(rate=100, p99="100ms")'
     page.wait_for_selector(".aw-lead.aw-good, .aw-lead.aw-bad")
     kind = ask(page, "plan = study.results[-1]; print(type(plan).__name__, plan.target.requests_per_s.value, plan.target.latency_p99.value)")
     assert kind == "Plan 100.0 0.1"
@@ -130,13 +99,13 @@ def test_a_drag_reads_the_last_plan_while_the_kernel_is_busy_and_plans_anew_wher
         seen = []
         for step in range(4):
             page.mouse.move(box["x"] + (0.4 + 0.1 * step) * box["width"], box["y"] + 0.5 * box["height"])
-            seen.append((page.locator(".aw-four .aw-number").nth(1).inner_text(), line(page)))
+            seen.append((page.locator(".aw-four .aw-number").nth(1).inner_text(), line_of_code(page)))
         assert page.evaluate(f"() => {kernel}.status") == "busy"
         assert len(set(seen)) == len(seen)
         page.mouse.up()
     finally:
         (folder / "go").touch()
-    asked = line(page)
+    asked = line_of_code(page)
     page.evaluate("() => window.held")
     done(page, asked)
     assert ask(page, f"plan = study.results[-1]; print(plan == {asked})") == "True"
@@ -164,21 +133,21 @@ def test_what_is_read_off_a_plan_is_what_a_plan_finds(page):
 def test_a_plan_made_in_a_cell_moves_the_controls(page):
     ask(page, "_ = study.plan(rate=77, p99='5s', burst=3)")
     page.wait_for_function("() => document.querySelector('.aw input[aria-label=\"requests per second, typed\"]').value === '77'")
-    assert line(page).startswith('study.plan(rate=77, p99="5000ms", burst=3')
+    assert line_of_code(page).startswith('study.plan(rate=77, p99="5000ms", burst=3')
 
 
 def test_prices_cost_and_a_budget_that_binds(page):
     page.locator("input[aria-label^='requests per second, typed']").fill("100000")
     page.locator("input[aria-label^='price of a replica on cpu']").fill("0.5")
     page.keyboard.press("Tab")
-    done(page, line(page))
+    done(page, line_of_code(page))
     page.wait_for_function("() => document.querySelector('.aw-four').textContent.includes('USD/h')")
     page.locator("label", has_text="budget, USD per hour").locator("input").fill("0.6")
     page.keyboard.press("Tab")
-    done(page, line(page))
+    done(page, line_of_code(page))
     page.wait_for_selector(".aw-lead.aw-bad")
     assert "budget" in page.locator(".aw-lead.aw-bad").inner_text()
-    assert line(page) == 'study.plan(rate=100000, p99="5000ms", burst=3, price={"cpu": 0.5}, budget=0.6)'
+    assert line_of_code(page) == 'study.plan(rate=100000, p99="5000ms", burst=3, price={"cpu": 0.5}, budget=0.6)'
     ask(page, "_ = study.plan(rate=20, p99='5s', price={'cpu': 0.5})")
     page.wait_for_selector(".aw-lead.aw-good")
     assert "Nothing that was considered is cheaper" in section(page, "Why not cheaper").inner_text()
@@ -186,12 +155,12 @@ def test_prices_cost_and_a_budget_that_binds(page):
 
 def test_scaling_and_turns_are_offered_as_lines_and_drawn_once_they_are_known(page):
     section(page, "Scaling policies").locator("button", has_text="Compare").click()
-    assert line(page) == 'study.scale(p99="5000ms", rate=20, seconds=1200, price=0.5)'
-    done(page, line(page))
+    assert line_of_code(page) == 'study.scale(p99="5000ms", rate=20, seconds=1200, price=0.5)'
+    done(page, line_of_code(page))
     page.wait_for_selector(".aw-ring")
     section(page, "Turns on the device").locator("button", has_text="Run in turn").click()
-    assert line(page) == 'study.rotate(beside=(other,), policy=("fcfs", "round_robin"), load=0.5, seconds=2)'
-    done(page, line(page))
+    assert line_of_code(page) == 'study.rotate(beside=(other,), policy=("fcfs", "round_robin"), load=0.5, seconds=2)'
+    done(page, line_of_code(page))
     page.wait_for_selector("path.aw-turn-1")
     assert section(page, "Turns on the device").locator(".aw-choice button").count() == 2
     assert ask(page, "print([type(r).__name__ for r in study.results[-2:]])") == "['ScalePlan', 'Rotation']"
@@ -205,7 +174,7 @@ def test_every_number_of_a_spec_says_where_it_comes_from(page):
     shown = page.locator(".aw-provenance").inner_text()
     assert ask(page, "spec = study.results[-1]; print(spec.memory_bytes.method)") in shown
     assert page.locator("[data-number=memory_bytes]").get_attribute("aria-expanded") == "true"
-    assert ask(page, f"print({line(page)} == spec.memory_bytes)") == "True"
+    assert ask(page, f"print({line_of_code(page)} == spec.memory_bytes)") == "True"
     assert page.locator("[data-number]").count() == int(ask(page, "from aimass_lab.spec import spec_numbers; print(len(list(spec_numbers(spec))))"))
     codes = ask(page, "print([f['code'] for f in open_panels()[0].facts['export']['findings']])")
     assert str(section(page, "Findings").locator("tbody th").all_inner_texts()) == codes
@@ -214,9 +183,9 @@ def test_every_number_of_a_spec_says_where_it_comes_from(page):
 def test_formats_have_their_options(page):
     page.locator("summary", has_text="Options of kubernetes").click()
     page.locator("select[aria-label='option scaler']").select_option("keda")
-    assert line(page) == 'study.spec(rate=20, p99="5000ms", format="kubernetes(scaler=keda)")'
+    assert line_of_code(page) == 'study.spec(rate=20, p99="5000ms", format="kubernetes(scaler=keda)")'
     page.locator(".aw .aw-primary", has_text="Write the spec").click()
-    done(page, line(page))
+    done(page, line_of_code(page))
     page.wait_for_selector("h3:text-is('Files for kubernetes(scaler=keda)')")
     page.locator("select[aria-label=file]").select_option(label="scaled-object.yaml")
     assert "kind: ScaledObject" in page.locator(".aw-file").inner_text()
@@ -224,8 +193,8 @@ def test_formats_have_their_options(page):
 
 def test_a_bundle_is_written_and_its_promises_fill_in_while_they_are_proved(page):
     page.locator("button", has_text="Write only").click()
-    assert line(page).startswith('study.bundle(out="tokens-bundle", rate=20, p99="5000ms"')
-    done(page, line(page))
+    assert line_of_code(page).startswith('study.bundle(out="tokens-bundle", rate=20, p99="5000ms"')
+    done(page, line_of_code(page))
     page.wait_for_selector("[data-promise=latency_p99]")
     assert "NOT PROVED YET" in section(page, "Promises").inner_text()
     page.evaluate(
@@ -248,33 +217,22 @@ def test_a_bundle_is_written_and_its_promises_fill_in_while_they_are_proved(page
 def test_lengths_follow_the_hand_and_a_new_one_is_followed_over_shapes(page):
     open_view(page, "What-if")
     section(page, "Sequence length").locator(".aw-primary").click()
-    assert line(page) == "study.demand(length=(2, 4, 8, 16, 32, 64, 128))"
+    assert line_of_code(page) == "study.demand(length=(2, 4, 8, 16, 32, 64, 128))"
     page.wait_for_selector("input[aria-label='sequence length']")
     page.locator("input[aria-label='sequence length, typed']").fill("48")
     page.keyboard.press("Tab")
-    assert line(page) == "study.demand(length=(48,))"
-    done(page, line(page))
+    assert line_of_code(page) == "study.demand(length=(48,))"
+    done(page, line_of_code(page))
     assert ask(page, "print([p.length for p in study.results[-1].by_length], study.results[-1].by_length[0].latency is not None)") == "[48] True"
     section(page, "Generating").locator("button", has_text="Estimate").click()
-    done(page, line(page))
+    done(page, line_of_code(page))
     page.wait_for_function("() => document.querySelector('.aw-body').textContent.includes('time to the first token')")
 
 
-@pytest.mark.parametrize("name", ["JupyterLab Light", "JupyterLab Dark", "JupyterLab Light High Contrast"])
+@pytest.mark.parametrize("name", THEMES)
 def test_axe_finds_nothing_and_nothing_is_cut_off(page, name, tmp_path):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    theme(page, name)
-    pictures = Path(os.environ.get("AIMASS_SCREENSHOTS", tmp_path))
-    pictures.mkdir(parents=True, exist_ok=True)
     for view in ("Plan", "Ship", "What-if"):
-        open_view(page, view)
-        found = axe.Axe().run(page, context=".aw").response["violations"]
-        assert [(v["id"], [node["html"][:160] for node in v["nodes"]][:4]) for v in found] == []
-        for width in (1400, 700):
-            page.set_viewport_size({"width": width, "height": 2400})
-            page.locator(".aw").screenshot(path=pictures / f"{view.lower()}-{name.replace('JupyterLab ', '').replace(' ', '-').lower()}-{width}.png")
-            assert page.evaluate(BEYOND) == []
-        page.set_viewport_size({"width": 1400, "height": 2400})
+        check_looks(page, view, name, tmp_path)
 
 
 def test_what_is_saved_is_a_picture_that_needs_no_kernel(page, folder):

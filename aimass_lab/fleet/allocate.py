@@ -11,7 +11,7 @@ from ..records import FleetAllocation, FleetObjective, ResourceDemand
 from ..units import format_quantity, format_seconds
 from .answer import Answer
 from .inventory import Fleet, NodeKind
-from .joint import Outcome, simulate_jointly
+from .joint import simulate_jointly
 from .limits import find_limits
 from .packing import fits_alone
 from .problem import Client, Node, Option, Problem, Quota, Solution
@@ -155,4 +155,4 @@ def _check(asks: Sequence[Ask], fleet: Fleet, terms: Terms) -> None:
             raise InputError(f"rate and p99 of {name} must be above 0, got {number.value:g} {number.unit}")
 
 
-__all__ = ["Formula", "Outcome", "Terms", "make_allocation"]
+__all__ = ["Formula", "Terms", "make_allocation"]

@@ -21,8 +21,8 @@ lab: $(VENV)/.lab panel  ## Open JupyterLab on the tour
 tour: $(VENV)/.lab  ## Run the tour without a browser; fails unless its bundle's proof ends in PASS
 	$(BIN)/python notebooks/run.py notebooks/01_tour.ipynb
 
-test: $(VENV)/.test panel browser  ## Run every test
-	$(BIN)/python -m pytest
+test: $(VENV)/.test panel browser  ## Run every test, in two processes, because most of a test is waiting
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .

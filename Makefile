@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.lock)
 PANEL := $(shell find extension/src extension/style extension/schema -type f 2>/dev/null) $(wildcard extension/*.json extension/*.py extension/yarn.lock)
 SOURCES := pyproject.toml constraints.lock Makefile $(PANEL)
 
-.PHONY: help lab tour test lint format types hooks schemas panel lock benchmark benchmark-demand benchmark-compression benchmark-search benchmark-serving clean
+.PHONY: help lab tour test lint format types hooks schemas panel lock benchmark benchmark-demand benchmark-compression benchmark-search benchmark-planning benchmark-serving clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -67,6 +67,10 @@ benchmark-serving: $(VENV)/.test  ## Compare the bundle's server with seven othe
 	$(BIN)/python tests/benchmarks/serving/peers.py --install $(VENV)/serving-peers
 	$(BIN)/python tests/benchmarks/serving/run.py --peers $(VENV)/serving-peers $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python tests/benchmarks/serving/promise.py $(if $(MINUTES),--minutes $(MINUTES))
+
+benchmark-planning: $(VENV)/.test  ## Predict, run and compare pools, kill workers, and time allocations; goes on where it stopped, MINUTES=N stops earlier
+	$(BIN)/python tests/benchmarks/planning/pool.py $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python tests/benchmarks/planning/allocate.py
 
 lock: $(VENV)/.dev  ## Write constraints.lock again: the newest versions that fit, for every supported Python; torch stays as pinned
 	echo "$(TORCH)" > $(VENV)/torch-pin.txt

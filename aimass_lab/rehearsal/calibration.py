@@ -78,7 +78,8 @@ def calibrate(replicas: Replicas, *, seconds: float, environment: str, seed: int
     rng = np.random.default_rng([seed, 1])
     plans = [list(_stretches(replicas.config.max_batch_size, capacity, slowest_s, seconds, rng)) for _ in replicas.servers]
     duration = max(plan[-1].end_s for plan in plans)
-    run = replicas.send([np.concatenate([stretch.times for stretch in plan]) for plan in plans], duration)
+    times = [np.concatenate([stretch.times for stretch in plan]) for plan in plans]
+    run = replicas.send(times, duration, connections=max(_volley_sizes(replicas.config.max_batch_size)))
     quality: Quality = "ok" if _check(run) and not disturbance(run) else "noisy"
     return _calibration(run, plans, replicas.config.max_batch_size, capacity, quality, environment)
 
@@ -89,7 +90,7 @@ def _warm_up(replicas: Replicas) -> tuple[float, float]:
     count = min(max(3 * config.max_batch_size * config.workers, 16), 2 * MOST_AT_ONCE)
     for _ in range(2):
         spaced = np.repeat([0.0, spacing_s], count)
-        run = replicas.send([spaced] * len(replicas.servers), 2 * spacing_s)
+        run = replicas.send([spaced] * len(replicas.servers), 2 * spacing_s, connections=count)
         _check(run)
         spacing_s = 2 * max(float(result.latency_s[result.ok].max()) for result in run.results) + 0.05
     rates, times = [], []

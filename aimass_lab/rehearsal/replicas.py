@@ -17,7 +17,7 @@ from ..errors import BundleError
 from ..serving.config import ServingConfig, load_config
 from ..serving.errors import ServerError
 from ..serving.launch import Server, start
-from ..serving.load import LoadResult, SoFar, make_bodies, run_loads
+from ..serving.load import OPENED_BEFORE, LoadResult, SoFar, make_bodies, run_loads
 from ..serving.watch import Watch
 from .journal import Events, read_journal
 
@@ -91,7 +91,15 @@ class Replicas:
         """Stop them."""
         self._stack.close()
 
-    def send(self, times: Sequence[Array], duration_s: float, *, meanwhile: Callable[[], None] | None = None, keep: bool = False) -> Run:
+    def send(
+        self,
+        times: Sequence[Array],
+        duration_s: float,
+        *,
+        meanwhile: Callable[[], None] | None = None,
+        keep: bool = False,
+        connections: int = OPENED_BEFORE,
+    ) -> Run:
         """Send each its requests when they are due.
 
         Args:
@@ -99,6 +107,7 @@ class Replicas:
             duration_s: Over which they are spread.
             meanwhile: Called about ten times a second.
             keep: Whether an interrupt only ends the sending.
+            connections: To each server, that are open before the first request leaves.
 
         Raises:
             BundleError: a server cannot be reached.
@@ -114,7 +123,7 @@ class Replicas:
         watch.begin()
         urls = [server.url for server in self.servers]
         try:
-            results = run_loads(urls, self.config, self._bodies, times, duration_s=duration_s, meanwhile=look, keep=keep)
+            results = run_loads(urls, self.config, self._bodies, times, duration_s=duration_s, meanwhile=look, keep=keep, connections=connections)
         except ServerError as error:
             raise BundleError(str(error), help="its log said: " + "; ".join(server.log.strip()[-500:] for server in self.servers)) from error
         disturbance = watch.end()

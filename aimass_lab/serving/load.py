@@ -177,6 +177,7 @@ def run_loads(
     duration_s: float,
     meanwhile: Callable[[Sequence[SoFar]], None] | None = None,
     keep: bool = False,
+    connections: int = OPENED_BEFORE,
 ) -> list[LoadResult]:
     """Send requests to several servers at the same time, to each its own.
 
@@ -188,6 +189,7 @@ def run_loads(
         duration_s: Over which they are spread.
         meanwhile: Called about ten times a second while it runs; what it is given gives the requests that were answered by then, of each server.
         keep: Whether an interrupt only ends the sending, so that what was sent is waited for and returned; a second one is raised.
+        connections: To each server, that are open before the first request leaves.
 
     Raises:
         ServerError: a server cannot be reached.
@@ -195,7 +197,7 @@ def run_loads(
     done: Future[list[LoadResult]] = Future()
     stop, enough = threading.Event(), threading.Event()
     patience_s = config.request_timeout_s + 5
-    loads = [_Load(url, bodies, due, duration_s, patience_s, stop, enough) for url, due in zip(urls, times, strict=True)]
+    loads = [_Load(url, bodies, due, duration_s, patience_s, stop, enough, connections) for url, due in zip(urls, times, strict=True)]
 
     async def run() -> list[LoadResult]:
         return list(await asyncio.gather(*(load.run() for load in loads)))
@@ -273,12 +275,20 @@ class _Load:
     """One run."""
 
     def __init__(
-        self, url: str, bodies: list[bytes], times: Array, duration_s: float, patience_s: float, stop: threading.Event, enough: threading.Event
+        self,
+        url: str,
+        bodies: list[bytes],
+        times: Array,
+        duration_s: float,
+        patience_s: float,
+        stop: threading.Event,
+        enough: threading.Event,
+        connections: int,
     ) -> None:
         address = urlsplit(url)
         self._host, self._port = address.hostname or "127.0.0.1", address.port or 80
         self._bodies, self._times, self._duration_s, self._patience_s, self._stop = bodies, times, duration_s, patience_s, stop
-        self._enough = enough
+        self._enough, self._opened_before = enough, connections
         self._idle: list[_Connection] = []
         self._connections: set[_Connection] = set()
         self._opening = 0
@@ -292,7 +302,7 @@ class _Load:
 
     async def run(self) -> LoadResult:
         try:
-            for _ in range(OPENED_BEFORE):
+            for _ in range(self._opened_before):
                 self._idle.append(await self._open())
         except OSError as error:
             raise ServerError(f"cannot reach http://{self._host}:{self._port}: {error.strerror or error}") from None

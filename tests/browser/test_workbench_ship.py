@@ -150,7 +150,8 @@ def test_prices_cost_and_a_budget_that_binds(page):
     assert line_of_code(page) == 'study.plan(rate=100000, p99="5000ms", burst=3, price={"cpu": 0.5}, budget=0.6)'
     ask(page, "_ = study.plan(rate=20, p99='5s', price={'cpu': 0.5})")
     page.wait_for_selector(".aw-lead.aw-good")
-    assert "Nothing that was considered is cheaper" in section(page, "Why not cheaper").inner_text()
+    count = int(ask(page, "print(int(study.results[-1].replicas.value))"))  # more than one where this machine is slow
+    assert (f"{count - 1}, one fewer" if count > 1 else "Nothing that was considered is cheaper") in section(page, "Why not cheaper").inner_text()
 
 
 def test_scaling_and_turns_are_offered_as_lines_and_drawn_once_they_are_known(page):

@@ -72,7 +72,10 @@ def running_lab(folder, *, module="jupyterlab", base_url="/", panel=False, **set
             yield address
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()  # on a busy machine it may be asked while it starts a kernel, and wait for that; its kernels end with it
 
 
 @contextlib.contextmanager

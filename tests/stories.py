@@ -1,0 +1,270 @@
+"""Stories of a person at work, walked through in a real browser: each has to come out as told, and gives the times that it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labserver import ask, command, wait_idle
+
+from aimass_lab.store import Store
+
+PATIENCE_MS = 900_000
+"""Of a large model on a small machine; nothing here ends by a time."""
+PANEL = "#aimass-lab-panel"
+
+RUN = """async source => {
+  const { commands, shell } = window.jupyterapp;
+  const notebook = shell.currentWidget.content;
+  const cells = notebook.model.sharedModel;
+  cells.insertCell(cells.cells.length, { cell_type: 'code', source });
+  notebook.activeCellIndex = cells.cells.length - 1;
+  const area = notebook.activeCell.outputArea;
+  const began = performance.now();
+  let first = null;
+  const watch = new MutationObserver(() => { if (first === null && area.node.textContent.trim()) first = performance.now(); });
+  watch.observe(area.node, { childList: true, subtree: true, characterData: true });
+  const fine = await commands.execute('notebook:run-cell');
+  await new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+  watch.disconnect();
+  const ended = performance.now();
+  return { seconds: (ended - began) / 1e3, first: ((first ?? ended) - began) / 1e3, fine: fine !== false, text: area.node.innerText };
+}"""
+"""Add a cell, run it, and say when the first words stood below it, and when it was done and drawn."""
+
+REACTS = """([event, selector]) => {
+  const times = window.reactions = [];
+  let at = null;
+  document.addEventListener(event, () => { at = performance.now(); }, true);
+  new MutationObserver(() => {
+    if (at === null) return;
+    const from = at;
+    at = null;
+    requestAnimationFrame(() => times.push((performance.now() - from) / 1e3));
+  }).observe(document.querySelector(selector), { childList: true, subtree: true, characterData: true });
+}"""
+"""From a movement of the hand to the frame that shows what came of it, for every one that changes something in `selector`."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that the stories are about, and what is asked of it."""
+
+    name: str
+    make: str
+    """A cell that makes ``model``, ``x`` and ``data``, keyword arguments of a `Study`."""
+    rate: float
+    p99: str
+    recipe: str
+    search: str
+    """Options of the search."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that the person waits for."""
+
+    what: str
+    target_s: float | None
+    """None where none was set."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a cell."""
+
+    seconds: float
+    first: float
+    """When its first words were there."""
+    fine: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A person in front of a notebook."""
+
+    page: Any
+    folder: Path
+    """Of the notebook."""
+    address: str
+    subject: Subject
+    brisk: bool = False
+    """Measure for as short as will do: what is tested then is what comes out, not how good it is."""
+
+    def run(self, source: str, *, fails: bool = False) -> Ran:
+        """Write a cell and run it."""
+        ran = Ran(**self.page.evaluate(RUN, source))
+        assert ran.fine != fails, f"{source}\n{ran.text}"
+        return ran
+
+    def seconds(self, number: float) -> str:
+        """An option that keeps a measurement short, where the person is in a hurry."""
+        return f" --seconds {number:g}" if self.brisk else ""
+
+    @property
+    def target(self) -> str:
+        """Options of what the service shall hold."""
+        return f"--rate {self.subject.rate:g} --p99 {self.subject.p99}"
+
+
+def first_look(walk: Walk) -> list[Step]:
+    """First look: one line, and the model is as it was."""
+    walk.run(walk.subject.make)
+    walk.run("before, mode = {name: tensor.clone() for name, tensor in model.state_dict().items()}, model.training")
+    ran = walk.run(f"%load_ext aimass_lab\n%aimass profile model x{walk.seconds(2)}")
+    for words in ("latency p50", "latency p99", "peak memory", "Time by module"):
+        assert words.lower() in ran.text.lower(), words
+    assert ask(walk.page, "print(all(torch.equal(before[name], t) for name, t in model.state_dict().items()), model.training == mode)") == "True True"
+    return [Step("first words below the cell", 1, ran.first), Step("the profile", 5, ran.seconds)]
+
+
+def why_is_it_slow(walk: Walk) -> list[Step]:
+    """Why is it slow: a click on the widest area of the workbench."""
+    page = walk.page
+    walk.run(f"from aimass_lab import Study\nstudy = Study(model, x, **data)\n%aimass profile study{walk.seconds(2)}\n%aimass demand study")
+    opened = walk.run("%aimass workbench study")
+    page.wait_for_selector(".aw .aw-cells g.aw-cell")
+    widest = page.evaluate(
+        """() => {
+          const share = g => parseFloat(g.querySelector('rect').style.fillOpacity);
+          const leaves = [...document.querySelectorAll('.aw .aw-cells g.aw-cell')].filter(g => g.dataset.row);
+          return leaves.sort((a, b) => share(b) - share(a))[0].dataset.row;
+        }"""
+    )
+    page.evaluate(REACTS, ["pointerdown", ".aw-body"])
+    page.locator(f".aw .aw-cells g.aw-cell[data-row='{widest}'] > rect").click(position={"x": 3, "y": 3})
+    page.wait_for_function("() => window.reactions.length > 0")
+    detail = page.locator(".aw-section", has=page.locator("h4")).inner_text()
+    assert widest in detail
+    assert "own time" in detail
+    assert "limited by" in detail
+    assert widest in page.locator("code.aw-code").inner_text()
+    return [Step("the workbench, drawn", None, opened.seconds), Step("from the click to its details", 0.2, page.evaluate("() => window.reactions[0]"))]
+
+
+def drag_the_batch(walk: Walk) -> list[Step]:
+    """Drag the batch: the curves follow the hand, and where it is let go is measured."""
+    page = walk.page
+    page.locator(".aw-tab", has_text="What-if").click()
+    page.locator(".aw .aw-primary", has_text="Fit the curves").click()
+    page.wait_for_selector(".aw-drag")
+    idle = "() => !document.querySelector('.aw-job progress')"
+    page.wait_for_function(idle)
+    page.evaluate(REACTS, ["pointermove", ".aw-four"])
+    box = page.locator(".aw-drag").first.bounding_box()
+    across = [0.25 + 0.05 * step for step in range(12)]
+    page.mouse.move(box["x"] + across[0] * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    for share in across:
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + 0.5 * box["height"])
+    page.wait_for_function("n => window.reactions.length >= n", arg=len(across) // 2)
+    slowest = page.evaluate("() => Math.max(...window.reactions)")
+    batch = page.locator(".aw input[type=number]").first.input_value()
+    page.mouse.up()
+    let_go = time.perf_counter()
+    page.wait_for_function("() => /predicted .* measured/.test(document.querySelector('.aw-lead').textContent)")
+    landed_s = time.perf_counter() - let_go
+    assert page.locator(".aw-lead").inner_text().startswith(f"Batch {batch}: predicted")
+    page.wait_for_function(idle)
+    return [Step("from a movement to the numbers, slowest of twelve", 0.05, slowest), Step("from letting go to the measured dot", 10, landed_s)]
+
+
+def try_compression(walk: Walk) -> list[Step]:
+    """Try compression: a preview, a verdict with its reasons, and back again."""
+    preview = walk.run("%aimass predict study --technique int8_dynamic")
+    assert "predicted" in preview.text
+    tried = walk.run(f"%aimass trial study '{walk.subject.recipe}'{walk.seconds(2)}")
+    assert any(verdict in tried.text for verdict in ("faster", "no gain", "slower", "not equivalent"))
+    assert "on disk" in tried.text
+    back = walk.run("study.undo()\nprint(len(study.variants.items), all(torch.equal(before[name], t) for name, t in model.state_dict().items()))")
+    assert back.text.strip() == "0 True"
+    return [Step("the preview", 2, preview.seconds), Step("the trial, side by side", 30, tried.seconds), Step("undo", None, back.seconds)]
+
+
+def tune_to_a_promise(walk: Walk) -> list[Step]:
+    """Tune to a promise: a usable best soon, Stop keeps it, and it comes as code."""
+    page = walk.page
+    command(page, "aimass-lab:open-panel")
+    line = f"%aimass search study {walk.subject.search} --seconds 120"
+    began = time.perf_counter()
+    page.evaluate(f"source => {{ window.searched = ({RUN})(source); }}", line)
+    page.wait_for_function("panel => document.querySelector(`${panel} .jp-aimass-Running`)?.innerText.includes('best so far')", arg=PANEL)
+    usable_s = time.perf_counter() - began
+    page.locator(f"{PANEL} .jp-aimass-Running").get_by_role("button", name="Stop").click()
+    stopped = time.perf_counter()
+    ran = Ran(**page.evaluate("() => window.searched"))
+    stop_s = time.perf_counter() - stopped
+    assert ran.fine, ran.text
+    assert "interrupted" in ran.text
+    assert "the best as code" in ran.text
+    return [Step("until there is a usable best", 15, usable_s), Step("from Stop to the result", None, stop_s)]
+
+
+def plan_a_service(walk: Walk) -> list[Step]:
+    """Plan: replicas, batching and p99 for a rate."""
+    planned = walk.run(f"%aimass plan study {walk.target} --price cpu=0.10")
+    for words in ("replicas", "batch limit", "latency p99", "cost"):
+        assert words in planned.text, words
+    return [Step("the plan", 3, planned.seconds)]
+
+
+def next_month(walk: Walk) -> list[Step]:
+    """Next month, on another machine: the saved notebook still shows everything, and two runs are compared without the model."""
+    page = walk.page
+    shown = page.locator(".jp-OutputArea-output .aimass").count()
+    command(page, "docmanager:save")
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+    command(page, "kernelmenu:shutdown")
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.sessionContext.session")
+    began = time.perf_counter()
+    page.goto(walk.address)
+    page.wait_for_function("n => document.querySelectorAll('.jp-OutputArea-output .aimass').length === n", arg=shown)
+    opened_s = time.perf_counter() - began
+    assert page.locator(".aw-picture .aw-plot").count() > 0
+    wait_idle(page)
+    after, before = [run.id for run in Store(walk.folder / ".history.db").runs(limit=500) if run.verb == "profile"][:2]
+    compared = walk.run(f"%load_ext aimass_lab\n%aimass compare {before} {after}")
+    assert f"Run {before} and run {after}" in compared.text
+    assert "same within spread" in compared.text or "higher" in compared.text or "lower" in compared.text
+    return [Step("the notebook, opened again", None, opened_s), Step("two runs compared, in a new kernel", None, compared.seconds)]
+
+
+STORIES: tuple[Callable[[Walk], list[Step]], ...] = (
+    first_look, why_is_it_slow, drag_the_batch, try_compression, tune_to_a_promise, plan_a_service, next_month,
+)  # fmt: skip
+"""In the order in which they are walked: each goes on with what the ones before left in the kernel."""
+
+
+# --- whom they are about ---------------------------------------------------------------------
+
+DIGITS = Subject(
+    name="digits CNN",
+    make="""\
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+torch.manual_seed(0)
+digits = load_digits()
+images, labels = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(digits.target)
+model = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                      nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+for rows in torch.randperm(1200).split(32) * 3:
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+    optimizer.step()
+x = images[:4]
+accuracy = lambda outputs, labels: (outputs.argmax(1) == labels).float().mean().item()
+data = {"data": (images[1200:], labels[1200:]), "metric": accuracy, "name": "digits"}
+""",
+    rate=20,
+    p99="500ms",
+    recipe="channel_pruning(ratio=0.3) + int8_dynamic",
+    search="--max-drop 0.05 --p99 20ms",
+)  # fmt: skip

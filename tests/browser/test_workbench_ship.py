@@ -238,15 +238,14 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(page, name, tmp_path):
 
 def test_what_is_saved_is_a_picture_that_needs_no_kernel(page, folder):
     open_view(page, "Plan")
-    command(page, "docmanager:save")
-    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")  # to its end: the file may have been saved before, on its own
     outputs = [output for cell in json.loads((folder / "first.ipynb").read_text())["cells"] for output in cell.get("outputs", ()) if "data" in output]
     assert not any(VIEW in output["data"] for output in outputs)
     (picture,) = ["".join(output["data"]["text/html"]) for output in outputs]
     assert len(picture.encode()) < LARGEST_PICTURE
     for gone in ("<script", "<button", "<input", "<select"):
         assert gone not in picture
-    for kept in ("Why not cheaper", "aw-turn-1", "aw-provenance", "data-promise", "Sequence length"):
+    for kept in ("Why not cheaper", 'aw-turn-1"', 'class="aw-provenance"', "data-promise", "Sequence length"):
         assert kept in picture
 
 

@@ -134,7 +134,7 @@ class Shipping {
     draw();
     return section(`Numbers of ${spec.name}`, ctx.codeButton(() => ctx.recordLine("serving_spec") ?? this.specLine()),
       h("p", { class: "aw-hint" }, "Each says where it comes from: choose one."),
-      h("div", { class: "aw-framed" }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, ["number", "value", "it was"].map((text, i) => h("th", { scope: "col", class: i === 1 ? "aw-num" : null }, text)))), holder)));
+      h("div", { class: "aw-scroll aw-framed", tabindex: 0, role: "region", "aria-label": "numbers of the spec" }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, ["number", "value", "it was"].map((text, i) => h("th", { scope: "col", class: i === 1 ? "aw-num" : null }, text)))), holder)));
   }
 
   files(spec, written) {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from ....study import StudyState
+from ._fields import fields_of
 from .base import FACTS
 
 
@@ -20,13 +20,12 @@ def exporters(study: StudyState) -> list[dict[str, Any]]:
 @cache
 def _described() -> list[dict[str, Any]]:
     from ....export import EXPORTERS
-    from ....options import describe_options
 
     return [
         {
             "name": name,
             "text": (inspect.getdoc(member) or "").partition("\n")[0].replace("``", ""),
-            "options": [asdict(option) for option in describe_options(member)],  # type: ignore[arg-type]  # classes are hashable
+            "options": fields_of(member),
         }
         for name, member in EXPORTERS.items()
     ]

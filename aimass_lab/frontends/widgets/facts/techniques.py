@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 
 from ....compression.base import TECHNIQUES, Context, Stage, Technique, make_technique
 from ....errors import MissingPackageError
-from ....options import Option, describe_bounds, describe_options
 from ....study import StudyState
+from ._fields import fields_of
 from .base import FACTS
 
 STAGES = {
@@ -33,24 +33,11 @@ def techniques(study: StudyState) -> list[dict[str, Any]]:
 @functools.cache
 def _described() -> tuple[dict[str, Any], ...]:
     in_order = sorted(TECHNIQUES.items(), key=lambda item: (item[1].stage, item[0]))
-    return tuple({"name": name, "stage": STAGES[member.stage], "text": _text(member), "options": _fields(member)} for name, member in in_order)
+    return tuple({"name": name, "stage": STAGES[member.stage], "text": _text(member), "options": fields_of(member)} for name, member in in_order)
 
 
 def _text(member: type[Technique]) -> str:
     return " ".join((member.__doc__ or "").partition("\n\n")[0].split())
-
-
-def _fields(member: type[Technique]) -> list[dict[str, Any]]:
-    return [_field(option) for option in describe_options(member)]  # type: ignore[arg-type]  # classes are hashable
-
-
-def _field(option: Option) -> dict[str, Any]:
-    """An option as a field: a choice where few values are possible, else what is typed, within its bounds."""
-    bounds = {name: end for name in ("gt", "ge", "lt", "le") if (end := getattr(option.bounds, name)) is not None}
-    return {
-        "name": option.name, "kind": option.kind, "default": option.default, "choices": list(option.choices), "optional": option.optional,
-        "text": " ".join(option.text.split()), "bounds": bounds, "within": describe_bounds(option.bounds),
-    }  # fmt: skip
 
 
 def _why_not(name: str, context: Context) -> str | None:

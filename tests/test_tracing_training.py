@@ -86,7 +86,11 @@ def test_the_backward_pass_belongs_to_the_modules_it_is_the_gradient_of():
     assert all("models.py:" in line for line in lines)
 
 
-@pytest.mark.parametrize("optimizer,state", [("none", 0), ("sgd", 0), (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), 1), ("adamw", 2)], ids=str)
+@pytest.mark.parametrize(
+    "optimizer,state",
+    [("none", 0), ("sgd", 0), (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), 1), ("adamw", 2)],
+    ids=["none", "sgd", "momentum", "adamw"],
+)
 def test_optimizers_keep_what_they_keep(optimizer, state):
     step = trace_training(nn.Linear(64, 64, bias=False), as_call(randn(2, 64)), optimizer=optimizer)
     assert step.optimizer_state_bytes == pytest.approx(state * step.weight_bytes, abs=4)

@@ -286,7 +286,7 @@ def test_every_setting_is_an_option(technique):
     } < names
     assert {"gradient_accumulation", "gradient_clip", "patience", "holdout", "max_seconds", "train_all"} < names
     assert make_technique(technique, {"learning_rate": "3e-4", "gradient_clip": "none", "optimizer": "sgd"}).gradient_clip is None
-    with pytest.raises(InputError, match="learning_rate is -1.0"):
+    with pytest.raises(InputError, match="learning_rate -1.0 of .* is not above 0"):
         make_technique(technique, {"learning_rate": "-1"})
 
 

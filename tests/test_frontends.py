@@ -313,7 +313,7 @@ def some_records(tmp_path_factory):
     path = tmp_path_factory.mktemp("records") / "net.py"
     import textwrap
 
-    from conftest import MODEL_FILE
+    from model_file import MODEL_FILE
 
     path.write_text(textwrap.dedent(MODEL_FILE))
     study = Study(locate_workload(f"{path}:judged"), store=path.parent / "history.db")

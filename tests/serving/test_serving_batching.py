@@ -12,6 +12,7 @@ import numpy as np
 
 from aimass_lab.serving.batcher import Batcher
 from aimass_lab.serving.config import ServingConfig, TensorSpec
+from aimass_lab.serving.journal import Journal
 from aimass_lab.serving.launch import Server, start
 from aimass_lab.serving.metrics import Metrics, ModelMetrics
 from aimass_lab.serving.tensors import from_values, make_request
@@ -72,7 +73,7 @@ def test_requests_of_one_turn_of_the_loop_leave_together() -> None:
             raise AssertionError("nothing takes long here")
 
     async def ask() -> None:
-        batcher = Batcher(config, ModelMetrics(Metrics(), config.name, config.version))
+        batcher = Batcher(config, ModelMetrics(Metrics(), config.name, config.version), Journal(None))
         batcher.offer(Recorder())  # type: ignore[arg-type]
         row = from_values(config.inputs[0], (1, 2), [1.0, 2.0])
         requests = [make_request(config, id="", inputs=[row], outputs=[(0, False)], parameters={}) for _ in range(3)]

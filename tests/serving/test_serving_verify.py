@@ -137,7 +137,7 @@ def test_load_counts_waiting_from_the_intended_time(linear_folder: Path) -> None
     stops: list[int] = []
     with start(linear_folder, grpc_port=None) as server:
 
-        def stand_still_once() -> None:
+        def stand_still_once(_: Any) -> None:
             if not stops:
                 stops.append(1)
                 os.kill(server.pid, signal.SIGSTOP)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-import time
 from collections import UserDict, deque
 from typing import Any
 
@@ -19,12 +18,12 @@ from .. import __version__
 from ..readings.cells import CellMeter, gpu_accounts
 from ..records import CellUse, HeldModel, KernelState, Note, Record, Result, Task, to_json
 from ..verbs import WATCHERS
+from .pace import Pace
 
 TARGET = "aimass-lab"
 KEPT_CELLS, KEPT_RESULTS = 40, 20
 MOST_PARTS = 32
 """Of what a model is called with; a larger collection of tensors is no call."""
-PROGRESS_EVERY_S = 0.2
 
 
 class KernelLink:
@@ -44,7 +43,7 @@ class KernelLink:
         self._notes: tuple[Note, ...] = ()
         self._variables: tuple[tuple[HeldModel, ...], tuple[str, ...]] = ((), ())
         self._comms: list[Any] = []
-        self._told_at = 0.0
+        self._pace = Pace()
 
     def open(self) -> None:
         """Begin to watch cells and verbs, and tell who listens."""
@@ -73,13 +72,14 @@ class KernelLink:
     def began(self, name: str) -> None:
         """A verb begins."""
         self._running = Task(verb=name, share=0.0, text="")
+        self._pace = Pace()
         self.tell()
 
     def progress(self, share: float, text: str) -> None:
         """It tells how far it is."""
         if self._running is not None:
             self._running = msgspec.structs.replace(self._running, share=share, text=text)
-            if time.monotonic() - self._told_at >= PROGRESS_EVERY_S:
+            if self._pace.due(text):
                 self.tell()
 
     def ended(self, name: str, result: Any) -> None:
@@ -128,7 +128,6 @@ class KernelLink:
 
     def tell(self) -> None:
         """Send the state to every panel that listens."""
-        self._told_at = time.monotonic()
         message = self._message()
         for comm in self._comms:
             comm.send(message)

@@ -18,11 +18,10 @@ from ..records import Record, to_json
 from ..verbs import announce
 from .arguments import HelpShown, get_verb, parse_arguments
 from .cli import call_function, find_models, overview
+from .pace import Pace
 
 if TYPE_CHECKING:
     from .kernel import KernelLink
-
-PROGRESS_EVERY_S = 0.2
 
 
 @magics_class
@@ -220,22 +219,18 @@ class _NotebookProgress:
     def __init__(self, link: KernelLink | None) -> None:
         self._link = link
         self._handle: Any = None
-        self._shown_at = 0.0
+        self._pace = Pace()
 
     def __enter__(self) -> _NotebookProgress:
         return self
 
     def __call__(self, share: float, text: str) -> None:
-        import time
-
         from IPython.display import display
 
         if self._link is not None:
             self._link.progress(share, text)
-        now = time.monotonic()
-        if now - self._shown_at < PROGRESS_EVERY_S:
+        if not self._pace.due(text):
             return
-        self._shown_at = now
         line = _Line(f"{100 * share:3.0f} %  {text}")
         if self._handle is None:
             self._handle = display(line, display_id=True)

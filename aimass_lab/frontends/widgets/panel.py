@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from ...verbs import Progress, Verb
 from ..background import END_STATES, Job, Work, Worker
 from ..cli import call_function, find_models
 from ..lines import read_line
+from ..pace import Pace
 from .calls import VerbCall
 from .checks import ChecksKept
 from .facts.base import FACTS
@@ -25,7 +25,6 @@ from .questions import QUESTIONS
 from .source import script, shown_kinds, style
 from .twin import twin_html, twin_text
 
-PROGRESS_EVERY_S = 0.2
 ENDED_SHOWN = 4
 """Jobs that are listed after they ended."""
 
@@ -58,7 +57,7 @@ class Panel(anywidget.AnyWidget):
         self.bench, self.worker = bench, worker
         self._names = names
         self._ended: list[dict[str, Any]] = []
-        self._told_at = 0.0
+        self._pace = Pace()
         self._handle: Any = None
         self._picture = ""
         self._known: dict[str, int | None] = {}
@@ -171,16 +170,14 @@ class Panel(anywidget.AnyWidget):
     # --- what happens
 
     def _job_changed(self, job: Job) -> None:
-        now = time.monotonic()
         if job.state in END_STATES:
             if job.state != "dropped":
                 self._ended = [*self._ended, _as_json(job)][-ENDED_SHOWN:]
             self.refresh()
-        elif job.state == "running" and job.share and now - self._told_at < PROGRESS_EVERY_S:
+        elif job.state == "running" and job.share and not self._pace.due(f"{job.number} {job.text}"):
             return
         elif isinstance(job.work, VerbCall) and (found := job.work.so_far()) is not None:
             self._show_part(found)
-        self._told_at = now
         self._tell_jobs()
 
     def _drop_waiting(self) -> None:

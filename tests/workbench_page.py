@@ -1,10 +1,12 @@
 """The workbench in a browser, as tests drive it: its kernel, its views, and what must hold of each of them."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 from labserver import theme
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 THEMES = ("JupyterLab Light", "JupyterLab Dark", "JupyterLab Light High Contrast")
 WIDTHS = (1400, 800)
@@ -43,8 +45,9 @@ def check_looks(page, view, name, folder):
     pictures.mkdir(parents=True, exist_ok=True)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 1900})
-        page.wait_for_function(f"({BEYOND})().length === 0")
+        with contextlib.suppress(PlaywrightTimeoutError):  # what is wrong is told below
+            page.wait_for_function(f"({BEYOND})().length === 0", timeout=20_000)
         page.locator(".aw").screenshot(path=pictures / f"workbench-{view.lower()}-{name.replace('JupyterLab ', '').replace(' ', '-').lower()}-{width}.png")
-        beyond = page.evaluate(BEYOND)  # and it stayed so
+        beyond = page.evaluate(BEYOND)
         assert not beyond, (width, beyond)
     page.set_viewport_size({"width": 1400, "height": 1900})

@@ -2,7 +2,8 @@
 //
 // A view is one module that exports one object:
 //   name, text   what the kernel calls it, and what stands on its tab
-//   kinds        the records that it draws, which source.py reads here; without one of the first kind there is nothing of it to keep in a picture
+//   kinds        the records that it draws, which source.py reads here; without one of the first kind there is nothing of it to keep in a picture,
+//                unless kept(ctx) finds something else
 //   facts        what it needs besides, by the names of the kernel's facts/
 //   draw(ctx)    gives {node}, and where it wants to: mark(), called when the selection or the work changed; update(), called in place of drawing
 //                anew when what it draws has changed, so that a form keeps what is being typed
@@ -237,8 +238,9 @@ class Frame {
   picture() {
     const page = h("div", { class: "aw" }, h("div", { class: "aw-head" }, this.title.cloneNode(true)));
     for (const view of VIEWS) {
-      if (!this.model.get("records")[view.kinds[0]]) continue;
-      page.append(h("div", { class: "aw-body" }, h("h2", { class: "aw-picture-head" }, view.text), view.draw(this.context(view.name, true)).node));
+      const ctx = this.context(view.name, true);
+      if (!ctx.record(view.kinds[0]) && !view.kept?.(ctx)) continue;
+      page.append(h("div", { class: "aw-body" }, h("h2", { class: "aw-picture-head" }, view.text), view.draw(ctx).node));
     }
     return pictureOf(page, this.model.get("_css"));
   }

@@ -24,6 +24,7 @@ export const whatIfView = {
   text: "What-if",
   kinds: ["prediction", "sequence_demand"],
   facts: ["points", "devices", "length"],
+  kept: (ctx) => ctx.fact("length")?.points.length > 1,
   draw: drawWhatIf,
   line: (ctx) => (ctx.record("prediction") ? null : ctx.line("predict")), // the curves show the line of the point that they are at
 };

@@ -21,7 +21,7 @@ lab: $(VENV)/.lab panel  ## Open JupyterLab on the tour
 tour: $(VENV)/.lab  ## Run the tour without a browser; fails unless its bundle's proof ends in PASS
 	$(BIN)/python notebooks/run.py notebooks/01_tour.ipynb
 
-test: $(VENV)/.test panel browser  ## Run every test: in two processes, because most of a test is waiting; those that compare times, alone
+test: $(VENV)/.test panel browser  ## Run every test: in two processes, because most of a test is waiting; those that rest on what things take, alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone
 

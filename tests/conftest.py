@@ -5,6 +5,19 @@ import textwrap
 import pytest
 from model_file import MODEL_FILE
 
+ALONE = {
+    "test_bundle.py", "test_bundle_formats.py", "test_notebooks.py", "test_rehearsal.py", "test_rotation.py", "test_serving_verify.py", "test_stories.py",
+    "test_study.py", "test_widgets_ship.py", "test_workbench_ship.py",
+}  # fmt: skip
+"""Files whose tests measure, plan for what was measured, and prove it: what runs beside them could make a plan infeasible."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name in ALONE:
+            item.add_marker("alone")
+
 
 @pytest.fixture(autouse=True)
 def own_history(tmp_path, monkeypatch):

@@ -19,8 +19,6 @@ from aimass_lab.rotation.tasks import make_requests, rates_for
 from aimass_lab.rotation.worker import Worker, pause
 from aimass_lab.scheduling import Limits, Request, SimulatedLane, make_policy, run_jobs
 
-pytestmark = pytest.mark.alone
-
 
 def chain(width=512, depth=8):
     torch.manual_seed(0)

@@ -186,7 +186,8 @@ def test_what_does_not_fit_is_shared_max_min_fairly(problem):
     check(problem, solution)
     if solution.elastic:
         fairest = max(by_group(problem, shares) for _, shares in every_answer(problem, whole=False))
-        assert by_group(problem, solution.shares) == pytest.approx(fairest, abs=2e-3)  # also where the solver cannot prove it, and `exact` says so
+        assert by_group(problem, solution.shares) == pytest.approx(fairest, abs=2e-3)
+        assert solution.exact
 
 
 @given(problems())

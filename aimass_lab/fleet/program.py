@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Terms = Mapping[int, float]
 """Variable -> coefficient."""
+KEPT = 1e-5
+"""What an aim that was reached may lose to those after it: more than the 1e-6 by which HiGHS takes a row or a whole number for right, or its own
+optimum may contradict the row that keeps it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,10 @@ class Program:
         self._row_low.append(low)
         self._row_high.append(high)
         return place
+
+    def keep(self, terms: Terms, reached: float) -> int:
+        """Demand that the sum of `terms`, which was made as small as `reached`, stays so; return the row's place."""
+        return self.row({variable: -coefficient for variable, coefficient in terms.items()}, low=-reached - KEPT)
 
     def lower_bound(self, row: int, low: float) -> None:
         """Give a row another lower bound."""

@@ -201,11 +201,12 @@ def _in_order(problem: Problem, program: Formulation, deadline: float) -> _Reach
         return _nearly_in_order(program, fairness, value, deadline)
     optimum, proven = None, True
     for aim in (*fairness, value):
-        found = program.program.minimise({v: -c for v, c in aim.items()}, seconds=_left(deadline), gap=_gap(problem))
+        large_is_good = {v: -c for v, c in aim.items()}
+        found = program.program.minimise(large_is_good, seconds=_left(deadline), gap=_gap(problem))
         if found is None:
             return None if optimum is None else _Reached(optimum, sum(value.values()), False)
         optimum, proven = found, proven and found.closed
-        program.program.row(aim, low=-found.objective - EPS)
+        program.program.keep(large_is_good, found.objective)
     assert optimum is not None, "the value is always an aim"
     cheapest = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=_gap(problem))
     return _Reached(cheapest or optimum, -optimum.bound, proven and cheapest is not None and cheapest.closed)
@@ -216,11 +217,12 @@ def _nearly_in_order(program: Formulation, fairness: Sequence[Mapping[int, float
     kept = []
     fair = None
     for aim in fairness:
-        found = program.program.minimise({v: -c for v, c in aim.items()}, seconds=_left(deadline), integers=False)
+        large_is_good = {v: -c for v, c in aim.items()}
+        found = program.program.minimise(large_is_good, seconds=_left(deadline), integers=False)
         if found is None:
             return None
         fair = found
-        kept.append(program.program.row(aim, low=-found.objective - EPS))
+        kept.append(program.program.keep(large_is_good, found.objective))
     for row in kept:
         program.program.lower_bound(row, -math.inf)
     assert fair is not None, "there is a least share"
@@ -229,7 +231,7 @@ def _nearly_in_order(program: Formulation, fairness: Sequence[Mapping[int, float
     found = program.program.minimise(aim, seconds=_left(deadline), gap=_CLOSE_FAIR)
     if found is None:
         return None
-    program.program.row(aim, high=found.objective + EPS)
+    program.program.keep(aim, found.objective)
     cheapest = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=_CLOSE_FAIR)
     attained = sum(found.values[v] * c for v, c in value.items())
     return _Reached(cheapest or found, min(sum(value.values()), attained + found.objective - found.bound), False)

@@ -87,7 +87,7 @@ class PoolRun:
     @property
     def mean_replicas(self) -> float:
         """Over the time in which requests arrive."""
-        return self.replica_s / self.span_s
+        return min(self.replica_s / self.span_s, self.most_replicas)  # which a sum of parts may exceed by its rounding
 
     @property
     def dropped(self) -> int:

@@ -267,11 +267,12 @@ def test_bodies_over_the_limit_cost_no_memory(linear: Server) -> None:
                 return int(connection.recv(65536).split()[1])
             return 0
 
-    with ThreadPoolExecutor(16) as pool:
-        statuses = set(pool.map(post, range(16)))
-    assert statuses <= {413, 0}  # 0: closed on one who was still sending after the time in which he could have read the answer
-    assert max(most) - before < 40 * 2**20
-    wait_for(lambda: resident_bytes(linear) - before < 10 * 2**20)
+    for _ in range(3):  # what is kept of each is most seen when it adds up
+        with ThreadPoolExecutor(16) as pool:
+            statuses = set(pool.map(post, range(16)))
+        assert statuses in ({413}, {413, 0})  # 0: closed on one who was still sending after the time in which he could have read the answer
+        assert max(most) - before < 40 * 2**20
+        wait_for(lambda: resident_bytes(linear) - before < 10 * 2**20)
 
 
 def test_closed_connections_are_forgotten(linear: Server) -> None:

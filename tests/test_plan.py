@@ -91,7 +91,7 @@ def test_headroom_and_bursts_and_overhead_cost_replicas():
     plain = make_plan(MODEL, {"cpu": LADDER}, target(1_500, 0.030))
     spare = make_plan(MODEL, {"cpu": LADDER}, target(1_500, 0.030, headroom=0.5))
     bursty = make_plan(MODEL, {"cpu": LADDER}, target(1_500, 0.030), burstiness=4.0)
-    slow_server = make_plan(MODEL, {"cpu": LADDER}, target(1_500, 0.030), overhead=Overhead.from_number(number(0.012)))
+    slow_server = make_plan(MODEL, {"cpu": LADDER}, target(1_500, 0.030), overhead=Overhead.from_quantiles((0.012,), number(0.012)))
     assert plain.replicas.value < spare.replicas.value
     assert plain.replicas.value < bursty.replicas.value
     assert plain.replicas.value < slow_server.replicas.value
@@ -220,7 +220,7 @@ def test_batches_that_do_not_fit_are_left_out():
 
 
 def test_a_server_slower_than_the_target_is_told():
-    refused = make_plan(MODEL, {"cpu": LADDER}, target(1, 0.010), overhead=Overhead.from_number(number(0.020)))
+    refused = make_plan(MODEL, {"cpu": LADDER}, target(1, 0.010), overhead=Overhead.from_quantiles((0.020,), number(0.020)))
     assert not refused.feasible
     assert "latency binds" in refused.binding
 

@@ -305,7 +305,7 @@ def test_the_servers_own_time_is_drawn_within_its_band():
     assert overhead.least_s == pytest.approx(0.0005)
     assert overhead.record == record
     with pytest.raises(InputError, match="at least 0 s"):
-        Overhead.from_number(seconds(-1.0))
+        Overhead.from_quantiles((-1.0,), seconds(-1.0))
 
 
 def test_a_history_of_before_points_had_loads_is_read(tmp_path):

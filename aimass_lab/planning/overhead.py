@@ -39,15 +39,6 @@ class Overhead:
     """The typical time as it is shown: the median, with where it comes from."""
 
     @classmethod
-    def from_number(cls, number: Number) -> Overhead:
-        """Make every request wait as long; the number's interval becomes the uncertainty.
-
-        Raises:
-            InputError: it is no time of at least 0.
-        """
-        return cls.from_quantiles((number.value,), number)
-
-    @classmethod
     def from_record(cls, record: ServerTime) -> Overhead:
         """Take what a rehearsal measured."""
         return cls.from_quantiles(record.quantiles_s, record.typical)

@@ -1,9 +1,9 @@
-"""One JupyterLab for the files that take it: with the side panel, behind a base URL; each has a notebook of its own."""
+"""What browser tests share: one JupyterLab with the side panel, behind a base URL, for the files that take it; or one for a file alone."""
 
 from types import SimpleNamespace
 
 import pytest
-from labserver import BUILT, TOKEN, close_kernels, running_lab, write_notebook
+from labserver import BUILT, TOKEN, close_kernels, running_lab, running_notebook, write_notebook
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +25,16 @@ def notebook(jupyter, request):
 
     yield write
     close_kernels(jupyter.address)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the notebook of a file of tests lies that has a JupyterLab of its own."""
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def lab(folder, request):
+    """The address of that notebook, whose cells are the file's CELLS."""
+    with running_notebook(folder, request.module.CELLS) as address:
+        yield address

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from labserver import CHROMIUM, ask, command, opened, running_notebook
+from labserver import CHROMIUM, ask, command, opened
 from workbench_page import THEMES, check_looks, open_view, quiet
 
 from aimass_lab.frontends.widgets.source import script
@@ -42,17 +42,6 @@ CELLS = (
     """,
     "study.workbench()",
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("lab")
-
-
-@pytest.fixture(scope="module")
-def lab(folder):
-    with running_notebook(folder, CELLS) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

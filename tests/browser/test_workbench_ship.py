@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from labserver import CHROMIUM, ask, command, opened, running_notebook
+from labserver import CHROMIUM, ask, command, opened
 from test_plan import LADDER, MODEL, target
 from workbench_page import THEMES, check_looks, line_of_code, open_view
 
@@ -46,17 +46,6 @@ CELLS = (
     """,
     'study.workbench(view="plan")',
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("lab")
-
-
-@pytest.fixture(scope="module")
-def lab(folder):
-    with running_notebook(folder, CELLS) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +172,7 @@ def test_every_number_of_a_spec_says_where_it_comes_from(page):
 
 def test_formats_have_their_options(page):
     page.locator("summary", has_text="Options of kubernetes").click()
-    page.locator("select[aria-label='option scaler']").select_option("keda")
+    page.locator("select[aria-label='scaler of kubernetes']").select_option("keda")
     assert line_of_code(page) == 'study.spec(rate=20, p99="5000ms", format="kubernetes(scaler=keda)")'
     page.locator(".aw .aw-primary", has_text="Write the spec").click()
     done(page, line_of_code(page))

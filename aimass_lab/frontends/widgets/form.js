@@ -1,4 +1,4 @@
-// Forms made from what the kernel says of a technique: its fields with their kinds, defaults, bounds and help.
+// Forms made from what the kernel says of a technique or an exporter: its fields with their kinds, defaults, bounds and help.
 
 import { h } from "./dom.js";
 
@@ -9,7 +9,7 @@ let number = 0;
 /** As a recipe's text has it. */
 const word = (value) => (value === null ? "none" : String(value));
 
-/** A step of a recipe: `low_rank(ratio=0.5)`. */
+/** A technique or an exporter with what was chosen of it: `low_rank(ratio=0.5)`. */
 export const stepText = ({ technique, options }) => {
   const given = Object.entries(options).map(([name, value]) => `${name}=${word(value)}`);
   return technique + (given.length ? `(${given.join(",")})` : "");

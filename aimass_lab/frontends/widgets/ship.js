@@ -2,6 +2,7 @@
 
 import { figure, interval, sourceWord } from "./format.js";
 import { fill, h, section, table } from "./dom.js";
+import { optionFields, stepText } from "./form.js";
 import { bundlePart, proofPart, proving } from "./proof.js";
 
 const LABELS = { latency_p99_target: "p99 asked for", latency_p99: "p99 predicted", requests_per_s: "requests per second", scale_at: "one more replica from", max_wait: "held back for a batch", cpu_cores: "cores of a replica", memory_bytes: "memory of a replica", accelerators: "accelerators of a replica", startup_time: "start-up" };
@@ -61,8 +62,12 @@ class Shipping {
   }
 
   formatText() {
-    const given = Object.entries(this.ui.options[this.ui.format] ?? {});
-    return given.length ? `${this.ui.format}(${given.map(([name, value]) => `${name}=${value}`).join(", ")})` : this.ui.format;
+    return stepText({ technique: this.ui.format, options: this.chosen() });
+  }
+
+  /** What is chosen of the format's options. */
+  chosen() {
+    return (this.ui.options[this.ui.format] ??= {});
   }
 
   specLine() {
@@ -88,19 +93,8 @@ class Shipping {
         h("label", { class: "aw-field" }, h("span", {}, "written for"), format),
         field("into a folder", { type: "text", class: "aw-input", value: ui.out, placeholder: "shown here only" }, (value) => { ui.out = value.trim(); }),
         h("button", { type: "button", class: "aw-button aw-primary", onclick: () => ctx.run([this.specLine(), ...(ui.out ? [ctx.lineOn("check", ui.out)] : [])]) }, "Write the spec")),
-      options.length ? h("details", { class: "aw-notes", "data-live": true, open: Boolean(Object.keys(ui.options[ui.format] ?? {}).length) }, h("summary", {}, `Options of ${ui.format.replaceAll("_", " ")} (${options.length})`), h("div", { class: "aw-bench aw-asked" }, options.map((option) => this.option(option, show)))) : null,
+      options.length ? h("details", { class: "aw-notes", "data-live": true, open: Object.keys(this.chosen()).length > 0 }, h("summary", {}, `Options of ${ui.format.replaceAll("_", " ")} (${options.length})`), optionFields({ name: ui.format, options }, { options: this.chosen() }, show)) : null,
       h("p", { class: "aw-hint" }, `${lead} ${text}`));
-  }
-
-  option({ name, kind, default: usual, choices, text }, show) {
-    const chosen = (this.ui.options[this.ui.format] ??= {});
-    const take = (value) => { if (value === "" || value === String(usual)) delete chosen[name]; else chosen[name] = value; show(); };
-    const now = chosen[name] ?? (usual === null ? "" : String(usual));
-    const label = `option ${name}`;
-    const input = kind === "bool" ? h("input", { type: "checkbox", "aria-label": label, checked: now === "true", onchange: (event) => take(String(event.target.checked)) })
-      : kind === "choice" ? h("select", { class: "aw-input", "aria-label": label, onchange: (event) => take(event.target.value) }, choices.map((choice) => h("option", { value: choice, selected: String(choice) === now }, String(choice))))
-        : h("input", { type: kind === "str" ? "text" : "number", class: "aw-input", step: "any", value: now, placeholder: "none", "aria-label": label, onchange: (event) => take(event.target.value) });
-    return h("label", { class: "aw-field aw-option", title: text }, h("span", {}, name.replaceAll("_", " ")), input);
   }
 
   // --- what was written down

@@ -164,7 +164,7 @@ def test_fairness_counts_from_when_all_have_work():
 
 @pytest.fixture(scope="module")
 def rotation():
-    nets = [workload("small", 512, 6), workload("large", 1024, 10)]
+    nets = [workload("small", 512, 12, rows=64), workload("large", 1024, 10, rows=64)]  # the small one takes several pieces on a fast machine too
     states = [{k: v.clone() for k, v in net.model.state_dict().items()} for net in nets]
     nets[0].model.train()
     streams = [Stream(workload=net, priority=k, weight=2 - k, deadline_s=1.0) for k, net in enumerate(nets)]

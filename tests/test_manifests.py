@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks" / "planning"))
 import kubernetes_closure
 import measure
 from defects import LATER, MISTAKES
-from test_export import gpu, make
+from specs import gpu, make
 
 from aimass_lab.errors import SpecError
 from aimass_lab.export import check_spec_path, exporter_text, read_exporter

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from labserver import CHROMIUM, ask, command, opened
-from test_plan import LADDER, MODEL, target
+from plans import LADDER, MODEL, target
 from workbench_page import THEMES, check_looks, line_of_code, open_view
 
 from aimass_lab.frontends.widgets.source import script

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from defects import LAST, LATER, MISTAKES, Mistake, apply, halves, mutate  # noqa: E402
-from test_export import gpu, make  # noqa: E402
+from specs import gpu, make  # noqa: E402
 
 from aimass_lab.export import read_exporter  # noqa: E402
 from aimass_lab.export._manifests import read_definitions  # noqa: E402

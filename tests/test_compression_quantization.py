@@ -493,6 +493,24 @@ def test_static_int8_says_which_calls_of_a_layer_stay_as_they_were() -> None:
     assert "the weight that it shared with 'embed' stays as it was there" in told["head"][1]
 
 
+def test_static_int8_leaves_out_a_layer_whose_output_nobody_reads() -> None:
+    class Pooled(TinyMLP):
+        """As an encoder whose pooler is computed beside the states that its user takes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.pooler, self.activation = nn.Linear(8, 8), nn.Tanh()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.activation(self.pooler(x))
+            return super().forward(x)
+
+    model, x = Pooled().eval(), torch.randn(40, 8)
+    variant = variant_of(model, x, "int8_static(ranges=minmax)")
+    assert relative(variant.model(x).detach(), model(x).detach()) < 0.05
+    assert not details(variant)["pooler"][0]
+
+
 def test_static_int8_refuses_what_it_cannot_do() -> None:
     class Branching(TinyMLP):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,11 @@ def export_graph(model: nn.Module, call: Call, *, any_batch: bool) -> torch.fx.G
         if any_batch:
             _refuse_bounds(program)
         # the graph's own checks of shapes do not survive quantisation, so StaticGraph makes them
-        return program.module(check_guards=False)
+        graph = program.module(check_guards=False)
+    # What nobody reads, such as the pooler beside a last hidden state, is left in by export and trips torchao's quantiser.
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 def _refuse_bounds(program: torch.export.ExportedProgram) -> None:

@@ -318,8 +318,8 @@ def silence(asked: dict[str, Any]) -> str:
     answers = [answer for answer in asked.values() if "failed" not in answer]
     slower = sum(any(point["truth"][2] < 1 for point in answer["points"].values()) for answer in answers)
     worse = sum(answer["truth"]["metric"]["drop"] > 0.01 for answer in answers)
-    return f"""{len(asked)} requests: {len(asked) - len(answers)} fail, and of the {len(answers)} models that come back {slower} are surely slower than the original at one of
-the batch sizes at least, and {worse} lose more than a point. Nothing in what the tools return or print says so."""
+    return f"""{len(asked)} requests: {len(asked) - len(answers)} fail. Of the {len(answers)} models that come back, {slower} are surely slower than the
+original at one of the batch sizes at least, and {worse} lose more than a point. Nothing in what the tools return or print says so."""
 
 
 def peer_row(model: str, peer: peers.Peer, answer: dict[str, Any]) -> list[str]:

@@ -30,9 +30,8 @@ from .protocol import (
     parse_predict,
     server_metadata,
 )
-from .repository import Repository
 from .request_log import request_id
-from .service import Servable, Service
+from .service import Catalogue, Servable, Service
 from .tensors import InferRequest, Tensor
 
 logger = logging.getLogger(__name__)
@@ -54,13 +53,13 @@ class App:
 
     Args:
         service: The models and the door.
-        repository: What can be loaded.
+        catalogue: What can be loaded.
         max_body_bytes: Longer bodies get 413.
     """
 
-    def __init__(self, service: Service, repository: Repository, max_body_bytes: int) -> None:
+    def __init__(self, service: Service, catalogue: Catalogue, max_body_bytes: int) -> None:
         self._service = service
-        self._repository = repository
+        self._catalogue = catalogue
         self._max_body_bytes = max_body_bytes
         self._reading = asyncio.Semaphore(1)
         """Of stored samples, all of which are read for one of them."""
@@ -130,7 +129,7 @@ class App:
             case ["v2", "repository", "index"]:
                 return self._index, None, "POST"
             case ["v2", "repository", "models", name, ("load" | "unload") as verb]:
-                change = self._repository.load if verb == "load" else self._repository.unload
+                change = self._catalogue.load if verb == "load" else self._catalogue.unload
                 return partial(self._change, change, name), None, "POST"
             case ["v2", "models", name, *rest]:
                 return self._route_model(name, rest)
@@ -171,7 +170,7 @@ class App:
         return 200, JSON, orjson.dumps(describe(self._service))
 
     async def _metrics(self, _: None, __: Any) -> Answer:
-        return 200, METRICS, await asyncio.to_thread(self._service.metrics.text)  # which looks at every process of the server
+        return 200, METRICS, await self._service.exposition()
 
     async def _live(self, _: None, __: Any) -> Answer:
         return 200, JSON, orjson.dumps({"live": True})
@@ -200,7 +199,7 @@ class App:
     async def _index(self, _: None, __: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
         """What is served, and whether it can be used."""
         ready = parse_index(await self._read_body(headers, receive))
-        return 200, JSON, orjson.dumps(self._repository.index(ready=ready))
+        return 200, JSON, orjson.dumps(await self._catalogue.index(ready=ready))
 
     async def _change(
         self, change: Callable[[str], Awaitable[None]], name: str, _: None, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive
@@ -247,13 +246,14 @@ class App:
         """Body in, outputs out; counted whatever happens."""
         code, began = 500, time.monotonic()
         try:
-            self._service.door.spend(scope["aimass.caller"])
-            with model.in_use(), self._service.trace(protocol, model, lambda name: headers.get(name.encode(), b"").decode("latin-1")) as trace:
-                request = parse(await self._read_body(headers, receive))
-                scope["aimass.items"] = request.items
-                request.trace = trace
-                hangup = scope["aimass.hangup"] = Hangup()
-                outputs = await self._service.infer(model, request, hangup)
+            with model.in_use():
+                await self._service.spend(scope["aimass.caller"])
+                with self._service.trace(protocol, model, lambda name: headers.get(name.encode(), b"").decode("latin-1")) as trace:
+                    request = parse(await self._read_body(headers, receive))
+                    scope["aimass.items"] = request.items
+                    request.trace = trace
+                    hangup = scope["aimass.hangup"] = Hangup()
+                    outputs = await self._service.infer(model, request, hangup)
             answer = _encode(protocol, model, request, outputs)
             code = 200
             return answer
@@ -261,7 +261,7 @@ class App:
             code = error.status
             raise
         finally:
-            self._service.metrics.answered(protocol, code, time.monotonic() - began)
+            self._service.tally.add(protocol, code, time.monotonic() - began)
 
     async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, as long as it is not too long; never more than that is kept.

@@ -105,7 +105,7 @@ class Batcher:
             return await pending.future
         finally:
             if request.trace is not None and not pending.launched:
-                request.trace.queue(self.config, pending.queued_at, time.monotonic())
+                request.trace.queue(self._model, pending.queued_at, time.monotonic())
             self._drop(pending, RequestError(CLIENT_GONE, "cancelled"))
             if pending.timer is not None:
                 pending.timer.cancel()
@@ -256,8 +256,8 @@ class Batcher:
             if (trace := pending.request.trace) is None:
                 continue
             if not pending.deaths:
-                trace.queue(self.config, pending.queued_at, started)
-            trace.batch(self.config, started, now, items=items, requests=len(batch), computed=None if computed is None else (computed[0], computed[1]))
+                trace.queue(self._model, pending.queued_at, started)
+            trace.batch(self._model, started, now, items=items, requests=len(batch), computed=None if computed is None else (computed[0], computed[1]))
 
     def _learn_pace(self, items: int, elapsed: float) -> None:
         pace = items / max(elapsed, 1e-6) * self.config.workers

@@ -15,7 +15,7 @@ from .config import ServingConfig, TensorSpec
 from .errors import ServerError, bad
 
 if TYPE_CHECKING:
-    from .tracing import Trace
+    from .tracing import Recorder
 
 Array = np.ndarray[Any, Any]
 Buffer = bytes | bytearray | memoryview
@@ -57,7 +57,7 @@ class InferRequest:
     timeout_s: float | None = None
     priority: int = 1
     """1 goes first."""
-    trace: Trace | None = None
+    trace: Recorder | None = None
     """What is recorded of it; None: nothing."""
 
     @property

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,14 +206,64 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address is taken or not ours.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
+    (listener,) = bind_shared(host, port, 1)
     return listener
+
+
+def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
+    """Listening sockets of one address, for as many processes: the kernel divides the connections among them.
+
+    With one socket for all, whoever wakes first takes nearly all connections that come together, and keeps them. Linux alone divides them;
+    elsewhere all get that one socket all the same.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    first = reserve(host, port)
+    sockets = [first]
+    try:
+        if count > 1:
+            share(first)
+        for _ in range(1, count):
+            sockets.append(_beside(first) if sys.platform == "linux" else first.dup())
+        for listener in sockets:
+            listener.listen(2048)
+            listener.setblocking(False)
+    except OSError:
+        for listener in sockets:
+            listener.close()
+        raise
+    return sockets
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that has an address and does not listen; the only one: a port that another server shares among its own processes counts as taken.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    taker = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taker.bind((host, port))
+    except OSError:
+        taker.close()
+        raise
+    return taker
+
+
+def share(taker: socket.socket) -> None:
+    """Let other sockets of this user have the address, too."""
+    taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def _beside(first: socket.socket) -> socket.socket:
+    """Another socket with the address of a shared one."""
+    other = socket.socket(first.family, socket.SOCK_STREAM)
+    try:
+        share(other)
+        other.bind(first.getsockname()[:2])
+    except OSError:
+        other.close()
+        raise
+    return other

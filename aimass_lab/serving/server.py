@@ -23,8 +23,9 @@ from .config import ServingConfig, check_manifest, load_config
 from .devices import CPU, parse_devices
 from .errors import ServerError
 from .frontend import FrontEnd, FrontEndOptions, tidy
+from .frontends import FrontEnds
 from .journal import Journal
-from .listener import bind, take_handles
+from .listener import bind, bind_shared, reserve, share, take_handles
 from .metrics import Metrics
 from .repository import Found, Repository
 from .request_log import RequestLog
@@ -48,6 +49,8 @@ class ServeOptions:
     grpc_port: int | None = 8001
     """0: a free one; None: no gRPC."""
     workers: int | None = None
+    """None: as the bundle says."""
+    frontends: int | None = None
     """None: as the bundle says."""
     devices: str | None = None
     """``cuda:0,cuda:1``: a worker of each model on each; None: on the processor."""
@@ -173,6 +176,8 @@ async def _serve(
                 consumer = QueueConsumer(service, config, queue_options(options.amqp, options.queue, options.prefetch, config, workers=workers))
                 await consumer.start()
             service.metrics.startup_s.set(time.time() - psutil.Process().create_time())
+            if isinstance(front, FrontEnds):
+                await front.settled()
             _say(f"ready {url}" + (f" grpc {_shown(options.host)}:{front.grpc_port}" if front.grpc_port is not None else ""))
             aside = [loop.create_task(tidy(service))]
             if options.poll_s is not None:
@@ -195,26 +200,37 @@ async def _serve(
 
 def _make_front(
     service: LocalService, repository: Repository, config: ServingConfig, options: ServeOptions, tls: tuple[Path, Path] | None
-) -> tuple[FrontEnd, str]:
+) -> tuple[FrontEnd | FrontEnds, str]:
     """What takes connections, and its address.
 
     Raises:
         ServerError: a port is taken, or the address is not ours.
     """
+    count, port, reserved = options.frontends or config.frontends, options.grpc_port, None
     try:
-        listener = bind(options.host, options.port)
+        listeners = [bind(options.host, options.port)] if count == 1 else bind_shared(options.host, options.port, count)
     except OSError as error:
         raise ServerError(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}") from None
+    if count > 1 and port is not None:
+        try:
+            reserved = reserve(options.host, port)
+        except OSError as error:
+            raise ServerError(f"cannot listen for gRPC on {options.host} port {port}: {error.strerror or error}") from None
+        share(reserved)
+        port = reserved.getsockname()[1]
     how = FrontEndOptions(
-        grpc_address=None if options.grpc_port is None else f"{_shown(options.host)}:{options.grpc_port}",
+        grpc_address=None if port is None else f"{_shown(options.host)}:{port}",
+        shared=count > 1,
         max_body_bytes=config.max_body_bytes,
         header_timeout_s=config.header_timeout_s,
         body_timeout_s=config.body_timeout_s,
         drain_timeout_s=config.request_timeout_s,
         tls=tls,
     )
-    url = f"{'http' if tls is None else 'https'}://{_shown(options.host)}:{listener.getsockname()[1]}"
-    return FrontEnd(service, repository, listener, how), url
+    url = f"{'http' if tls is None else 'https'}://{_shown(options.host)}:{listeners[0].getsockname()[1]}"
+    if count == 1:
+        return FrontEnd(service, repository, listeners[0], how), url
+    return FrontEnds(service, repository, listeners, reserved, config, how, canary=options.canary), url
 
 
 def _shown(host: str) -> str:
@@ -266,7 +282,7 @@ async def _first(stop: asyncio.Event, *works: asyncio.Future[Any]) -> None:
             work.cancel()
 
 
-async def _drain(service: LocalService, config: ServingConfig, front: FrontEnd) -> None:
+async def _drain(service: LocalService, config: ServingConfig, front: FrontEnd | FrontEnds) -> None:
     """Send clients elsewhere, stop accepting after a grace time, finish what was accepted."""
     service.draining = True
     service.changed()

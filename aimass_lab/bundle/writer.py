@@ -128,6 +128,8 @@ def write_bundle(
         fidelity, num_samples = _write_vectors(temporary, workload, file, choices)
         say(0.6, "measuring it")
         points, missing = measure_format(file, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
+        shipped = replace(shipped, file=replace(file, loaded=None))  # the server that is started next needs the memory
+        file = shipped.file
         requirements = _write_runtime(temporary, file, hashes=hashes)
         say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
         proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate and not choices.on_accelerator)
@@ -201,8 +203,7 @@ def _write_vectors(folder: Path, workload: Workload, file: FormatFile, choices: 
     inputs, outputs = input_arrays(file.inputs, call), reference_outputs(workload, call, file)
     arrays = {f"input.{name}": array for name, array in inputs.items()} | {f"output.{name}": array for name, array in outputs.items()}
     np.savez(folder / "vectors.npz", allow_pickle=False, **arrays)
-    runner = FORMATS[file.format]().open(file.path, threads=choices.threads)
-    fidelity = measure_fidelity(runner, file, inputs, outputs, max_batch_size=choices.max_batch_size)
+    fidelity = measure_fidelity(file.runner(choices.threads), file, inputs, outputs, max_batch_size=choices.max_batch_size)
     return fidelity, call.batch_size if file.batched else 1
 
 

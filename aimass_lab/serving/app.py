@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -44,6 +44,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 JSON: Headers = [(b"content-type", b"application/json")]
 TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 METRICS: Headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+KNOWN_PATH = 256
+"""Bytes of a path up to which it is remembered: most requests ask for the same ones."""
 DISCARD_S = 5.0
 """How long a body that is refused is still read, so that its sender gets to read the answer."""
 
@@ -97,7 +99,7 @@ class App:
         Raises:
             RequestError: 401, 404, 405, and whatever the handler raises.
         """
-        segments = [unquote(part) for part in scope["raw_path"].decode("ascii", "replace").strip("/").split("/")]
+        segments = (_known_segments if len(scope["raw_path"]) <= KNOWN_PATH else _segments)(scope["raw_path"])
         if segments == [""] and scope["method"] in ("GET", "HEAD") and b"text/html" in headers.get(b"accept", b""):
             return 200, *page()  # it holds nothing of the models; what it then asks for needs a token
         if segments[:2] != ["v2", "health"]:  # probes carry no token, and learn nothing worth one
@@ -294,6 +296,13 @@ class App:
     def _too_long(self) -> RequestError:
         # Made where it is raised: kept in a variable it would keep the frame, and with it the last of the body, until a collection of all.
         return RequestError(413, f"the body is longer than {self._max_body_bytes} bytes")
+
+
+def _segments(raw_path: bytes) -> list[str]:
+    return [unquote(part) for part in raw_path.decode("ascii", "replace").strip("/").split("/")]
+
+
+_known_segments = lru_cache(maxsize=256)(_segments)
 
 
 class MethodNotAllowed(RequestError):

@@ -52,6 +52,7 @@ class FrontEnd:
             body_timeout_s=options.body_timeout_s,
             drain_timeout_s=options.drain_timeout_s,
             tls=options.tls,
+            forwarded=bool(service.log),  # which is where callers' addresses go
         )
         self._serving: asyncio.Task[None] | None = None
         self._grpc: Any = None

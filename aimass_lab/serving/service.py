@@ -8,7 +8,7 @@ import itertools
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +54,7 @@ class Servable(ABC):
         """Requests that were sent here and are not answered yet."""
         self.num_asked = 0
         """Requests that were sent here so far."""
+        self._use = _Use(self)
         self.background = background
         """Whether it is a shadow: it answers those who name its version, and has the processor when nobody else wants it."""
 
@@ -83,15 +84,23 @@ class Servable(ABC):
     async def close(self) -> None:
         """End what belongs to it."""
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
         """While a request is on its way through this version, it is not ended."""
-        self.num_users += 1
-        self.num_asked += 1
-        try:
-            yield
-        finally:
-            self.num_users -= 1
+        return self._use
+
+
+class _Use(contextlib.AbstractContextManager[None]):
+    """Counts those who are in the block; one for all of them."""
+
+    def __init__(self, model: Servable) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._model.num_users += 1
+        self._model.num_asked += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._model.num_users -= 1
 
 
 class Model(Servable):
@@ -172,6 +181,7 @@ class Service(ABC):
 
     def __init__(self, door: Door, log: RequestLog, tally: Tally, *, canary: float | None = None) -> None:
         self.models: dict[tuple[str, str], Servable] = {}
+        self._answering: dict[str, list[Servable]] = {}
         self.door = door
         self.log = log
         self.tally = tally
@@ -199,11 +209,18 @@ class Service(ABC):
         if version:
             if (model := self.models.get((name, version))) is not None:
                 return model
-        elif versions := sorted((v for (n, v), m in self.models.items() if n == name and not m.background), key=version_order):
-            before = len(versions) > 1 and self._canary is not None and random.random() >= self._canary
-            return self.models[name, versions[-2 if before else -1]]
+        elif answering := self._answering.get(name) or self._sort(name):
+            before = len(answering) > 1 and self._canary is not None and random.random() >= self._canary
+            return answering[-2 if before else -1]
         shown = repr(name[:80]) + (f" in version {version[:80]!r}" if version else "")
         raise RequestError(404, f"no model {shown}; there are: {', '.join(f'{n!r} version {v!r}' for n, v in self.models)}")
+
+    def _sort(self, name: str) -> list[Servable]:
+        """The versions of a model that answer those who name none, oldest first; kept until others are served."""
+        found = [model for (other, _), model in self.models.items() if other == name and not model.background]
+        if found:
+            self._answering[name] = found = sorted(found, key=lambda model: version_order(model.config.version))
+        return found
 
     def trace(self, protocol: str, model: Servable, find: Callable[[str], str | None]) -> contextlib.AbstractContextManager[Recorder | None]:
         """Record the request that is answered in the block, where that is wanted; see `Tracing.request`."""
@@ -257,12 +274,14 @@ class LocalService(Service):
     def add(self, model: Servable) -> None:
         """Send requests to a version from now on."""
         self.models[model.config.name, model.config.version] = model
+        self._answering.clear()
         model.show()
         self.changed()
 
     def remove(self, key: tuple[str, str]) -> Servable:
         """Send no more requests to a version; those that it has go on."""
         model = self.models.pop(key)
+        self._answering.clear()
         self.changed()
         return model
 

@@ -147,7 +147,7 @@ def _next(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None:
-    """The next frame; None when the front end closed the connection."""
+    """The next frame; None when the server closed the connection."""
     lengths = _read(connection, LENGTHS.size)
     if lengths is None:
         return None
@@ -173,4 +173,4 @@ def _send(connection: socket.socket, header: dict[str, Any], parts: list[Buffer]
     try:
         connection.sendall(b"".join(pack(header, parts)))
     except BrokenPipeError:
-        sys.exit(0)  # the front end is gone, and with it the one who asked
+        sys.exit(0)  # the server is gone, and with it the one who asked

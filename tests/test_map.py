@@ -24,8 +24,8 @@ FLOORS = {
 }  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
-    "records", "errors", "interrupts", "registry", "units", "devices", "export", "fleet", "headlines", "manifests", "monitoring", "network", "options", "planning",
-    "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
+    "records", "errors", "interrupts", "registry", "units", "devices", "export", "fleet", "headlines", "manifests", "monitoring", "network", "options",
+    "planning", "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 
 

@@ -71,6 +71,7 @@ def write_bundle(
     max_batch_size: int | None = None,
     max_wait_s: float | None = None,
     threads: int | None = None,
+    frontends: int = 1,
     name: str | None = None,
     version: str = "1",
     format: str | None = None,
@@ -95,6 +96,7 @@ def write_bundle(
         max_batch_size: Largest batch, in items.
         max_wait_s: Longest time that an incomplete batch is held.
         threads: Threads of the worker.
+        frontends: Processes that take connections and read requests; 1: the one that has the queue does that, too.
         name: DNS label; made from the model's name if not given.
         version: A positive whole number.
         format: A name of `FORMATS`; the fastest of those whose runtimes are installed if not given.
@@ -117,7 +119,7 @@ def write_bundle(
     folder = Path(folder).expanduser().resolve()
     choices = choose(
         workload.name, spec, plan, rate=rate, latency_p99_s=latency_p99_s, max_batch_size=max_batch_size, max_wait_s=max_wait_s,
-        threads=threads, name=name, version=version,
+        threads=threads, frontends=frontends, name=name, version=version,
     )  # fmt: skip
     served = _served(workload, variant, choices)
     with new_folder(folder, needed_bytes=4 * weight_bytes(served) + OVERHEAD_BYTES, force=force) as temporary:
@@ -174,6 +176,7 @@ def _write_serving(folder: Path, file: FormatFile, choices: Choices) -> dict[str
         "max_wait_s": choices.max_wait_s,
         "workers": choices.workers,
         "threads_per_worker": choices.threads,
+        **({"frontends": choices.frontends} if choices.frontends > 1 else {}),  # a server that was written before there were several does not know the key
         **LIMITS,
     }
     write_json(folder / "serving.json", serving)

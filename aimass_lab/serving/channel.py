@@ -50,12 +50,15 @@ class Channel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody will answer any more."""
         self._transport = None
+        self._give_up()
+        self._on_close()
+
+    def _give_up(self) -> None:
         for asked in self._open.values():
             if not asked.done():
                 asked.set_exception(ChannelClosed())
                 asked.exception()  # nobody may be waiting
         self._open.clear()
-        self._on_close()
 
     def ask(self, kind: str, header: dict[str, Any], parts: Sequence[Buffer] = ()) -> tuple[int, asyncio.Future[Message]]:
         """Send a question.
@@ -64,11 +67,10 @@ class Channel(asyncio.Protocol):
             Its number, and the answer to come, or `ChannelClosed`.
         """
         number, asked = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._open[number] = asked
+        self._send({"kind": kind, "number": number, **header}, parts)
         if self._transport is None:
-            asked.set_exception(ChannelClosed())
-        else:
-            self._open[number] = asked
-            self._send({"kind": kind, "number": number, **header}, parts)
+            self._give_up()
         return number, asked
 
     def forget(self, number: int) -> None:

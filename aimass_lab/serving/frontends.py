@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -32,7 +31,8 @@ from .tracing import Notes
 
 logger = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 60.0
+SETTLE_TIMEOUT_S = 5.0
+"""A front end that stands still keeps nobody from loading a model for longer."""
 LONG_LIVED_S = 10.0
 """One that lived so long is replaced at once."""
 DRAIN_SLACK_S = 2.0
@@ -69,7 +69,7 @@ class FrontEnds:
         """Gets a `ServerError` when there is no use in going on."""
         self.grpc_port = reserved.getsockname()[1] if reserved is not None else None
         self._service, self._repository, self._options = service, repository, options
-        self._listeners, self._reserved = listeners, reserved
+        self._listeners, self._reserved, self._start_timeout_s = listeners, reserved, config.start_timeout_s
         door = service.door
         self._begin = {
             "name": config.name, "canary": canary, "options": asdict(options) | {"tls": options.tls and [str(file) for file in options.tls]},
@@ -139,7 +139,8 @@ class FrontEnds:
     async def settled(self) -> None:
         """Wait until all of them know what is served now, so that whoever is told of a change finds it at every one."""
         self._publish()
-        await asyncio.gather(*(link.seen for link in self._links), return_exceptions=True)
+        if self._links:
+            await asyncio.wait([link.seen for link in self._links], timeout=SETTLE_TIMEOUT_S)
 
     # --- one of them ---
 
@@ -182,13 +183,15 @@ class FrontEnds:
             link.channel.tell("begin", self._begin)
             self._links.add(link)
             link.show()
-            await _until_ready(link, process)
+            await asyncio.wait_for(link.ready, self._start_timeout_s)
             self._failed_starts = 0
             if not first.done():
                 first.set_result(None)
             else:
                 logger.warning("front end %d is ready, in place of one that ended", process.pid)
             await link.closed.wait()
+        except asyncio.TimeoutError:
+            raise ServerError(f"a front end did not get ready within {self._start_timeout_s:g} s") from None
         finally:
             self._links.discard(link)
             process.kill()
@@ -196,18 +199,6 @@ class FrontEnds:
             link.close()
         if not self._stopping:
             logger.warning("front end %d ended with code %d; its connections are lost", process.pid, code)
-
-
-async def _until_ready(link: _Link, process: subprocess.Popen[bytes]) -> None:
-    closed = asyncio.ensure_future(link.closed.wait())
-    try:
-        await asyncio.wait([link.ready, closed], timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        closed.cancel()
-    if not link.ready.done():
-        what = "ended" if link.closed.is_set() else f"did not get ready within {START_TIMEOUT_S:g} s"
-        raise ServerError(f"front end {process.pid} {what} while starting")
-    link.ready.result()
 
 
 class _Link:
@@ -252,6 +243,9 @@ class _Link:
         for model in self._known.values():
             model.num_users -= 1
         self._known.clear()
+        if not self.ready.done():
+            self.ready.set_exception(ServerError("a front end ended while starting"))
+            self.ready.exception()  # nobody may be waiting
         self.closed.set()
 
     def _on_message(self, header: dict[str, Any], payload: memoryview) -> None:

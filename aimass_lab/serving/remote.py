@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import uvloop
 
 from .access import Door, Token
 from .batcher import Hangup
-from .channel import Channel, raise_error
+from .channel import Channel, Message, raise_error
 from .child import die_with
 from .config import ServingConfig, TensorSpec
 from .errors import CLIENT_GONE, RequestError, ServerError
@@ -51,7 +52,7 @@ async def _run(ours: socket.socket, listener: socket.socket, tally: Tally) -> No
     take_handles()
     loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="aside"))
     begun: asyncio.Future[RemoteService] = loop.create_future()
-    finish = asyncio.Event()
+    finish, closed = asyncio.Event(), asyncio.Event()
 
     def on_message(header: dict[str, Any], _: memoryview) -> None:
         match header["kind"]:
@@ -63,7 +64,12 @@ async def _run(ours: socket.socket, listener: socket.socket, tally: Tally) -> No
             case "finish":
                 finish.set()
 
-    channel = Channel(on_message, lambda: os._exit(1))  # without the models nothing can be answered, and whoever has them starts another one
+    def on_close() -> None:
+        if not finish.is_set():
+            os._exit(1)  # without the models nothing can be answered, and whoever has them starts another one
+        closed.set()
+
+    channel = Channel(on_message, on_close)
     await loop.create_unix_connection(lambda: channel, sock=ours)
     service = await begun
     front = FrontEnd(service, RemoteCatalogue(channel), listener, service.options)
@@ -80,6 +86,8 @@ async def _run(ours: socket.socket, listener: socket.socket, tally: Tally) -> No
     await front.stop()
     if service.tracing is not None:
         await service.tracing.close()
+    channel.close()
+    await closed.wait()  # what was said has left
 
 
 class RemoteModel(Servable):
@@ -106,7 +114,7 @@ class RemoteModel(Servable):
         }  # fmt: skip
         number, answer = self._channel.ask("infer", header, parts)
         if hangup is not None:
-            hangup.callback = lambda: answer.done() or answer.set_exception(RequestError(CLIENT_GONE, "the client hung up"))
+            hangup.callback = partial(_give_up, answer)
         try:
             found, payload = await answer
         except BaseException:
@@ -127,6 +135,11 @@ class RemoteModel(Servable):
         while self.num_users:
             await asyncio.sleep(DONE_STEP_S)
         self._channel.tell("done", {"model": self.number})
+
+
+def _give_up(answer: asyncio.Future[Message]) -> None:
+    if not answer.done():
+        answer.set_exception(RequestError(CLIENT_GONE, "the client hung up"))
 
 
 class RemoteService(Service):
@@ -152,6 +165,7 @@ class RemoteService(Service):
         self.started, self.draining = told["started"], told["draining"]
         before = {model.number: model for model in self.models.values()}
         self.models = {}
+        self._answering.clear()
         for entry in told["models"]:
             model = before.pop(entry["number"], None) or RemoteModel(self._channel, entry)
             assert isinstance(model, RemoteModel)

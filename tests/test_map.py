@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "aimass_lab"
 
 FLOORS = {
-    0: {"records", "errors", "registry", "units"},
+    0: {"records", "errors", "interrupts", "registry", "units"},
     1: {
         "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "fleet", "formats", "headlines", "manifests",
         "monitoring",
@@ -24,8 +24,8 @@ FLOORS = {
 }  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
-    "records", "errors", "registry", "units", "devices", "export", "fleet", "headlines", "manifests", "monitoring", "network", "options", "planning",
-    "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
+    "records", "errors", "interrupts", "registry", "units", "devices", "export", "fleet", "headlines", "manifests", "monitoring", "network", "options",
+    "planning", "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 
 

@@ -128,6 +128,7 @@ class Shipping(StudyState):
         name: str | None = None,
         version: str = "1",
         format: str | None = None,
+        frontends: int = 1,
         hashes: bool = False,
         force: bool = False,
     ) -> Bundle:
@@ -141,6 +142,7 @@ class Shipping(StudyState):
             name: Name of the service; made from the model's if not given.
             version: Version of the model that is served.
             format: How the model is written, such as onnx, openvino, safetensors or aot_inductor; the fastest of those that are installed if not given.
+            frontends: Processes of the server that take connections and read requests, for one queue.
             hashes: Ask the package index for hashes, so that pip installs what was pinned here and nothing else; needs uv, and the index.
             force: Replace a bundle that is already there.
         """
@@ -151,7 +153,8 @@ class Shipping(StudyState):
             plan = self._plan_for(rate, p99, None, technique)
             spec = self._make_spec(plan, name=name, image=None)
         asked = {"rate": None if rate is None else parse_rate(rate), "latency_p99_s": None if p99 is None else parse_seconds(p99)}
-        bundle = self._write_bundle(Path(out), technique, plan=plan, spec=spec, name=name, version=version, format=format, hashes=hashes, force=force, **asked)
+        how = {"name": name, "version": version, "format": format, "frontends": frontends, "hashes": hashes, "force": force}
+        bundle = self._write_bundle(Path(out), technique, plan=plan, spec=spec, **how, **asked)
         return self._keep("bundle", bundle)
 
     def _write_bundle(self, folder: Path, technique: str, **options: Any) -> Bundle:

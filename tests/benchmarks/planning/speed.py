@@ -76,9 +76,7 @@ def first_compiled() -> None:
         given = {**os.environ, "NUMBA_CACHE_DIR": kept, "PYTHONPATH": os.pathsep.join(sys.path)}
         runs = [subprocess.run([sys.executable, "-c", FIRST], env=given, capture_output=True, text=True, check=True) for _ in range(REPEATS)]
     first, *later = (float(run.stdout) for run in runs)
-    print(
-        f"\nThe first compiled call of a process, processor time: {min(later):.2f} to {max(later):.2f} s; {first:.2f} s where it was never compiled before."
-    )
+    print(f"\nThe first compiled call of a process, processor time: {min(later):.2f} to {max(later):.2f} s; {first:.2f} s where it was never compiled before.")
 
 
 def main() -> None:

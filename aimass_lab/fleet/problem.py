@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 Resource = Literal["replicas", "devices", "cores", "memory"]
@@ -102,8 +103,11 @@ class Problem:
 
     def full(self, option: int) -> int:
         """Replicas of an option that carry its model's whole rate."""
-        o = self.options[option]
-        return max(1, math.ceil(self.clients[o.model].rate / o.rate - EPS))
+        return self._full[option]
+
+    @cached_property
+    def _full(self) -> list[int]:
+        return [max(1, math.ceil(self.clients[o.model].rate / o.rate - EPS)) for o in self.options]
 
     def groups(self) -> list[tuple[str, list[int], float]]:
         """Who shares fairly: name, models and weight of each tenant; a model without one is its own."""

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
 from ..scheduling import Policy, Queue, Request, make_policy
+from .forms import Loop
 from .overhead import Overhead
 from .queueing import Arrivals, ServiceTimes
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from .queueing import Array
 
@@ -88,37 +90,48 @@ def simulate_fcfs(
     import numpy as np
 
     arrivals = np.asarray(arrival_s, dtype=float)
-    _check(len(arrivals), service, max_batch_size, max_wait_s, num_workers)
-    times: list[float] = arrivals.tolist()
-    count = len(times)
-    times += [math.inf] * max_batch_size  # so that looking ahead needs no test for the end
-    rows: list[list[float]] = service.quantiles[: max_batch_size + 1].tolist()
+    count = len(arrivals)
+    _check(count, service, max_batch_size, max_wait_s, num_workers)
+    form = _serve.form(count)
+    ahead = np.full(max_batch_size, math.inf)  # so that looking ahead needs no test for the end
     draws = _draws(service, count, seed)
+    starts, sizes = form.room(count, 0.0), form.room(count, 0)
+    num_batches = form.run(
+        form.numbers(np.concatenate([arrivals, ahead])), count, form.numbers(service.quantiles[: max_batch_size + 1]), form.numbers(draws),
+        max_batch_size, float(max_wait_s), wait_policy == "always", num_workers, starts, sizes,
+    )  # fmt: skip
+    batch_start, batch_items = np.asarray(starts[:num_batches]), np.asarray(sizes[:num_batches])
+    batch_service = service.quantiles[batch_items, draws[:num_batches]]
+    return Trajectory(arrivals, np.repeat(batch_start + batch_service, batch_items), batch_start, batch_service, batch_items)
+
+
+@Loop
+def _serve(times, count, rows, draws, max_batch_size, max_wait_s, always, num_workers, starts, sizes):  # type: ignore[no-untyped-def]
+    """Write when each batch starts and how many it has; return how many batches there are."""
     free = [0.0] * num_workers
-    starts: list[float] = []
-    services: list[float] = []
-    sizes: list[int] = []
-    replace, always = heapq.heapreplace, wait_policy == "always"
+    soonest = 0.0
     size = max_batch_size if always else 1
-    i = 0
+    i = batches = 0
     while i < count:
         start = times[i] + max_wait_s
         enough = times[i + (max_batch_size if always else size) - 1]
         if enough < start:
             start = enough
-        if free[0] > start:
-            start = free[0]
-        size = 1
-        while size < max_batch_size and times[i + size] <= start:
-            size += 1
-        took = rows[size][draws[len(sizes)]]
-        replace(free, start + took)
-        starts.append(start)
-        services.append(took)
-        sizes.append(size)
-        i += size
-    batch_start, batch_service, batch_items = np.array(starts), np.array(services), np.array(sizes)
-    return Trajectory(arrivals, np.repeat(batch_start + batch_service, batch_items), batch_start, batch_service, batch_items)
+        if soonest > start:
+            start = soonest
+        stop, most = i + 1, i + max_batch_size
+        while times[stop] <= start and stop < most:
+            stop += 1
+        size = stop - i
+        soonest = start + rows[size][draws[batches]]
+        if num_workers > 1:
+            heapq.heapreplace(free, soonest)
+            soonest = free[0]
+        starts[batches] = start
+        sizes[batches] = size
+        batches += 1
+        i = stop
+    return batches
 
 
 def simulate_queue(
@@ -156,7 +169,7 @@ def simulate_queue(
     if largest > max_batch_size:
         raise InputError(f"a request of {largest} items is larger than a batch of {max_batch_size}", help="raise max_batch_size")
     rows: list[list[float]] = service.quantiles[: max_batch_size + 1].tolist()
-    draws = _draws(service, len(requests), seed)
+    draws: list[int] = _draws(service, len(requests), seed).tolist()
     free = [0.0] * num_workers
     finish = np.zeros(len(requests))
     batches: list[tuple[float, float, int]] = []
@@ -194,15 +207,12 @@ def _gather(requests: Sequence[Request], arrived: int, queue: Queue, free_s: flo
             return due, arrived
 
 
-def _draws(service: ServiceTimes, count: int, seed: int | Sequence[int]) -> list[int]:
+def _draws(service: ServiceTimes, count: int, seed: int | Sequence[int]) -> NDArray[np.int64]:
     """Which of a row's equally likely times each batch takes: one draw a batch, in order of dispatch."""
     import numpy as np
 
     levels = service.quantiles.shape[1]
-    if levels == 1:
-        return [0] * count
-    drawn: list[int] = np.random.default_rng(seed).integers(0, levels, count).tolist()
-    return drawn
+    return np.zeros(count, dtype=np.int64) if levels == 1 else np.random.default_rng(seed).integers(0, levels, count)
 
 
 def _check(count: int, service: ServiceTimes, max_batch_size: int, max_wait_s: float, num_workers: int) -> None:

@@ -18,12 +18,28 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 def first_line(error: BaseException) -> str:
     """First line of an error's message that is not empty; the error's class where there is none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def without_traceback(error: E) -> E:
+    """The same error; it and those that it came from no longer hold the frames that they passed through, nor what lives in them.
+
+    A notebook keeps its last error until the next one, and with it would keep the tensors that filled the memory, inputs included.
+    Clearing the frames would not do: a function that was called keeps what it closes over.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 class OutOfTime(BaseException):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
-from .errors import InputError
+from .errors import DoesNotFitError, InputError, without_traceback
 from .interrupts import spare_imports
 from .units import parse_bandwidth, parse_bytes, parse_rate, parse_seconds
 
@@ -158,7 +158,11 @@ def _called(function: Function, name: str, lists: Set[str]) -> Function:
             value = options[option]
             if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
                 options[option] = (value,)
-        return announce(name, lambda: function(*args, **options))
+        try:
+            return announce(name, lambda: function(*args, **options))
+        except DoesNotFitError as error:
+            without_traceback(error)
+            raise error  # a bare raise would bring the traceback back, in Python 3.10
 
     return cast("Function", call)
 

@@ -6,6 +6,7 @@ import time
 import warnings
 
 import msgspec
+import psutil
 import pytest
 import torch
 from models import (
@@ -31,7 +32,7 @@ from aimass_lab.errors import DoesNotFitError, InputError, ModelError, Unsupport
 from aimass_lab.profiling import bottleneck, profile_callable, profile_model
 from aimass_lab.profiling.bottleneck import Rates, say_what_binds, split_time
 from aimass_lab.profiling.measure import INSTRUMENTED_CALLS
-from aimass_lab.profiling.memory import peak_of_call
+from aimass_lab.profiling.memory import address_space_capped, free_bytes, peak_of_call
 from aimass_lab.profiling.modules import ModuleTimer
 from aimass_lab.records import Number, Profile, from_json, to_json
 from aimass_lab.timing import MAX_WARMUP
@@ -239,6 +240,7 @@ def test_forced_it_fails_and_everything_is_as_before():
 
 
 def test_an_error_of_memory_lets_go_of_the_tensors_that_filled_it():
+    """The error is kept, as a notebook keeps its last one."""
     import gc
     import weakref
 
@@ -247,14 +249,30 @@ def test_an_error_of_memory_lets_go_of_the_tensors_that_filled_it():
     class Hoarder(nn.Module):
         def forward(self, x):
             hoard = x + 1
-            alive.append(weakref.ref(hoard))
-            return hoard.expand(1, 10**13).contiguous()
+            alive.extend(map(weakref.ref, (x, hoard)))
+            return hoard.expand(2, 10**13).contiguous()
 
     with pytest.raises(DoesNotFitError) as caught:
-        profiled(Hoarder(), torch.ones(1, 1), force=True)
+        profiled(Hoarder(), torch.ones(1, 1), batch_size=2, force=True)
     gc.collect()
     assert alive
     assert all(ref() is None for ref in alive), caught.value
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on the address space are Linux'")
+def test_a_limit_on_the_address_space_is_memory_that_is_not_there():
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = psutil.Process().memory_info().vms + 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        assert free_bytes(torch.device("cpu")) <= 2**30
+        with address_space_capped(torch.device("cpu")):
+            assert resource.getrlimit(resource.RLIMIT_AS)[0] <= limit
+        assert resource.getrlimit(resource.RLIMIT_AS)[0] == limit
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class Interrupting(TinyMLP):

@@ -270,6 +270,27 @@ def test_a_batch_that_is_forced_fails_and_the_model_still_works():
     assert study.model(torch.randn(1, 4)).shape == (1, 4)
 
 
+def test_an_error_that_is_kept_holds_nothing_of_what_did_not_fit():
+    """As a notebook keeps its last one."""
+    alive = []
+
+    class Seen(Hungry):
+        def forward(self, x):
+            if len(x) > 1:
+                alive.append(weakref.ref(x))
+            return super().forward(x)
+
+    study = Study(Seen(), torch.randn(1, 4))
+    kept = []
+    for verb in (lambda: study.profile(batch=2, force=True), lambda: study.trace(batch=2), lambda: study.trial("none", batch=2)):
+        with pytest.raises(DoesNotFitError) as caught:
+            verb()
+        kept.append(caught.value)
+    gc.collect()
+    assert len(alive) >= len(kept)
+    assert all(ref() is None for ref in alive)
+
+
 def test_wrong_shapes_name_the_shapes(study):
     with pytest.raises(ModelError, match=r"float32\[2, 9\].*2x9 and 8x32"):
         Study(study.model, torch.randn(2, 9)).profile()

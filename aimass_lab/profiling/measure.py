@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import nn
 
-from ..errors import AimassError, DoesNotFitError, InputError, ModelError
+from ..errors import AimassError, DoesNotFitError, InputError, ModelError, without_traceback
 from ..preserve import preserved
 from ..readings.energy import EnergyMeter
 from ..records import INTERRUPTED, Note
@@ -139,9 +139,10 @@ class Measurement:
         try:
             with guard, device, preserved(self.model):
                 self._observe()
-        except DoesNotFitError:
+        except DoesNotFitError as error:
+            without_traceback(error)  # what it holds could not be given back
             release_cached(self.device)
-            raise
+            raise error  # a bare raise would bring the traceback back, in Python 3.10
         self.seen.wall_s = time.perf_counter() - started
         return self.seen
 
@@ -305,6 +306,8 @@ class Measurement:
             reason = self._why_not(size)
             if reason is None:
                 reason = self._step(size, steps_left=len(steps) - number)
+                if reason is not None:
+                    release_cached(self.device)
             if reason:
                 self.seen.note("W-LADDER", f"the ladder ends before batch {size}: {reason}")
             if reason is not None:
@@ -359,7 +362,6 @@ class Measurement:
         finally:
             if not samples:
                 self.seen.samples.pop(size, None)
-                release_cached(self.device)
         return None
 
 

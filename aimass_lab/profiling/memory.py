@@ -109,7 +109,18 @@ def free_bytes(device: torch.device) -> int:
 
     from ..environment import usable_memory_bytes
 
-    return min(int(psutil.virtual_memory().available), usable_memory_bytes() - psutil.Process().memory_info().rss)
+    process = psutil.Process().memory_info()
+    return max(0, min(int(psutil.virtual_memory().available), usable_memory_bytes() - process.rss, _address_space_bytes() - process.vms))
+
+
+def _address_space_bytes() -> int:
+    """What this process may address, if somebody limited that."""
+    if not sys.platform.startswith("linux"):
+        return sys.maxsize
+    import resource
+
+    limits = [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    return min(limits, default=sys.maxsize)
 
 
 @contextlib.contextmanager
@@ -128,8 +139,7 @@ def address_space_capped(device: torch.device) -> Iterator[None]:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     cap = int(psutil.Process().memory_info().vms + 0.9 * free_bytes(device))
-    limit = cap if hard == resource.RLIM_INFINITY else min(cap, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (min(cap, _address_space_bytes()), hard))
     try:
         yield
     finally:

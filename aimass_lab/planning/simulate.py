@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -89,36 +90,99 @@ def simulate_fcfs(
 
     arrivals = np.asarray(arrival_s, dtype=float)
     _check(len(arrivals), service, max_batch_size, max_wait_s, num_workers)
+    draws = _draws(service, len(arrivals), seed)
+    if num_workers > 1:
+        starts, services, sizes = _many_workers(arrivals, service, draws, max_batch_size, max_wait_s, wait_policy, num_workers)
+    elif max_batch_size > 1:
+        starts, services, sizes = _one_worker(arrivals, service, draws, max_batch_size, max_wait_s, wait_policy)
+    else:
+        starts, services, sizes = _one_by_one(arrivals, service, draws)
+    return Trajectory(arrivals, np.repeat(starts + services, sizes), starts, services, sizes)
+
+
+def _one_by_one(arrivals: Array, service: ServiceTimes, draws: Array) -> tuple[Array, Array, Array]:
+    """One worker without batches: Lindley's recursion (1952)."""
+    import numpy as np
+
+    services: Array = service.quantiles[1][draws]
+    starts: list[float] = []
+    free = 0.0
+    for start, took in zip(arrivals.tolist(), services.tolist(), strict=True):
+        if free > start:
+            start = free
+        starts.append(start)
+        free = start + took
+    return np.array(starts), services, np.ones(len(arrivals), dtype=int)
+
+
+def _one_worker(
+    arrivals: Array, service: ServiceTimes, draws: Array, max_batch_size: int, max_wait_s: float, wait_policy: WaitPolicy
+) -> tuple[Array, Array, Array]:
+    """One worker: the case that a plan runs hundreds of times, so its loop has no more in it than it needs."""
+    import numpy as np
+
     times: list[float] = arrivals.tolist()
     count = len(times)
     times += [math.inf] * max_batch_size  # so that looking ahead needs no test for the end
     rows: list[list[float]] = service.quantiles[: max_batch_size + 1].tolist()
-    draws = _draws(service, count, seed)
+    always = wait_policy == "always"
+    starts: list[float] = []
+    services: list[float] = []
+    heads = [0]
+    free, i, size = 0.0, 0, max_batch_size if always else 1
+    for draw in draws.tolist():
+        start = times[i]
+        if max_wait_s and size > 1:
+            enough = times[i + size - 1]
+            start += max_wait_s
+            if enough < start:
+                start = enough
+        if free > start:
+            start = free
+        end = bisect_right(times, start, i + 1, i + max_batch_size)
+        if not always:
+            size = end - i
+        took = rows[end - i][draw]
+        free = start + took
+        starts.append(start)
+        services.append(took)
+        heads.append(end)
+        if end >= count:
+            break
+        i = end
+    return np.array(starts), np.array(services), np.diff(heads)
+
+
+def _many_workers(
+    arrivals: Array, service: ServiceTimes, draws: Array, max_batch_size: int, max_wait_s: float, wait_policy: WaitPolicy, num_workers: int
+) -> tuple[Array, Array, Array]:
+    """Workers that share the queue: the first that is free takes the next batch."""
+    import numpy as np
+
+    times: list[float] = arrivals.tolist()
+    count = len(times)
+    times += [math.inf] * max_batch_size
+    rows: list[list[float]] = service.quantiles[: max_batch_size + 1].tolist()
     free = [0.0] * num_workers
     starts: list[float] = []
     services: list[float] = []
     sizes: list[int] = []
-    replace, always = heapq.heapreplace, wait_policy == "always"
-    size = max_batch_size if always else 1
-    i = 0
-    while i < count:
-        start = times[i] + max_wait_s
-        enough = times[i + (max_batch_size if always else size) - 1]
-        if enough < start:
-            start = enough
-        if free[0] > start:
-            start = free[0]
-        size = 1
-        while size < max_batch_size and times[i + size] <= start:
-            size += 1
-        took = rows[size][draws[len(sizes)]]
-        replace(free, start + took)
+    always = wait_policy == "always"
+    i, size = 0, max_batch_size if always else 1
+    for draw in draws.tolist():
+        start = min(times[i] + max_wait_s, times[i + (max_batch_size if always else size) - 1])
+        start = max(start, free[0])
+        end = bisect_right(times, start, i + 1, i + max_batch_size)
+        size = end - i
+        took = rows[size][draw]
+        heapq.heapreplace(free, start + took)
         starts.append(start)
         services.append(took)
         sizes.append(size)
-        i += size
-    batch_start, batch_service, batch_items = np.array(starts), np.array(services), np.array(sizes)
-    return Trajectory(arrivals, np.repeat(batch_start + batch_service, batch_items), batch_start, batch_service, batch_items)
+        i = end
+        if i >= count:
+            break
+    return np.array(starts), np.array(services), np.array(sizes)
 
 
 def simulate_queue(
@@ -156,7 +220,7 @@ def simulate_queue(
     if largest > max_batch_size:
         raise InputError(f"a request of {largest} items is larger than a batch of {max_batch_size}", help="raise max_batch_size")
     rows: list[list[float]] = service.quantiles[: max_batch_size + 1].tolist()
-    draws = _draws(service, len(requests), seed)
+    draws: list[int] = _draws(service, len(requests), seed).tolist()
     free = [0.0] * num_workers
     finish = np.zeros(len(requests))
     batches: list[tuple[float, float, int]] = []
@@ -194,15 +258,14 @@ def _gather(requests: Sequence[Request], arrived: int, queue: Queue, free_s: flo
             return due, arrived
 
 
-def _draws(service: ServiceTimes, count: int, seed: int | Sequence[int]) -> list[int]:
+def _draws(service: ServiceTimes, count: int, seed: int | Sequence[int]) -> Array:
     """Which of a row's equally likely times each batch takes: one draw a batch, in order of dispatch."""
     import numpy as np
 
     levels = service.quantiles.shape[1]
     if levels == 1:
-        return [0] * count
-    drawn: list[int] = np.random.default_rng(seed).integers(0, levels, count).tolist()
-    return drawn
+        return np.zeros(count, dtype=int)  # type: ignore[return-value]
+    return np.random.default_rng(seed).integers(0, levels, count)  # type: ignore[return-value]
 
 
 def _check(count: int, service: ServiceTimes, max_batch_size: int, max_wait_s: float, num_workers: int) -> None:
@@ -261,6 +324,10 @@ class Simulation:
     throughput: float
     """Requests answered per second."""
     mean_batch_items: float
+    largest_batch_items: int
+    """In any replication: a limit above it was never reached."""
+    num_growing: int
+    """Replications in which the queue grows."""
     stable_rate: float
     """Items per second from which on the queue grows without bound."""
     unstable: bool
@@ -326,8 +393,8 @@ def replicate(
             run = simulate_queue(_requests(times, mix, rng), moved, policy or make_policy("fcfs"), **limits, seed=[seed, k, 1])  # type: ignore[arg-type]
         grows = arrivals.rate * items >= moved.stable_rate(max_batch_size, num_workers) or _backlog_grows(run, max_batch_size * num_workers)
         added = overhead.draw(len(times), rng, level_of(_other_order(k, num_replications), num_replications)) if overhead else None
-        rows.append((*_summary(run, num_workers, grows, added),))
-    p50, p99, mean, busy, rate, size = (list(column) for column in zip(*rows, strict=True))
+        rows.append((*_summary(run, num_workers, grows, added), int(run.batch_items.max()), grows))
+    p50, p99, mean, busy, rate, size, largest, growing = (list(column) for column in zip(*rows, strict=True))
     return Simulation(
         latency_p50_s=band_of(p50),
         latency_p99_s=band_of(p99),
@@ -335,6 +402,8 @@ def replicate(
         utilization=float(np.median(busy)),
         throughput=float(np.median(rate)),
         mean_batch_items=float(np.median(size)),
+        largest_batch_items=int(max(largest)),
+        num_growing=int(sum(growing)),
         stable_rate=stable_rate,
         unstable=math.isinf(band_of(p99).value),
         num_requests=num_requests,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..planning.allocation import Allocator, Candidate, Load
 from ..planning.queueing import Arrivals, Bursty, Poisson, ServiceTimes
+from ..planning.simulations import Simulations
 from ..records import BatchPoint, ModelInfo, Number, derived
 from .inventory import NodeKind
 from .problem import Option
@@ -91,7 +92,7 @@ def capacity(ladder: Ladder, batch: int, p99_s: float, burst: float, seed: int) 
     if candidate.alone_s() > p99_s:
         return 0.0
     load = Load(arrivals=law(1.0, burst), latency_p99_s=p99_s, seed=seed)
-    return Allocator(load, quick=QUICK, thorough=QUICK).highest_rate(candidate, 1, lambda rate: law(rate, burst))
+    return Allocator(load, quick=QUICK, thorough=QUICK, known=Simulations()).highest_rate(candidate, 1, lambda rate: law(rate, burst))
 
 
 def find_ways(

@@ -92,6 +92,8 @@ def simulate_fcfs(
     arrivals = np.asarray(arrival_s, dtype=float)
     count = len(arrivals)
     _check(count, service, max_batch_size, max_wait_s, num_workers)
+    if max_batch_size == num_workers == 1:
+        return _one_by_one(arrivals, service.quantiles[1][_draws(service, count, seed)])
     form = _serve.form(count)
     ahead = np.full(max_batch_size, math.inf)  # so that looking ahead needs no test for the end
     draws = _draws(service, count, seed)
@@ -103,6 +105,28 @@ def simulate_fcfs(
     batch_start, batch_items = np.asarray(starts[:num_batches]), np.asarray(sizes[:num_batches])
     batch_service = service.quantiles[batch_items, draws[:num_batches]]
     return Trajectory(arrivals, np.repeat(batch_start + batch_service, batch_items), batch_start, batch_service, batch_items)
+
+
+def _one_by_one(arrivals: Array, took: Array) -> Trajectory:
+    """One worker without batches, where nothing waits but for the one before: the same times, with less to look at."""
+    import numpy as np
+
+    form = _serve_singly.form(len(arrivals))
+    starts = form.room(len(arrivals), 0.0)
+    form.run(form.numbers(arrivals), form.numbers(took), starts)
+    batch_start = np.asarray(starts)
+    return Trajectory(arrivals, batch_start + took, batch_start, took, np.ones(len(arrivals), dtype=np.int64))
+
+
+@Loop
+def _serve_singly(times, took, starts):  # type: ignore[no-untyped-def]
+    """Write when each request starts: Lindley's recursion (1952)."""
+    free = 0.0
+    for i, (start, seconds) in enumerate(zip(times, took)):  # noqa: B905  # numba knows no strict
+        if free > start:
+            start = free
+        starts[i] = start
+        free = start + seconds
 
 
 @Loop
@@ -271,6 +295,10 @@ class Simulation:
     throughput: float
     """Requests answered per second."""
     mean_batch_items: float
+    largest_batch_items: int
+    """In any replication: a limit above it was never reached."""
+    num_growing: int
+    """Replications in which the queue grows."""
     stable_rate: float
     """Items per second from which on the queue grows without bound."""
     unstable: bool
@@ -336,8 +364,8 @@ def replicate(
             run = simulate_queue(_requests(times, mix, rng), moved, policy or make_policy("fcfs"), **limits, seed=[seed, k, 1])  # type: ignore[arg-type]
         grows = arrivals.rate * items >= moved.stable_rate(max_batch_size, num_workers) or _backlog_grows(run, max_batch_size * num_workers)
         added = overhead.draw(len(times), rng, level_of(_other_order(k, num_replications), num_replications)) if overhead else None
-        rows.append((*_summary(run, num_workers, grows, added),))
-    p50, p99, mean, busy, rate, size = (list(column) for column in zip(*rows, strict=True))
+        rows.append((*_summary(run, num_workers, grows, added), int(run.batch_items.max()), grows))
+    p50, p99, mean, busy, rate, size, largest, growing = (list(column) for column in zip(*rows, strict=True))
     return Simulation(
         latency_p50_s=band_of(p50),
         latency_p99_s=band_of(p99),
@@ -345,6 +373,8 @@ def replicate(
         utilization=float(np.median(busy)),
         throughput=float(np.median(rate)),
         mean_batch_items=float(np.median(size)),
+        largest_batch_items=int(max(largest)),
+        num_growing=int(sum(growing)),
         stable_rate=stable_rate,
         unstable=math.isinf(band_of(p99).value),
         num_requests=num_requests,

@@ -11,13 +11,15 @@ from ..recipe import read_recipe
 from ..records import ORIGINAL, BatchPoint, HeldVariants, Profile, Recipe, Record
 from ..store import Store
 from ..verbs import Progress
-from ..workload import Workload
+from ..workload import Call, Workload
 from .held import held_variants
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..planning.simulations import Simulations
+    from ..tracing.trace import Trace
     from ..trial import Variant
 
 R = TypeVar("R", bound=Record)
@@ -60,6 +62,10 @@ class StudyState:
         self._variants: dict[str, Variant] = {}
         self._profiles: dict[str, Profile] = {}
         """The newest of each technique, on the model's own device."""
+        self._simulated: Simulations | None = None
+        """What the plans so far simulated."""
+        self._followed: tuple[str, Call, list[Trace]] | None = None
+        """What was served last, what it is called with, and its operators by batch size, whatever the device."""
 
     @property
     def model(self) -> nn.Module:

@@ -58,7 +58,9 @@ class Shipping(StudyState):
         """
         from ..planning import make_plan
         from ..planning.overhead import Overhead
+        from ..planning.simulations import Simulations
 
+        self._simulated = self._simulated or Simulations()
         technique = self._recipe(technique).name
         target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom, budget=budget)
         here = self._environment_device()
@@ -77,6 +79,7 @@ class Shipping(StudyState):
             overhead=overhead,
             experience=self._experience(overhead.record) if names == (here,) else None,
             burstiness=burst,
+            known=self._simulated,
             progress=self.progress,
         )
         return self._keep("plan", msgspec.structs.replace(plan, technique=technique))
@@ -250,9 +253,12 @@ class Shipping(StudyState):
         return profile.environment if profile and plan.device == self._environment_device() else None
 
     def _estimated_ladder(self, served: Workload, device: str) -> tuple[BatchPoint, ...]:
-        from ..prediction import estimate_ladder
+        from ..prediction.ladder import estimate_ladder, ladder_traces
 
-        return estimate_ladder(served, device)
+        digest = served.info().digest
+        if self._followed is None or self._followed[0] != digest or self._followed[1] is not served.call:
+            self._followed = digest, served.call, ladder_traces(served)
+        return estimate_ladder(served, device, traces=self._followed[2])
 
     def _memory_limit(self, device: str) -> Number | None:
         """What a replica may use of `device`."""

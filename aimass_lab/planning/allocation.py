@@ -150,7 +150,8 @@ class Allocator:
             return Allocation(candidate=candidate, replicas=fewest, simulation=None, reason="alone")
         if fewest > at_most:
             return Allocation(candidate=candidate, replicas=fewest, simulation=None, reason="throughput")
-        limit = min(at_most, fewest + _PATIENCE if alone > self.load.latency_p99_s else fewest * 1024 + 1024)
+        held_back = alone > self.load.latency_p99_s
+        limit = int(min(at_most, fewest + _PATIENCE if held_back else fewest * 1024 + 1024))
         runs: dict[int, Simulation] = {}
 
         def works(replicas: int) -> bool:
@@ -158,11 +159,12 @@ class Allocator:
                 runs[replicas] = self.simulate(candidate, replicas)
             return self.meets(runs[replicas])
 
-        if not works(fewest) and not (fewest < limit and works(limit)):  # the far end first: where it does not do, nothing between does
-            last = max(runs)
-            return Allocation(candidate=candidate, replicas=last, simulation=runs[last], reason="latency")
         low, high, step = fewest - 1, fewest, 1
+        if not works(fewest) and not held_back and not works(limit):
+            high = limit  # where the far end does not do, nothing between does, unless batches that fill sooner are what is needed
         while not works(high):
+            if high >= limit:
+                return Allocation(candidate=candidate, replicas=high, simulation=runs[high], reason="latency")
             low, high, step = high, min(high + step, limit), step * 2
         while high - low > 1:
             middle = (low + high) // 2

@@ -14,7 +14,7 @@ from .model import Environment, ModelInfo, TensorSpec
 from .monitoring import ErrorBudget, Monitoring, MonitorPoint
 from .network import MessageForm, NetworkDemand, Traffic
 from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
-from .panel import CellUse, GpuAccount, HeldModel, KernelState, KernelUse, Live, Result, Task
+from .panel import CellUse, GpuAccount, GpuHolder, GpuMemory, HeldModel, KernelState, KernelUse, Live, Result, Task
 from .plan import LoadPoint, Plan, PlanOption, Target
 from .prediction import Basis, Ledger, LedgerEntry, LedgerKind, PredictedPoint, Prediction, Quantity
 from .profile import (
@@ -83,6 +83,8 @@ __all__ = [
     "Form",
     "Gantt",
     "GpuAccount",
+    "GpuHolder",
+    "GpuMemory",
     "GpuProcess",
     "GpuReading",
     "HeldModel",

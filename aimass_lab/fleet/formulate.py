@@ -64,11 +64,11 @@ class Formulation:
         kept: Collection[int] | None = None, cut: bool = False,
     ) -> None:  # fmt: skip
         self.problem, self.full, self.cut, self.shrink = problem, full, cut, shrink or {}
-        self.kept = range(len(problem.options)) if kept is None else frozenset(kept)
+        self.kept = range(len(problem.options)) if kept is None else sorted(kept)
         self.program = Program()
-        self.counts: list[dict[int, float]] = []
+        self.counts: list[dict[int, float]] = [{} for _ in problem.options]
         """By option: its number of replicas as a sum."""
-        self.entries: list[int | None] = []
+        self.entries: list[int | None] = [None] * len(problem.options)
         """By option: a variable that is above 0 wherever it is taken; None: it is not written."""
         self.costs: dict[int, float] = {}
         self.types: dict[int, int] = {}
@@ -79,9 +79,8 @@ class Formulation:
         """Node by node: variable, type, node, device and option."""
         self._demand()
         self._by_node: dict[int, list[int]] = defaultdict(list)
-        for o, option in enumerate(problem.options):
-            if o in self.kept:
-                self._by_node[option.node].append(o)
+        for o in self.kept:
+            self._by_node[problem.options[o].node].append(o)
         for n, options in self._by_node.items():
             if nodes is None:
                 self._type(n, options)
@@ -98,23 +97,19 @@ class Formulation:
         over. So for each model alone, the linear relaxation is no better than whole replicas are.
         """
         program, problem = self.program, self.problem
-        choice: dict[int, dict[int, float]] = defaultdict(dict)
-        carried: dict[int, dict[int, float]] = defaultdict(dict)
-        for o, option in enumerate(problem.options):
+        choice: dict[int, dict[int, float]] = {option.model: {} for option in problem.options}
+        carried: dict[int, dict[int, float]] = {i: {} for i in choice}
+        for o in self.kept:
+            option, most = problem.options[o], problem.full(o)
             chosen, worth = choice[option.model], carried[option.model]
-            most, each = problem.full(o), option.rate / problem.clients[option.model].rate
-            if o not in self.kept:
-                self.counts.append({})
-                self.entries.append(None)
-            elif self.full or most == 1:
+            if self.full or most == 1:
                 taken = program.variable(high=1, integer=True)
-                self.counts.append({taken: most})
-                self.entries.append(taken)
+                self.counts[o], self.entries[o] = {taken: most}, taken
                 chosen[taken] = worth[taken] = 1.0
             else:
                 before, last = program.variable(high=most - 1, integer=True), program.variable(high=1, integer=True)
-                self.counts.append({before: 1, last: 1})
-                self.entries.append(before)
+                self.counts[o], self.entries[o] = {before: 1, last: 1}, before
+                each = option.rate / problem.clients[option.model].rate
                 worth |= {before: each, last: 1 - (most - 1) * each}
                 program.row({last: most - 1, before: -1}, high=0)
                 if self.cut:
@@ -149,13 +144,6 @@ class Formulation:
 
     # --- what there is -------------------------------------------------------------------
 
-    def _most(self, options: Iterable[int]) -> int:
-        """Nodes that are never too few: one a replica."""
-        most: dict[int, int] = defaultdict(int)
-        for o in options:
-            most[self.problem.options[o].model] = max(most[self.problem.options[o].model], self.problem.full(o))
-        return sum(most.values())
-
     def _affordable(self, node: Node) -> float:
         """Nodes of a type that the budget pays for."""
         return (self.problem.budget + EPS) // node.price if node.price > 0 and math.isfinite(self.problem.budget) else math.inf
@@ -165,7 +153,7 @@ class Formulation:
         import numpy as np
 
         node, program = self.problem.nodes[n], self.program
-        number = program.variable(high=min(node.count, self._most(options), self._affordable(node)), integer=True)
+        number = program.variable(high=min(node.count, self.problem.most(options), self._affordable(node)), integer=True)
         self.costs[number] = node.price
         self.types[n] = number
         self.whole.append(number)
@@ -228,15 +216,15 @@ class Formulation:
 
     # --- what is wanted ------------------------------------------------------------------
 
-    @property
+    @cached_property
     def cheapest(self) -> dict[int, float]:
         """The cost, and among equals the fewest replicas; the latter weighs less than any difference in cost that matters."""
         return add((1, self.costs), (self.tie, self.replicas))
 
-    @property
+    @cached_property
     def tie(self) -> float:
         """Weight of one replica."""
-        return self.slack / max(1, self._most(range(len(self.problem.options))))
+        return self.slack / max(1, self.problem.most(range(len(self.problem.options))))
 
     @property
     def slack(self) -> float:

@@ -138,7 +138,7 @@ def _sizes(problem: Problem, placed: Sequence[Placed], best: _Found | None) -> l
     sizes = []
     for n, node in enumerate(problem.nodes):
         options = [o for o, option in enumerate(problem.options) if option.node == n]
-        replicas = sum(max(problem.full(o) for o in options if problem.options[o].model == i) for i in {problem.options[o].model for o in options})
+        replicas = problem.most(options)
         sizes.append(int(min(node.count, replicas, (paid + EPS) // node.price if node.price else replicas)))
     variables = sum(sizes[o.node] * (problem.nodes[o.node].devices if o.lot else 1) for o in problem.options)
     return sizes if variables <= EXACT_SIZE else None

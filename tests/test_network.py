@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from models import RUNNABLE, TinyCNN, TinyMLP, assert_same, features, snapshot
-from serving.conftest import WEIGHT, write_linear
+from serving.servers import WEIGHT, write_linear
 from torch import nn
 
 from aimass_lab import Study

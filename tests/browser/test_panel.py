@@ -10,7 +10,7 @@ from aimass_lab import __version__
 from aimass_lab.records import Check, to_json
 from aimass_lab.serving.launch import start
 from aimass_lab.store import Store
-from tests.serving.conftest import write_linear
+from tests.serving.servers import write_linear
 
 pytestmark = [
     pytest.mark.browser,

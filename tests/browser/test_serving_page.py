@@ -9,7 +9,7 @@ import pytest
 from labserver import CHROMIUM, FLAGS
 
 from aimass_lab.serving.launch import Server
-from tests.serving.conftest import guarded_server
+from tests.serving.servers import guarded_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine, and no right to install it")]
 

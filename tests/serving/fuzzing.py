@@ -18,7 +18,7 @@ import numpy as np
 from aimass_lab.serving.grpc_messages import INFERENCE_SERVICE, message
 from aimass_lab.serving.launch import Server
 
-from .conftest import TYPES, call
+from .servers import TYPES, call
 
 Rng = random.Random
 

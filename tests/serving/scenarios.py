@@ -26,7 +26,7 @@ from aimass_lab.serving.launch import Server, start
 from aimass_lab.serving.load import make_bodies, run_load
 
 from . import fuzzing
-from .conftest import TYPES, WEIGHT, call, infer, linear_onnx, metric, rehash, wait_for, write_faulty, write_identity, write_linear
+from .servers import TYPES, WEIGHT, call, infer, linear_onnx, metric, rehash, wait_for, write_faulty, write_identity, write_linear
 
 CALM = WEIGHT / (2 * np.abs(WEIGHT).sum())
 """Cannot overflow, whatever 32-bit floats come in: then every 500 is the server's."""

@@ -18,7 +18,7 @@ from aimass_lab.records import INTERRUPTED, Monitoring, from_json, to_json
 from aimass_lab.serving.launch import Server
 from aimass_lab.serving.metrics import SECONDS
 
-from .conftest import infer
+from .servers import infer
 
 ROW = [[1.0, 2.0, 3.0, 4.0]]
 

@@ -19,7 +19,7 @@ from aimass_lab.serving.errors import RequestError, ServerError
 from aimass_lab.serving.launch import Server, start
 from aimass_lab.serving.request_log import RequestLog, request_id
 
-from .conftest import call, infer, metric, wait_for
+from .servers import call, infer, metric, wait_for
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
 PATH = "/v2/models/net/infer"

@@ -19,7 +19,7 @@ import pytest
 from aimass_lab.serving.launch import Server, start
 
 from .broker import Broker, missing
-from .conftest import WEIGHT, call, metric, wait_for, write_faulty, write_linear
+from .servers import WEIGHT, call, metric, wait_for, write_faulty, write_linear
 from .test_serving_faults import DIE, RAISE, run
 from .test_serving_rest import GOOD, binary, given
 

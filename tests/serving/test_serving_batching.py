@@ -17,7 +17,7 @@ from aimass_lab.serving.launch import Server, start
 from aimass_lab.serving.metrics import Metrics, ModelMetrics
 from aimass_lab.serving.tensors import from_values, make_request
 
-from .conftest import call, infer, metric, onnx_bytes, tensor, wait_for, write_bundle
+from .servers import call, infer, metric, onnx_bytes, tensor, wait_for, write_bundle
 
 RunFaulty = Callable[..., Server]
 

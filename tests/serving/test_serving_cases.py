@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from aimass_lab.serving.launch import Server
 
 from . import fuzzing, scenarios
-from .conftest import call, infer
+from .servers import call, infer
 
 CASES: dict[str, tuple[str, ...]] = {
     "1 malformed or cut JSON: 400 with the offset": ("bad_body",),

@@ -21,7 +21,7 @@ from aimass_lab.serving import client as client_module
 from aimass_lab.serving.client import AsyncClient, Client, InferenceError
 from aimass_lab.serving.launch import Server, start
 
-from .conftest import TYPES, WEIGHT, write_linear
+from .servers import TYPES, WEIGHT, write_linear
 
 X = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
 

@@ -12,7 +12,7 @@ import pytest
 
 from aimass_lab.serving.launch import start
 
-from .conftest import infer, metric, tensor, wait_for, write_bundle
+from .servers import infer, metric, tensor, wait_for, write_bundle
 from .test_serving_faults import run
 
 TELLS = '''

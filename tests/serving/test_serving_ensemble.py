@@ -14,7 +14,7 @@ import pytest
 from aimass_lab.serving.client import Client, InferenceError
 from aimass_lab.serving.launch import Server, start
 
-from .conftest import WEIGHT, call, metric, write_faulty
+from .servers import WEIGHT, call, metric, write_faulty
 from .test_serving_repository import write_version
 
 X = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)

@@ -26,7 +26,7 @@ import pytest
 
 from aimass_lab.serving.launch import Server, start
 
-from .conftest import WEIGHT, call, infer, linear_onnx, metric, onnx_bytes, rehash, wait_for, write_faulty, write_linear
+from .servers import WEIGHT, call, infer, linear_onnx, metric, onnx_bytes, rehash, wait_for, write_faulty, write_linear
 from .test_serving_rest import raw
 
 RAISE, DIE, HANG, NAN, SHORT = 101, 102, 103, 104, 105

@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from aimass_lab.serving.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, METHODS, message
 from aimass_lab.serving.launch import Server, start
 
-from .conftest import TYPES, WEIGHT, metric, wait_for
+from .servers import TYPES, WEIGHT, metric, wait_for
 from .test_serving_rest import values_of, wire
 
 X = np.float32([[1, 2, 3, 4]])

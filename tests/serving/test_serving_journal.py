@@ -8,7 +8,7 @@ from typing import Any
 
 from aimass_lab.serving.launch import start
 
-from .conftest import infer, wait_for, write_faulty
+from .servers import infer, wait_for, write_faulty
 from .test_serving_faults import run
 
 DIE = 102

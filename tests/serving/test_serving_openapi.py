@@ -16,7 +16,7 @@ from schemathesis.specs.openapi import checks
 
 from aimass_lab.serving.launch import Server, start
 
-from .conftest import WEIGHT, call, infer, linear_onnx, tensor, write_bundle
+from .servers import WEIGHT, call, infer, linear_onnx, tensor, write_bundle
 
 TOKEN = {"Authorization": "Bearer secret"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aimass_lab.serving.launch import Server
 
-from .conftest import call, infer, metric
+from .servers import call, infer, metric
 
 
 def test_the_page_holds_nothing_and_a_program_gets_a_list(guarded: Server) -> None:

@@ -16,7 +16,7 @@ import pytest
 from aimass_lab.serving.client import Client, InferenceError
 from aimass_lab.serving.launch import Server, start
 
-from .conftest import WEIGHT, call, linear_onnx, rehash, tensor, wait_for, write_bundle, write_faulty
+from .servers import WEIGHT, call, linear_onnx, rehash, tensor, wait_for, write_bundle, write_faulty
 
 X = np.random.default_rng(5).normal(size=(2, 4)).astype(np.float32)
 

@@ -24,8 +24,8 @@ import pytest
 
 from aimass_lab.serving.launch import Server, start
 
-from .conftest import call, infer, metric, onnx_bytes, rehash, wait_for
 from .scenarios import resident_bytes, tree
+from .servers import call, infer, metric, onnx_bytes, rehash, wait_for
 from .test_serving_faults import run
 from .test_serving_grpc import request, send
 from .test_serving_rest import GOOD, INFER
@@ -225,7 +225,7 @@ def _slow_grpc(server: Server) -> list[float]:
 @pytest.fixture
 def run_slow(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start the model that takes as long as it is told."""
-    from .conftest import write_faulty
+    from .servers import write_faulty
 
     servers = []
 
@@ -292,7 +292,7 @@ def test_closed_connections_are_forgotten(linear: Server) -> None:
 
 
 def test_what_large_requests_took_is_given_back_once_nobody_asks(tmp_path: Path) -> None:
-    from .conftest import write_linear
+    from .servers import write_linear
 
     with start(write_linear(tmp_path / "b", max_body_bytes=2**26), grpc_port=None) as server:
         infer(server, ROW)
@@ -378,7 +378,7 @@ def test_sparse_weights_in_another_file_do_not_load(linear_folder: Path, tmp_pat
 
 def test_a_model_that_takes_too_long_to_load_is_given_up(tmp_path: Path) -> None:
     """In its own process, which is ended; the server says so and ends."""
-    from .conftest import FAULTY, write_faulty
+    from .servers import FAULTY, write_faulty
 
     endless = FAULTY.replace("return Faulty()", "time.sleep(3600)")
     done = run(write_faulty(tmp_path / "b", start_timeout_s=1.0, extra_runner=endless), "serve", "--port", "0", "--grpc-port", "none")
@@ -386,7 +386,7 @@ def test_a_model_that_takes_too_long_to_load_is_given_up(tmp_path: Path) -> None
 
 
 def test_a_model_that_asks_for_more_memory_than_there_is_fails_its_request_only(tmp_path: Path) -> None:
-    from .conftest import FAULTY, write_faulty
+    from .servers import FAULTY, write_faulty
 
     greedy = FAULTY.replace('raise ValueError("asked to raise")', "np.ones(2**55)").replace("import os,", "import numpy as np, os,")
     with start(write_faulty(tmp_path / "b", extra_runner=greedy), grpc_port=None) as server:

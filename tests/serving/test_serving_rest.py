@@ -17,7 +17,7 @@ import pytest
 
 from aimass_lab.serving.launch import Server
 
-from .conftest import TYPES, WEIGHT, call, infer, metric
+from .servers import TYPES, WEIGHT, call, infer, metric
 
 INFER = "/v2/models/net/infer"
 ROW = [[1.0, 2.0, 3.0, 4.0]]

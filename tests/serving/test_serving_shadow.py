@@ -20,8 +20,8 @@ from aimass_lab.serving.launch import Server, start
 from aimass_lab.serving.shadow import compare
 from aimass_lab.serving.tensors import Tensor, encode
 
-from .conftest import WEIGHT, call, infer, linear_onnx, metric, tensor, write_bundle
-from .conftest import wait_for as wait_briefly
+from .servers import WEIGHT, call, infer, linear_onnx, metric, tensor, write_bundle
+from .servers import wait_for as wait_briefly
 
 TWINS = '''
 """Twice the input. The version whose model file says "odd" does what the first column asks for, and any waits while the file of its name lies beside it."""

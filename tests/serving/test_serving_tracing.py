@@ -16,7 +16,7 @@ from aimass_lab.serving.launch import start
 from aimass_lab.serving.tracing import make_tracing
 
 from .collector import Collector
-from .conftest import call, metric, wait_for, write_faulty
+from .servers import call, metric, wait_for, write_faulty
 from .test_serving_faults import DIE
 from .test_serving_grpc import request, send
 

@@ -28,7 +28,7 @@ from aimass_lab.serving.load import LoadResult, make_bodies, quantile, run_load
 from aimass_lab.serving.verify import judge, quantile_interval, report, verdict, verify
 from aimass_lab.serving.watch import Disturbance, waited_s
 
-from .conftest import PROMISES, WEIGHT, linear_onnx, promise, rehash, write_faulty, write_linear
+from .servers import PROMISES, WEIGHT, linear_onnx, promise, rehash, write_faulty, write_linear
 
 
 def by_name(check: dict[str, Any]) -> dict[str, Any]:

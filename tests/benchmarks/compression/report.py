@@ -277,7 +277,7 @@ def carried(found: dict[str, Any]) -> str:
 
 
 OURS = {"digits_cnn": "onnxruntime(quantize=static)", "digits_vit": "onnxruntime(quantize=dynamic)", "minilm": "onnxruntime(quantize=dynamic)"}
-"""What stands beside them: `study.trial(...)`, two lines with the study."""
+"""What stands beside them, and what torchao does with and without a compiler: `study.trial(...)`, two lines with the study."""
 
 
 def compared(found: dict[str, Any], ours: dict[str, Any]) -> str:
@@ -290,7 +290,7 @@ def compared(found: dict[str, Any], ours: dict[str, Any]) -> str:
             answer = asked.get(f"{peer.title}: {model}")
             if answer is not None:
                 body.append(peer_row(model, peer, answer))
-        for recipe in dict.fromkeys((OURS[model], "int8_dynamic")):
+        for recipe in (OURS[model], "int8_dynamic + compile", "int8_dynamic"):
             cell = ours[model].get("cells", {}).get(recipe)
             if cell and "points" in cell:
                 speeds = [hit(interval(point["ratio"]), point["ratio"][2] >= 0.98) for point in cell["points"]]
@@ -304,11 +304,22 @@ Int8 for each model, as each tool's documentation has it. Lines are those of the
 the first call and so most compiling not included. Speed and outputs of theirs are judged by this evaluation's long measurement, since the tools
 measure neither unless told to.
 
+{silence(asked)}
+
 {installed}
 
 Pruna ran with two changes that a user would have to find: `huggingface_hub<2`, and stand-ins for the operators of torchvision, whose build on PyPI is for CUDA.
 ModelOpt and Neural Compressor import `requests` and `accelerate`, which they do not ask for."""
     return text + "\n\n" + rows(header, body)
+
+
+def silence(asked: dict[str, Any]) -> str:
+    """How many of the tools' answers are worse than what they were given, in a way that none of them says."""
+    answers = [answer for answer in asked.values() if "failed" not in answer]
+    slower = sum(any(point["truth"][2] < 1 for point in answer["points"].values()) for answer in answers)
+    worse = sum(answer["truth"]["metric"]["drop"] > 0.01 for answer in answers)
+    return f"""{len(asked)} requests: {len(asked) - len(answers)} fail. Of the {len(answers)} models that come back, {slower} are surely slower than the
+original at one of the batch sizes at least, and {worse} lose more than a point. Nothing in what the tools return or print says so."""
 
 
 def peer_row(model: str, peer: peers.Peer, answer: dict[str, Any]) -> list[str]:

@@ -109,6 +109,8 @@ def run(folder: Path, rate: float, pattern: str, seed: int, *, requests: int = R
         seconds = max(MIN_SECONDS, requests / rate)
         number = Number(value=rate, unit="request/s", source="user", method="of the benchmark")
         record = rehearse(folder, Asked(rate=number, seconds=seconds, pattern=pattern, seed=seed, kill=kill))  # type: ignore[arg-type]
+        if record.verdict == "interrupted":
+            raise KeyboardInterrupt  # the rehearsal kept what it had, and this is to end
         tries.append(record.verdict)
         if record.verdict == "measured":
             break

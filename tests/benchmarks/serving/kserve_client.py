@@ -1,6 +1,6 @@
 """KServe's own client against a server: run with an interpreter that has `kserve`, which drags in too much for the tests' environment.
 
-``VENV/bin/python tests/benchmarks/serving/kserve_client.py http://HOST:PORT HOST:GRPC_PORT`` wants the model ``net`` of tests/serving/conftest.py there
+``VENV/bin/python tests/benchmarks/serving/kserve_client.py http://HOST:PORT HOST:GRPC_PORT`` wants the model ``net`` of tests/serving/servers.py there
 (``y = x @ weight``), and prints what it saw as JSON.
 """
 

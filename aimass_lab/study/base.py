@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import InputError, StoreError
+from ..errors import InputError, StoreError, UnsupportedError
 from ..recipe import read_recipe
 from ..records import ORIGINAL, BatchPoint, HeldVariants, Profile, Recipe, Record
 from ..store import Store
@@ -189,6 +189,28 @@ class StudyState:
     def _measured_ladder(self, technique: str) -> tuple[BatchPoint, ...]:
         """By batch size, from the newest profile of what is served; from a new one if there is none."""
         return self._measured_profile(technique).ladder
+
+    def _estimated_ladder(self, technique: str, device: str) -> tuple[BatchPoint, ...]:
+        """By batch size on a device that is not here: as the device's table gives it, else predicted.
+
+        Raises:
+            UnsupportedError: neither is possible.
+        """
+        from ..devices import load_devices
+        from ..prediction import estimate_ladder
+
+        entry = load_devices().get(device)
+        name = self.workload.name if technique == ORIGINAL else f"{self.workload.name} {technique}"
+        given = entry.ladder(name) if entry else ()
+        if given:
+            return given
+        try:
+            return estimate_ladder(self._served(technique), device)
+        except UnsupportedError as error:
+            if entry is None or entry.kind in ("cpu", "gpu"):
+                raise
+            text = f'give what calls take there, in its table of your device catalogue: latency = {{ "{name}" = {{ "1" = "2ms", "8" = "9ms" }} }}'
+            raise UnsupportedError(error.message, help=text) from error
 
     def _measured_profile(self, technique: str) -> Profile:
         from ..profiling import profile_model

@@ -13,7 +13,6 @@ from ..records import ORIGINAL, BatchPoint, Bundle, Environment, Experience, Num
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
 from ..verbs import Rate, Seconds, verb
-from ..workload import Workload
 from .base import StudyState
 
 if TYPE_CHECKING:
@@ -63,12 +62,11 @@ class Shipping(StudyState):
         target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom, budget=budget)
         here = self._environment_device()
         names = tuple(device or (here,))
-        served = self._served(technique)
         rehearsed = self._rehearsed(technique) if here in names else None
-        service_time = {name: self._planned_ladder(technique, rehearsed) if name == here else self._estimated_ladder(served, name) for name in names}
+        service_time = {name: self._planned_ladder(technique, rehearsed) if name == here else self._estimated_ladder(technique, name) for name in names}
         overhead = Overhead.from_record(rehearsed.server_time) if rehearsed else Overhead.recorded()
         plan = make_plan(
-            served.info(),
+            self._served(technique).info(),
             service_time,
             target,
             prices=parse_prices(price),
@@ -245,11 +243,6 @@ class Shipping(StudyState):
         """Where the plan's latencies were measured; None where they are estimates for a device that is not here."""
         profile = self._profiles.get(plan.technique)
         return profile.environment if profile and plan.device == self._environment_device() else None
-
-    def _estimated_ladder(self, served: Workload, device: str) -> tuple[BatchPoint, ...]:
-        from ..prediction import estimate_ladder
-
-        return estimate_ladder(served, device)
 
     def _memory_limit(self, device: str) -> Number | None:
         """What a replica may use of `device`."""

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "aimass_lab"
 FLOORS = {
     0: {"records", "errors", "registry", "units"},
     1: {
-        "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "fleet", "formats", "headlines", "jobs",
+        "baseline", "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "fleet", "formats", "headlines", "jobs",
         "manifests", "monitoring",
         "network", "options", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..devices import given_ladder
 from ..planning.allocation import Allocator, Candidate, Load
 from ..planning.queueing import Arrivals, Bursty, Poisson, ServiceTimes
 from ..planning.simulations import Simulations
@@ -121,14 +122,7 @@ def find_ways(
 
 def _given(ask: Ask, latency: Mapping[int, float]) -> Variant:
     """Latencies that the user gave for a node type, as a ladder."""
-
-    def point(size: int, seconds: float) -> BatchPoint:
-        number = Number(value=seconds, unit="s", source="user", method="given for this type of node")
-        throughput = derived(size / seconds, "item/s", "items over latency", [("latency", number)])
-        return BatchPoint(batch_size=size, latency_p50=number, latency_p95=number, latency_p99=number, throughput=throughput)
-
-    ladder = tuple(point(size, seconds) for size, seconds in sorted(latency.items()))
-    return Variant(technique="none", ladder=ladder, weight_bytes=ask.model.weight_bytes)
+    return Variant(technique="none", ladder=given_ladder(latency, "given for this type of node"), weight_bytes=ask.model.weight_bytes)
 
 
 def _by_batch(ask: Ask, kind: NodeKind, variant: Variant, share: Share, burst: float, seed: int, kept: float) -> list[Way]:

@@ -13,7 +13,6 @@ from ..records import ORIGINAL, BatchPoint, Bundle, Environment, Experience, Num
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
 from ..verbs import Rate, Seconds, verb
-from ..workload import Workload
 from .base import StudyState
 
 if TYPE_CHECKING:
@@ -65,12 +64,11 @@ class Shipping(StudyState):
         target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom, budget=budget)
         here = self._environment_device()
         names = tuple(device or (here,))
-        served = self._served(technique)
         rehearsed = self._rehearsed(technique) if here in names else None
-        service_time = {name: self._planned_ladder(technique, rehearsed) if name == here else self._estimated_ladder(served, name) for name in names}
+        service_time = {name: self._planned_ladder(technique, rehearsed) if name == here else self._estimated_ladder(technique, name) for name in names}
         overhead = Overhead.from_record(rehearsed.server_time) if rehearsed else Overhead.recorded()
         plan = make_plan(
-            served.info(),
+            self._served(technique).info(),
             service_time,
             target,
             prices=parse_prices(price),
@@ -251,14 +249,6 @@ class Shipping(StudyState):
         """Where the plan's latencies were measured; None where they are estimates for a device that is not here."""
         profile = self._profiles.get(plan.technique)
         return profile.environment if profile and plan.device == self._environment_device() else None
-
-    def _estimated_ladder(self, served: Workload, device: str) -> tuple[BatchPoint, ...]:
-        from ..prediction.ladder import estimate_ladder, ladder_traces
-
-        digest = served.info().digest
-        if self._followed is None or self._followed[0] != digest or self._followed[1] is not served.call:
-            self._followed = digest, served.call, ladder_traces(served)
-        return estimate_ladder(served, device, traces=self._followed[2])
 
     def _memory_limit(self, device: str) -> Number | None:
         """What a replica may use of `device`."""

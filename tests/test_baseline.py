@@ -4,7 +4,7 @@ import json
 
 import msgspec
 import pytest
-from test_export import make, number
+from specs import make, number
 
 from aimass_lab import check
 from aimass_lab.baseline import compare_with_baseline, figures_of

@@ -7,8 +7,9 @@ import pytest
 from plans import LADDER, MODEL, ladder, number, target
 
 from aimass_lab.errors import InputError, UnknownNameError
+from aimass_lab.planning.answer import MAX_OPTIONS
 from aimass_lab.planning.overhead import Overhead
-from aimass_lab.planning.plan import MAX_OPTIONS, make_plan
+from aimass_lab.planning.plan import make_plan
 from aimass_lab.planning.queueing import Bursty, Poisson, ServiceTimes
 from aimass_lab.planning.simulate import RequestClass, simulate_fcfs
 from aimass_lab.records import Plan, Target, from_json, to_json

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..planning.plan import SIMULATION, ladder_number
+from ..planning.problem import SIMULATION, ladder_number
 from ..planning.simulate import BAND_KIND, Band
 from ..records import (
     FleetAllocation,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..options import changed_options
-from ..planning.plan import SIMULATION
+from ..planning.problem import SIMULATION
 from ..planning.simulate import BAND_KIND, Band, band_of
 from ..records import JobOutcome, JobPolicyRun, Number, OnlineModel, OnlineOutcome, PlannedJob, Unit, derived
 from ..scheduling import Policy

@@ -22,8 +22,8 @@ from ..records import (
 )  # fmt: skip
 from ..scaling import Scaler, make_scaler
 from ..units import format_quantity, format_seconds
-from .plan import SIMULATION, ladder_number
 from .pool import Pool, PoolRun, simulate_pool
+from .problem import SIMULATION, ladder_number
 from .queueing import Arrivals, ServiceTimes, Trace
 from .simulate import Band
 from .workloads import draw_until

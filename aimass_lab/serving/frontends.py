@@ -194,6 +194,8 @@ class FrontEnds:
             await link.closed.wait()
         except asyncio.TimeoutError:
             raise ServerError(f"a front end did not get ready within {self._start_timeout_s:g} s") from None
+        except OSError as error:
+            raise ServerError(f"a front end cannot be reached: {error.strerror or error}") from None
         finally:
             self._links.discard(link)
             process.kill()

@@ -68,6 +68,8 @@ benchmark-serving: $(VENV)/.test  ## Compare the bundle's server with seven othe
 	$(BIN)/python tests/benchmarks/serving/peers.py --install $(VENV)/serving-peers
 	$(BIN)/python tests/benchmarks/serving/run.py --peers $(VENV)/serving-peers $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python tests/benchmarks/serving/promise.py $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python tests/benchmarks/serving/frontends.py $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python tests/benchmarks/serving/bert.py
 
 benchmark-planning: $(VENV)/.test  ## Predict, run and compare pools, kill workers, and time allocations; goes on where it stopped, MINUTES=N stops earlier
 	$(BIN)/python tests/benchmarks/planning/pool.py $(if $(MINUTES),--minutes $(MINUTES))

@@ -4,6 +4,8 @@ The models stay in this process, and so does all that must be one for the whole 
 the repository, logs, metrics. A front end takes connections, reads and checks requests and writes answers; what passed every check comes here over a
 socket, and its outputs go back. Front ends with workers of their own would save that way, and would cost what batching is for: requests that come
 together would be divided into as many batches as there are front ends, each with a queue bound and a rate limit of its own.
+
+The way over the socket is paid by every request, so one front end, which is this process, is the default: on two cores two of them cost more than they give.
 """
 
 from __future__ import annotations
@@ -192,6 +194,8 @@ class FrontEnds:
             await link.closed.wait()
         except asyncio.TimeoutError:
             raise ServerError(f"a front end did not get ready within {self._start_timeout_s:g} s") from None
+        except OSError as error:
+            raise ServerError(f"a front end cannot be reached: {error.strerror or error}") from None
         finally:
             self._links.discard(link)
             process.kill()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PAYS = 2_000_000
-"""Steps of a loop after which it is compiled: Python then has spent about as long on them as compiling takes, half a second to two."""
+"""Steps of a loop after which it is compiled: Python has then spent about as long on them as that takes, a second, or half more the first time of all."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ import importlib
 import sys
 from typing import Any
 
+from .interrupts import spare_imports
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -56,7 +58,8 @@ __all__ = sorted([*_HOMES, "__version__"])
 def __getattr__(name: str) -> Any:
     """Load a public name's module the first time the name is used."""
     if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        home = spare_imports(lambda: importlib.import_module(f"{__name__}.{_HOMES[name]}"))
+        return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 
 from .errors import InputError, UnknownNameError
-from .records import Number, Unit, derived
+from .records import BatchPoint, Number, Unit, derived
+from .units import parse_seconds
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -85,6 +87,49 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Of a processor: its widest vector instructions."""
     mig_slices: Literal[4, 7] | None = None
     """Of a GPU with MIG: most instances that it can be cut into."""
+    resource: str | None = None
+    """Name under which a cluster offers it, as its vendor's device plugin says: ``"nvidia.com/gpu"``."""
+    node_selector: dict[str, str] = {}
+    """Labels of the nodes of a cluster that have it."""
+    latency_s: dict[str, dict[int, float]] = {}
+    """By model: seconds of a call by batch size, where the user knows them. A variant is named after model and recipe: ``"net int8_dynamic"``."""
+
+    def ladder(self, variant: str) -> tuple[BatchPoint, ...]:
+        """The given latencies of a model or variant by batch size; empty where none are."""
+        return given_ladder(self.latency_s.get(variant, {}), f"given for {self.name}")
+
+
+def given_ladder(latency_s: Mapping[int, float], method: str) -> tuple[BatchPoint, ...]:
+    """What the user says a call takes, as latencies by batch size; all percentiles are the same.
+
+    Args:
+        latency_s: Batch size -> seconds.
+        method: Where the numbers come from, in words.
+    """
+
+    def point(size: int, seconds: float) -> BatchPoint:
+        number = Number(value=seconds, unit="s", source="user", method=method)
+        throughput = derived(size / seconds, "item/s", "items over latency", [("latency", number)])
+        return BatchPoint(batch_size=size, latency_p50=number, latency_p95=number, latency_p99=number, throughput=throughput)
+
+    return tuple(point(size, seconds) for size, seconds in sorted(latency_s.items()))
+
+
+def resource_name(device: str, attached: str = "") -> str | None:
+    """The name under which a cluster offers a device; None where nothing says so.
+
+    Args:
+        device: Of the catalogue, or torch's name of an attached one.
+        attached: What the driver calls the attached device.
+    """
+    entry = load_devices().get(device)
+    if entry is not None and entry.resource is not None:
+        return entry.resource
+    if entry is not None and entry.kind != "gpu":
+        return None
+    title = entry.title if entry is not None else attached
+    vendors = {"AMD ": "amd.com/gpu", "Intel ": None}  # Intel's accelerators have a name each
+    return next((name for vendor, name in vendors.items() if title.startswith(vendor)), "nvidia.com/gpu")
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,6 +152,9 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     num_cores: _Positive | None = None
     isa: Isa | None = None
     mig_slices: Literal[4, 7] | None = None
+    resource: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")] | None = None
+    node_selector: dict[str, str] = {}
+    latency: dict[str, dict[str, float | str]] = {}
     source: str | None = None
     sources: dict[_Figure, str] = {}
 
@@ -223,12 +271,24 @@ def _overlay(base: Device | None, name: str, entry: _Entry, path: Path) -> Devic
         value = getattr(entry, figure)
         if value is not None:
             fields[figure] = _number(value, unit, figure, name, entry, path)
-    fields |= {word: value for word in ("compute_capability", "driver_names", "isa", "mig_slices") if (value := getattr(entry, word))}
+    fields |= {
+        word: value for word in ("compute_capability", "driver_names", "isa", "mig_slices", "resource", "node_selector") if (value := getattr(entry, word))
+    }
+    if entry.latency:
+        fields["latency_s"] = {**fields.get("latency_s", {}), **{model: _latencies(name, sizes, path) for model, sizes in entry.latency.items()}}
     peaks = {dtype: _number(value, "FLOP/s", "flops_per_s", name, entry, path) for dtype, value in entry.flops_per_s.items()}
     fields["flops_per_s"] = {**_peaks_of_cores(fields), **fields.get("flops_per_s", {}), **peaks}
     if entry.price_usd_per_h is not None:
         fields["price_usd_per_h"] = Number(value=entry.price_usd_per_h, unit="USD/h", source="user", method=f"price given in {path.name}")
     return Device(**fields)
+
+
+def _latencies(device: str, sizes: Mapping[str, float | str], path: Path) -> dict[int, float]:
+    """Read ``{ "1" = "2ms", "8" = "9ms" }``."""
+    wrong = [size for size in sizes if not size.isdigit() or int(size) < 1]
+    if wrong:
+        raise InputError(f"{path}: device [{device}]: {wrong[0]!r} is no batch size", help='latency = { net = { "1" = "2ms", "8" = "9ms" } }')
+    return {int(size): parse_seconds(text) for size, text in sizes.items()}
 
 
 def _peaks_of_cores(fields: dict[str, Any]) -> dict[Precision, Number]:

@@ -15,6 +15,8 @@ from .records import (
     FleetAllocation,
     HeldVariants,
     History,
+    JobPlan,
+    JobPolicyRun,
     KernelState,
     Ledger,
     Live,
@@ -209,6 +211,25 @@ def _(record: FleetAllocation) -> str:
 
 
 @headline.register
+def _(record: JobPlan) -> str:
+    run = record.chosen
+    due = [job for job in run.jobs if job.meets is not None]
+    held = f"{sum(job.meets is True for job in due)} of {len(due)} deadlines hold" if due else "no deadline"
+    ended = "" if run.all_ended is None else f", the last job ends after {format_measured(run.all_ended)}"
+    online = ""
+    if run.online:
+        most = max(run.online, key=lambda model: model.added.value)
+        online = f"; {most.model} p99 {format_number(most.latency_p99_alone)} → {format_number(most.latency_p99)}"
+    return f"{'' if record.feasible else 'not everything holds: '}{held} under {describe_policy(run)}{ended}{online}"
+
+
+def describe_policy(run: JobPolicyRun) -> str:
+    """``"priority(ageing_s=inf)"``."""
+    options = ", ".join(f"{name}={value}" for name, value in run.options.items())
+    return f"{run.policy}({options})" if options else run.policy
+
+
+@headline.register
 def _(record: ServingSpec) -> str:
     return f"{record.name}: {record.replicas.value:g} × {record.device}, {record.cpu_cores.value:g} cores and {format_number(record.memory_bytes)} each"
 
@@ -221,8 +242,9 @@ def _(record: Bundle) -> str:
 @headline.register
 def _(record: Check) -> str:
     failed = [p.name for p in record.promises if p.passed is False] + [f.code for f in record.findings if f.code.startswith("E-")]
+    failed += [f"{change.name} worse than {record.baseline}" for change in record.changes if change.verdict == "worse"]
     if record.passed is None:
-        unjudged = [p.name for p in record.promises if p.passed is None]
+        unjudged = [p.name for p in record.promises if p.passed is None] + [c.name for c in record.changes if c.verdict == "not judged"]
         return f"NOT JUDGED: {record.subject}: other work kept the machine too busy for {', '.join(unjudged)}"
     return f"PASS: {record.subject}" if record.passed else f"FAIL: {record.subject}: {', '.join(failed)}"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .comparison import compare_records
 from .errors import BundleError, InputError
-from .records import AnyRecord, Check, Comparison, History, Ledger, Monitoring, Readings, Service, TraceSummary
+from .records import AnyRecord, Check, Comparison, History, Ledger, Monitoring, Readings, Record, Service, ServingSpec, TraceSummary
 from .store import Store
 from .units import parse_seconds
 from .verbs import Progress, Seconds, verb
@@ -51,34 +51,59 @@ def check(
     *,
     seconds: Seconds | None = None,
     crd: tuple[str, ...] = (),
+    baseline: str | None = None,
+    tolerance: float = 0.05,
     progress: Progress | None = None,
     seen: Callable[[Check], None] | None = None,
 ) -> Check:
-    """Verify a bundle, a resource spec, or manifests.
+    """Verify a bundle, a resource spec, or manifests, or see what got worse since a baseline.
 
     A bundle is started and measured against its own promises. A spec and manifests are checked without a
     cluster: by Kubernetes' own schemas, by rules on what objects say of each other, and, where the spec that
     they were made from is there, against its numbers.
 
+    With a baseline it fails as well where a figure got worse beyond the spread of both and the tolerance; what may be another
+    machine's or other work's is not judged. For that, what any verb printed with --json can be checked too.
+
     Args:
-        path: Folder of a bundle, a spec's file, or a file or folder of manifests: Kubernetes, compose, alert rules, a chart of ours.
+        path: Folder of a bundle, a spec's file, a file or folder of manifests (Kubernetes, compose, alert rules, a chart of ours), or a record.
         seconds: Time of a bundle's load test; what the bundle says if not given.
         crd: File or folder of definitions of custom resources to check by, as kubectl get crd NAME -o json gives them; may be repeated.
+        baseline: What to compare with: a run's number, a record's or spec's file, or the folder of a bundle.
+        tolerance: Share of a figure that it may lose, beyond the spread, before the check fails.
         progress: Told how far it is.
         seen: Given the check of a bundle as far as it is, whenever more is known.
     """
+    from .baseline import compare_with_baseline, read_baseline
     from .bundle import is_bundle, verify_bundle
-    from .export import check_spec_path
+    from .export import check_spec_path, find_spec
 
     target = Path(path)
     if not target.exists():
         raise InputError(f"there is nothing at {path!r}", help="give the folder of a bundle, a spec's file, or manifests")
+    earlier = None if baseline is None else read_baseline(baseline, lambda run: Store().get(run)[1])
+    now: Record | None = None
     if is_bundle(target):
-        record = verify_bundle(target, duration_s=None if seconds is None else parse_seconds(seconds), progress=progress, seen=seen)
+        now = record = verify_bundle(target, duration_s=None if seconds is None else parse_seconds(seconds), progress=progress, seen=seen)
+    elif earlier is not None and (found := _record_at(target)) is not None:
+        now, record = found, Check(subject=str(path), passed=True)
     else:
         record = check_spec_path(target, crd)
+        now = None if earlier is None else find_spec(target)
+    if earlier is not None and baseline is not None:
+        if now is None:
+            raise InputError(f"{path} holds no spec, so there is nothing to compare", help="give a spec, a bundle, or what a verb printed with --json")
+        record = compare_with_baseline(record, earlier, now, baseline=f"run {baseline}" if baseline.isdigit() else baseline, tolerance=tolerance)
     Store().remember("check", record, model=target.name)
     return record
+
+
+def _record_at(path: Path) -> Record | None:
+    """What a verb printed with --json; None for a spec, which has a check of its own, and for all else."""
+    from .baseline import read_record
+
+    found = read_record(path) if path.is_file() and path.suffix == ".json" else None
+    return None if isinstance(found, ServingSpec) else found
 
 
 @verb

@@ -146,8 +146,9 @@ def _within(value: Any, bounds: msgspec.Meta) -> bool:
 
 
 def changed_options(member: Any) -> dict[str, OptionValue]:
-    """The options of an instance that differ from their defaults."""
-    return {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if getattr(member, f.name) != f.default}
+    """The options of an instance that differ from their defaults; infinity as text, which JSON can hold."""
+    values = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if getattr(member, f.name) != f.default}
+    return {name: str(value) if isinstance(value, float) and math.isinf(value) else value for name, value in values.items()}
 
 
 def _read_type(hint: Any) -> tuple[str, bool, tuple[OptionValue, ...], msgspec.Meta]:

@@ -1,14 +1,16 @@
-"""Leaves the user's model as it was, whatever is done to it in between."""
+"""Leaves the user's model as it was: puts back what a block changed, or makes a copy to change instead."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .errors import ModelError
+from .errors import DoesNotFitError, ModelError, first_line
+from .workload import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +75,31 @@ def preserved(model: nn.Module, *, evaluate: bool = True, values: bool = True) -
             f"the model's forward writes into its own parameter {written[0]!r}, so running it changes the model",
             help="write into a buffer instead, or profile a copy.deepcopy(model)",
         )
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode.
+
+    Raises:
+        ModelError: something in the model cannot be copied.
+        DoesNotFitError: the memory did not suffice.
+    """
+    import torch
+
+    try:
+        with torch.no_grad():
+            duplicate = copy.deepcopy(model)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise DoesNotFitError("there was not enough memory for a copy of the model") from error
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied: {first_line(error)}",
+            help="a trial works on copy.deepcopy(model): remove what cannot be copied from the module's attributes "
+            "(locks, open files, generators, results of earlier calls), or give the class a __deepcopy__",
+        ) from error
+    for module in duplicate.modules():
+        module.__dict__["training"] = False  # by attribute, because a model may override train() to do more than set the flag
+    return duplicate
 
 
 def _version(tensor: torch.Tensor) -> int:

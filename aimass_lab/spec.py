@@ -93,6 +93,7 @@ def make_spec(
     planned = plan.target.requests_per_s.value * (1 + plan.target.headroom)
     share = planned / plan.throughput_limit.value
     of_plan = [("replicas", plan.replicas)]
+    entry = load_devices().get(plan.device)
     return ServingSpec(
         name=name,
         model=plan.model,
@@ -100,6 +101,8 @@ def make_spec(
         environment=environment,
         device=plan.device,
         accelerators=derived(_accelerators(plan.device, accelerators), "device", "one worker a replica, one device a worker", of_plan),
+        resource=entry.resource if entry else None,
+        node_selector=entry.node_selector if entry else {},
         replicas=plan.replicas,
         min_replicas=derived(replicas, "replica", "as planned: fewer do not meet the target at the planned rate", of_plan),
         max_replicas=derived(most, "replica", f"{MAX_FACTOR} x planned, at most {plan.target.max_replicas}", of_plan),
@@ -159,7 +162,7 @@ def _accelerators(device: str, given: int | None) -> int:
     entry = load_devices().get(device)
     if entry is None:
         raise InputError(f"device {device!r} is not in the catalogue, so its kind is not known", help="say how many accelerators a replica gets")
-    return int(entry.kind == "gpu")
+    return int(entry.kind != "cpu")
 
 
 def _cores(environment: Environment | None) -> Number:

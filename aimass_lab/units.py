@@ -85,6 +85,8 @@ def format_quantity(value: float, unit: str) -> str:
         return f"{format_seconds(1e9 * value)}/G{unit[2:]}"
     if unit == "USD/item":
         return f"{_significant(1e6 * value)} USD per million items"
+    if unit == "USD" and 0 < abs(value) < 1:
+        return f"{_significant(value, 2)} USD"
     if unit.startswith("USD"):
         return f"{value:,.2f} {unit}"
     return format_decimal(value, unit)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 from .errors import DoesNotFitError, InputError, without_traceback
+from .interrupts import spare_imports
 from .units import parse_bandwidth, parse_bytes, parse_rate, parse_seconds
 
 Rate = Annotated[float | str, parse_rate]
@@ -130,14 +131,17 @@ def verb(function: Function) -> Function:
 
 
 def announce(name: str, work: Callable[[], Any]) -> Any:
-    """Do what a person asked for, and tell the watchers when it begins and ends; what it does on the way is not told."""
-    if not WATCHERS or getattr(_inside, "verb", False):
+    """Do what a person asked for, and tell the watchers when it begins and ends; what it does on the way is not told.
+
+    An interrupt ends it, but breaks off no import.
+    """
+    if getattr(_inside, "verb", False):
         return work()
     _inside.verb, result = True, None
     for watcher in WATCHERS:
         watcher.began(name)
     try:
-        result = work()
+        result = spare_imports(work)
     finally:
         _inside.verb = False
         for watcher in WATCHERS:

@@ -29,7 +29,7 @@ def write_notebook(path, cells):
 
 
 @contextlib.contextmanager
-def running_lab(folder, *, module="jupyterlab", base_url="/", panel=False, **settings):
+def running_lab(folder, *, module="jupyterlab", base_url="/", panel=False, environment=None, **settings):
     """Run a server on the notebooks in `folder`; yields its address, which ends with the base URL.
 
     `settings` are written for plugins by their names: ``{"aimass-lab:panel": {...}}``.
@@ -39,7 +39,8 @@ def running_lab(folder, *, module="jupyterlab", base_url="/", panel=False, **set
         port = probe.getsockname()[1]
     own = {f"JUPYTER_{name}_DIR": str(folder / f".{name.lower()}") for name in ("CONFIG", "DATA", "RUNTIME")}
     more = {"IPYTHONDIR": folder / ".ipython", "JUPYTERLAB_SETTINGS_DIR": folder / ".settings", "JUPYTERLAB_WORKSPACES_DIR": folder / ".workspaces"}
-    environment = {**os.environ, **own, **{name: str(path) for name, path in more.items()}, "AIMASS_STORE": str(folder / ".history.db")}
+    own |= {name: str(path) for name, path in more.items()}
+    environment = {**os.environ, **own, "AIMASS_STORE": str(folder / ".history.db"), **(environment or {})}
     options = {
         "ServerApp.port": port,
         "ServerApp.port_retries": 0,

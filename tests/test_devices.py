@@ -2,7 +2,7 @@
 
 import pytest
 
-from aimass_lab.devices import CATALOGUE, find_by_driver_name, get_device, load_devices
+from aimass_lab.devices import CATALOGUE, find_by_driver_name, get_device, load_devices, resource_name
 from aimass_lab.errors import InputError, UnknownNameError
 
 
@@ -183,3 +183,41 @@ def test_the_catalogue_refuses_uncited_figures(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="without a source"):
         load_devices()
     assert CATALOGUE.name == "devices.toml"
+
+
+# --- what clusters call them, and what users know of them --------------------------------
+
+
+def test_the_name_that_a_cluster_offers_a_device_under(tmp_path, monkeypatch):
+    path = tmp_path / "devices.toml"
+    path.write_text('[card]\nkind = "fpga"\n[named]\nkind = "other"\nresource = "vendor.com/card"\n[l4]\nresource = "nvidia.com/gpu.shared"\n')
+    monkeypatch.setenv("AIMASS_DEVICES", str(path))
+    found = {name: resource_name(name) for name in ("card", "named", "l4", "a10", "mi300x", "gaudi-3")}
+    assert found == {
+        "card": None, "named": "vendor.com/card", "l4": "nvidia.com/gpu.shared", "a10": "nvidia.com/gpu", "mi300x": "amd.com/gpu", "gaudi-3": "habana.ai/gaudi",
+    }  # fmt: skip
+    assert resource_name("cuda:0", "NVIDIA H100 80GB HBM3") == "nvidia.com/gpu"
+    assert resource_name("cuda:0", "AMD Instinct MI300X") == "amd.com/gpu"
+
+
+def test_latencies_that_a_user_knows(tmp_path):
+    path = tmp_path / "devices.toml"
+    path.write_text('[card]\nkind = "fpga"\nlatency = { net = { "8" = "9ms", "1" = "2ms" } }\n')
+    ladder = load_devices(path)["card"].ladder("net")
+    assert [(p.batch_size, p.latency_p50.value, p.latency_p99.source) for p in ladder] == [(1, pytest.approx(0.002), "user"), (8, pytest.approx(0.009), "user")]
+    assert load_devices(path)["card"].ladder("other") == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('resource = "fpga"', "resource"),
+        ('latency = { net = { "none" = "2ms" } }', "'none' is no batch size"),
+        ('latency = { net = { "1" = "soon" } }', "soon"),
+    ],
+)
+def test_a_table_that_is_wrong_says_so(tmp_path, line, message):
+    path = tmp_path / "devices.toml"
+    path.write_text(f'[card]\nkind = "fpga"\n{line}\n')
+    with pytest.raises(InputError, match=message):
+        load_devices(path)

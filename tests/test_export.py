@@ -417,3 +417,59 @@ def test_tensorflow_serving_gets_its_own_words_and_the_reason_why_there_is_no_mo
     assert "no SavedModel is written: PyTorch has no exporter to it" in files["models.config"]
     assert 'base_path: "/models/digits"' in files["models.config"]
     assert files["batching.config"].splitlines()[1].startswith("max_batch_size { value: 8 }")
+
+
+# --- devices that are neither processor nor GPU ------------------------------------------
+
+
+def fpga(**changes):
+    return gpu(**({"name": "digits-fpga", "device": "alveo-u250", "resource": "xilinx.com/fpga-u250", "node_selector": {"fpga": "u250"}} | changes))
+
+
+@pytest.fixture
+def with_fpga(tmp_path, monkeypatch):
+    """A user's catalogue with a card that no catalogue has."""
+    path = tmp_path / "devices.toml"
+    path.write_text('[alveo-u250]\ntitle = "AMD Alveo U250"\nkind = "fpga"\n')
+    monkeypatch.setenv("AIMASS_DEVICES", str(path))
+    return path
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "kueue", "kserve", "ray", "helm"])
+def test_a_card_is_asked_for_by_its_own_name_on_its_own_nodes(name, with_fpga, tmp_path):
+    spec = fpga()
+    folder = tmp_path / name
+    write_files(folder, read_exporter(name).export(spec))
+    found = check_spec_path(folder)
+    assert found.passed, found.findings
+    text = "".join(path.read_text() for path in folder.rglob("*.yaml"))
+    assert "nvidia.com/gpu" not in text
+    assert "xilinx.com/fpga-u250: 1" in text
+    assert "fpga: u250" in text
+    if name != "helm":
+        for document in yaml.safe_load_all(text.replace("\n# digits-fpga", "\n---\n# digits-fpga")):
+            if document and document.get("kind") in ("Deployment", "Service", "ConfigMap"):
+                kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_rays_workers_say_what_they_hold(with_fpga):
+    (service,) = list(yaml.safe_load_all(read_exporter("ray").export(fpga())["ray-service.yaml"]))
+    cluster = service["spec"]["rayClusterConfig"]
+    assert json.loads(cluster["workerGroupSpecs"][0]["rayStartParams"]["resources"].strip("'")) == {"alveo-u250": 1}
+    assert "nodeSelector" not in cluster["headGroupSpec"]["template"]["spec"]
+    actor = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["deployments"][0]["ray_actor_options"]
+    assert actor["resources"] == {"alveo-u250": 1}
+    assert "num_gpus" not in actor
+
+
+@pytest.mark.parametrize("name", ["compose", "triton"])
+def test_what_knows_gpus_only_says_so(name, with_fpga):
+    with pytest.raises(SpecError, match="alveo-u250 is n"):
+        read_exporter(name).export(fpga())
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "kueue", "kserve", "ray", "helm"])
+def test_a_card_without_a_name_on_clusters_says_what_to_add(name, with_fpga):
+    with pytest.raises(SpecError, match="under which name a cluster offers alveo-u250") as caught:
+        read_exporter(name).export(fpga(resource=None))
+    assert 'resource = "vendor.com/name"' in str(caught.value)

@@ -235,6 +235,33 @@ def test_limits_hold_where_nodes_are_packed_by_rule(limits, monkeypatch):
         assert min(by_group(problem, solution.shares)) > 0.3
 
 
+@given(problems(tenants=True))
+@settings(max_examples=15, deadline=None)
+def test_what_is_left_out_of_a_large_program_is_worth_nothing(problem):
+    """Where only some ways to run are written at first: within the gap of what brute force finds, and with a bound that is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solving, "_LARGE", 0)
+        solution = solve(problem, seconds=600)
+    check(problem, solution)
+    costs = [cost for cost, _ in every_answer(problem, whole=True)]
+    assert bool(costs) != solution.elastic
+    if costs:
+        assert solution.bound <= min(costs) + 1e-6
+        assert solution.cost <= min(costs) * 1.002
+
+
+@pytest.mark.parametrize("limits", [{"budget": 1.4}, {"max_jobs": 12}, {"quotas": (Quota(tenant="t1", resource="cores", limit=3),)}])
+def test_large_programs_come_near_to_fair_shares(limits, monkeypatch):
+    """What is settled as if replicas could be cut up serves the tenant that gets least almost as well as the exact answer, and no bound is too low."""
+    problem = many(14, **limits)
+    exact = solve(problem, seconds=600)
+    monkeypatch.setattr(solving, "_LARGE_FAIRNESS", 0)
+    near = solve(problem, seconds=600)
+    check(problem, near)
+    assert min(by_group(problem, near.shares)) >= 0.9 * min(by_group(problem, exact.shares))
+    assert near.value(problem) <= near.bound + 1e-6
+
+
 def test_out_of_time_it_still_answers_and_keeps_the_limits():
     problem = many(40, budget=4.0)
     solution = solve(problem, seconds=0)

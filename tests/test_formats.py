@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickletools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from aimass_lab.bundle import write_bundle
 from aimass_lab.bundle.runtimes import slower_at, slower_notes
 from aimass_lab.errors import BundleError, MissingPackageError, ModelError, UnsupportedError
 from aimass_lab.formats import FORMATS, FormatFile
+from aimass_lab.formats.base import Arrays, compare
 from aimass_lab.formats.measure import batch_ladder, compare_speeds, measure_format
 from aimass_lab.formats.signature import read_signature, relative_error
-from aimass_lab.workload import as_call
+from aimass_lab.workload import Call, Workload, as_call
 
 
 class TwoInputs(nn.Module):
@@ -322,6 +325,7 @@ def test_a_format_that_is_slower_than_torch_is_called_so(exported: tuple[nn.Modu
         return lambda inputs: (time.sleep(0.02), runner(inputs))[1]
 
     monkeypatch.setattr(FORMATS["onnx"], "open", slow)
+    file = replace(file, loaded=None)
     speeds, _ = compare_speeds([file], model, as_call(torch.randn(2, 64)), max_batch_size=1, threads=1, budget_s=1.0)
     assert slower_at(speeds) == list(speeds)
     (note,) = slower_notes("onnx", speeds, None)
@@ -337,3 +341,54 @@ def test_batches_that_do_not_fit_into_the_time_are_named(exported: tuple[nn.Modu
     assert "2, 4, 8 were not compared" in next(note.text for note in more if note.code == "missing:batch-sizes")
     assert [p.batch_size for p in points] == [1]
     assert "2, 4, 8" in next(note.text for note in notes if note.code == "missing:batch-sizes")
+
+
+class Counting(nn.Module):
+    """Notes down how many items each call has; an item's answer may lean a little on its neighbours."""
+
+    def __init__(self, lean: float = 0.0) -> None:
+        super().__init__()
+        self.weight, self.lean, self.sizes = nn.Parameter(torch.ones(3)), lean, list[int]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(x))
+        return x * self.weight + self.lean * x.mean(0)
+
+
+@pytest.mark.parametrize(("lean", "asked"), [(0.0, [3]), (0.01, [3, 1, 2])])
+def test_torch_computes_each_item_once_where_that_is_the_same(lean: float, asked: list[int]) -> None:
+    torch.manual_seed(0)
+    model, call = Counting(lean), as_call(torch.randn(3, 3))
+    signature = read_signature(model, call)
+    assert signature.batched
+    (output,) = (spec.name for spec in signature.outputs)
+    model.sizes.clear()
+
+    def answers(batch: Call, factor: float = 1.0) -> Arrays:
+        (x,) = batch.tensors()
+        return {output: (factor * (x + lean * x.mean(0))).numpy()}
+
+    assert compare(answers, model, call, signature, max_batch_size=16, runtime="itself").value <= lean * 0.1
+    assert model.sizes[: len(asked)] == asked
+    assert lean or model.sizes == asked
+    with pytest.raises(BundleError, match="of 1 items has a relative error"):
+        compare(lambda batch: answers(batch, 1.01), model, call, signature, max_batch_size=16, runtime="itself")
+
+
+def test_a_large_batch_is_compared_too() -> None:
+    model, call = Counting(), as_call(torch.ones(2, 3))
+    signature = read_signature(model, call)
+
+    def answers(batch: Call) -> Arrays:
+        (x,) = batch.tensors()
+        return {signature.outputs[0].name: (x if len(x) < 16 else x.roll(1, 1) * torch.tensor([1.0, 1.0, 1.1])).numpy()}
+
+    with pytest.raises(BundleError, match="of 16 items has a relative error"):
+        compare(answers, model, call, signature, max_batch_size=16, runtime="itself")
+
+
+def test_a_file_is_opened_once_for_all_that_a_bundle_checks_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, opened = FORMATS["onnx"].open, list[Path]()
+    monkeypatch.setattr(FORMATS["onnx"], "open", lambda self, path, *, threads=1: (opened.append(path), load(self, path, threads=threads))[1])
+    write_bundle(tmp_path / "bundle", Workload(nn.Linear(4, 2), torch.randn(3, 4)), format="onnx", calibrate=False)
+    assert len(opened) == 1

@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "aimass_lab"
 
 FLOORS = {
-    0: {"records", "errors", "registry", "units"},
+    0: {"records", "errors", "interrupts", "registry", "units"},
     1: {
-        "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "fleet", "formats", "headlines", "manifests",
-        "monitoring",
+        "baseline", "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "fleet", "formats", "headlines", "jobs",
+        "manifests", "monitoring",
         "network", "options", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
     },
@@ -24,8 +24,8 @@ FLOORS = {
 }  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
-    "records", "errors", "registry", "units", "devices", "export", "fleet", "headlines", "manifests", "monitoring", "network", "options", "planning",
-    "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
+    "records", "errors", "interrupts", "registry", "units", "devices", "export", "fleet", "headlines", "jobs", "manifests", "monitoring", "network", "options",
+    "planning", "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def loaded_by(code):
 
 HEAVY = {
     "torch", "torchao", "plotly", "pandas", "numpy", "scipy", "onnx", "onnxruntime", "pynvml", "grpc", "uvicorn", "transformers", "sklearn", "optuna",
-    "cmaes", "torch_pruning", "sqlalchemy",
+    "cmaes", "torch_pruning", "sqlalchemy", "numba",
 }  # fmt: skip
 
 

@@ -428,13 +428,13 @@ def test_the_verb_profiles_where_nothing_was_measured_and_refuses_unknown_device
 def test_an_untried_technique_is_the_original_times_its_predicted_effect(profiled, monkeypatch):
     """The ratio is given by hand: 0.5 at batch 2, 0.25 at batch 3, as 8 and 9 tenths to 1.25 times of it."""
 
-    def effect(workload, technique, device, *, batch_size=None):
+    def effect(self, device, *, batch_size=None):
         value = 0.25 if batch_size == 3 else 0.5
         ratio = Number(value=value, unit="ratio", source="estimated", method="predicted effect", interval=(0.8 * value, 1.25 * value))
         size = Number(value=100, unit="B", source="estimated", method="predicted effect", interval=(98, 102))
-        return Effect(technique, device, batch_size or 2, size, size, ratio, ratio, (Note(code="effect:cause", text="because"),))
+        return Effect(self.recipe.name, device, batch_size or 2, size, size, ratio, ratio, (Note(code="effect:cause", text="because"),))
 
-    monkeypatch.setattr("aimass_lab.prediction.effects.predict_effect", effect)
+    monkeypatch.setattr("aimass_lab.prediction.effects.Effects.at", effect)
     workload, profile = profiled
     plain = predict_from_profile(workload, with_latencies(profile, {b: 1.0 + 0.1 * b for b in (1, 2, 4)}), batch_sizes=(2, 3))
     changed = with_effect(plain, workload, "bf16")

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import math
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from aimass_lab.recipe import read_recipe
 from aimass_lab.tracing.trace import Row, trace_call
 from aimass_lab.trial import apply_recipe
 from aimass_lab.workload import Workload, weight_bytes
-from tests.models import TinyMLP, TinyTransformer
+from tests.models import TinyCNN, TinyMLP, TinyTransformer, assert_same, snapshot
 
 BENCHMARK = Path(__file__).parent / "benchmarks" / "demand" / "vidur.py"
 
@@ -330,6 +331,72 @@ def test_predicted_weights_are_those_of_the_applied_technique(technique):
     assert effect.weight_bytes.value == pytest.approx(weight_bytes(applied), rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("technique", "model", "inputs"),
+    [
+        ("channel_pruning(ratio=0.5)", TinyCNN, torch.zeros(4, 1, 8, 8)),
+        ("channel_pruning(ratio=0.5,criterion=activation) + int8_dynamic", TinyCNN, torch.zeros(4, 1, 8, 8)),
+        ("channel_pruning(ratio=0.4,scope=global)", TinyCNN, torch.zeros(4, 1, 8, 8)),
+        ("head_pruning(ratio=0.5)", lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2), torch.zeros(2, 6, 32)),
+        ("layer_dropping(ratio=0.5)", lambda: TinyTransformer(width=64, layers=4), torch.zeros(2, 6, dtype=torch.long)),
+        ("low_rank(ratio=0.5,ranks=uniform)", lambda: TinyTransformer(width=64), torch.zeros(2, 6, dtype=torch.long)),
+    ],
+)
+def test_steps_that_change_shapes_are_predicted_of_the_very_shapes_that_they_leave(technique, model, inputs):
+    """And of the operators that are left: what is priced is what the applied technique's model would be."""
+    torch.manual_seed(0)
+    workload = Workload(model().eval(), inputs)
+    before = snapshot(workload.model)
+    effect = predict_effect(workload, technique, "h100-sxm")
+    assert_same(before, snapshot(workload.model))
+    applied = apply_recipe(workload, read_recipe(technique))
+    assert effect.weight_bytes.value < weight_bytes(workload.model)
+    assert effect.weight_bytes.value == pytest.approx(weight_bytes(applied.model), rel=0.03)
+    if "int8" not in technique:
+        left = predict_on_device(trace_call(applied.model, workload.call), find_target("h100-sxm", workload), "float32")
+        assert effect.latency.value == pytest.approx(left.value, rel=0.03)
+    low, high = effect.latency_ratio.interval
+    assert low < effect.latency_ratio.value < high
+
+
+class Residual(nn.Module):
+    """A block that can be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(256, 256)
+
+    def forward(self, x):
+        return x + torch.relu(self.inner(x))
+
+
+def test_half_of_the_blocks_take_half_of_the_time_and_what_leaves_shapes_takes_the_same():
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*(Residual() for _ in range(8))).eval()
+    workload = Workload(blocks, torch.randn(64, 256), train=torch.randn(8, 256))
+    assert predict_effect(workload, "layer_dropping(ratio=0.5) + recover", "h100-sxm").latency_ratio.value == pytest.approx(0.5, rel=0.02)
+    for technique in ("unstructured_pruning", "n_m_pruning", "connection_pruning", "clustering", "recover"):
+        effect = predict_effect(workload, technique, "h100-sxm")
+        assert effect.latency_ratio.value == 1.0, technique
+        assert effect.weight_bytes.value == weight_bytes(blocks), technique
+
+
+@pytest.mark.parametrize(
+    ("technique", "words"),
+    [
+        ("int4_weight_only", "which layers int4_weight_only changes, and by which kernels they run then, shows when it is applied"),
+        ("aot_inductor", "aot_inductor leaves the model to another runtime"),
+        ("low_rank(energy=0.9)", "what low_rank(energy=0.9) makes of Sequential is not known before it is applied"),
+        ("layer_dropping", "shows on its weights, and the model is on the meta device"),
+    ],
+)
+def test_an_effect_that_is_not_predicted_says_why(technique, words):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    workload = Workload(model.to("meta"), torch.empty(4, 64, device="meta")) if "meta" in words else Workload(model, torch.zeros(4, 64))
+    with pytest.raises(UnsupportedError, match=re.escape(words)):
+        predict_effect(workload, technique, "h100-sxm")
+
+
 def big(device="meta"):
     return nn.Sequential(*(nn.Linear(4096, 4096, device=device) for _ in range(4)))
 
@@ -367,10 +434,8 @@ def test_what_runs_the_operators_comes_on_top_of_their_precision():
     assert both.latency_ratio.interval[1] / both.latency_ratio.value > compiled.latency_ratio.interval[1] / compiled.latency_ratio.value
 
 
-def test_what_is_not_known_before_it_is_applied_is_not_guessed():
+def test_two_precisions_one_upon_the_other_are_not_guessed():
     workload = Workload(TinyMLP(), torch.zeros(2, 8))
-    with pytest.raises(UnsupportedError, match="what channel_pruning makes of TinyMLP is not known before it is applied"):
-        predict_effect(workload, "channel_pruning(ratio=0.5)", "l4")
     with pytest.raises(UnsupportedError, match="bf16 and int8_dynamic one upon the other"):
         predict_effect(workload, "bf16 + int8_dynamic", "l4")
 

@@ -12,19 +12,21 @@ from pathlib import Path
 
 import psutil
 import pytest
+from standin_nvml import ERRORS, GIB, NVMLError, a_gpu, no_driver, nvml, process, share
 
 from aimass_lab.errors import InputError
 from aimass_lab.frontends.cli import main
 from aimass_lab.frontends.render import render_html, render_text
 from aimass_lab.headlines import headline
 from aimass_lab.readings import EnergyMeter, Monitor, Sampler, driver_version, take_readings
-from aimass_lab.readings.base import Sources
+from aimass_lab.readings.base import Reasons, Sources
+from aimass_lab.readings.cells import CellMeter
 from aimass_lab.readings.cgroup import cpu_group, memory_group
+from aimass_lab.readings.kernels import gpu_memory, gpu_use
 from aimass_lab.readings.nvml import open_nvml
 from aimass_lab.records import Readings, any_from_json, to_json
 
 TICKS = os.sysconf("SC_CLK_TCK")
-GIB = 2**30
 
 
 # --- recorded machines ---------------------------------------------------------------------
@@ -199,111 +201,21 @@ def look_twice_at_nothing(tmp_path):
     return Sampler(Sources(proc=tmp_path, sys=tmp_path, cgroup=tmp_path, nvml=no_driver()), clock=lambda: next(times)).read()
 
 
-# --- GPUs: a stand-in that answers and refuses as the driver's binding does ------------------
+# --- GPUs ----------------------------------------------------------------------------------
 
 
-class NVMLError(Exception):
-    def __init__(self, value):
-        super().__init__(value)
-        self.value = value
-
-    def __str__(self):
-        return {3: "Not Supported", 4: "Insufficient Permissions", 6: "Not Found", 9: "Driver Not Loaded", 12: "NVML Shared Library Not Found"}[self.value]
+def as_pid_namespace(folder, inode=4_026_531_836):
+    """Let a folder show the namespace of processes that a process is in: the machine's own, if not another's number is given."""
+    (folder / "self" / "ns").mkdir(parents=True, exist_ok=True)
+    (folder / "self" / "ns" / "pid").symlink_to(f"pid:[{inode}]")
 
 
-ERRORS = {"SUCCESS": 0, "NOT_SUPPORTED": 3, "NO_PERMISSION": 4, "NOT_FOUND": 6, "DRIVER_NOT_LOADED": 9, "LIBRARY_NOT_FOUND": 12, "GPU_IS_LOST": 15}
-ERRORS["LIB_RM_VERSION_MISMATCH"] = 18
-
-
-def nvml(handles=(), *, init_error=None, mig=()):
-    """A module as ``pynvml``: a handle is a dict of what the driver answers; a key that is absent is refused, a number is an error."""
-    made = types.SimpleNamespace(NVMLError=NVMLError, NVML_SUCCESS=0, NVML_TEMPERATURE_GPU=0, NVML_CLOCK_SM=1, NVML_CLOCK_MEM=2, open=0)
-    made.NVML_PCIE_UTIL_TX_BYTES, made.NVML_PCIE_UTIL_RX_BYTES = 0, 1
-    made.nvmlClocksEventReasonSwPowerCap, made.nvmlClocksEventReasonHwThermalSlowdown = 4, 64
-    for name, value in ERRORS.items():
-        setattr(made, f"NVML_ERROR_{name}" if name != "SUCCESS" else "NVML_SUCCESS", value)
-
-    def init():
-        if init_error is not None:
-            raise NVMLError(init_error)
-        made.open += 1
-
-    def shutdown():
-        made.open -= 1
-
-    def answer(handle, *key):
-        found = handle.get(key if len(key) > 1 else key[0], NVMLError(3))
-        if isinstance(found, Exception):
-            raise found
-        return found.pop(0) if isinstance(found, list) and key[0] == "energy" else found
-
-    def by_uuid(uuid):
-        for handle in (*handles, *mig):
-            if handle["uuid"] == uuid:
-                return handle
-        raise NVMLError(6)
-
-    def mig_handle(handle, number):
-        if number >= len(mig):
-            raise NVMLError(6)
-        return mig[number]
-
-    made.nvmlInit, made.nvmlShutdown = init, shutdown
-    made.nvmlSystemGetDriverVersion = lambda: "550.54.15"
-    made.nvmlDeviceGetCount = lambda: len(handles)
-    made.nvmlDeviceGetHandleByIndex = lambda i: handles[i]
-    made.nvmlDeviceGetHandleByUUID = by_uuid
-    made.nvmlDeviceGetName = lambda h: answer(h, "name")
-    made.nvmlDeviceGetUUID = lambda h: answer(h, "uuid")
-    made.nvmlDeviceGetMigMode = lambda h: answer(h, "mig")
-    made.nvmlDeviceGetMaxMigDeviceCount = lambda h: 7
-    made.nvmlDeviceGetMigDeviceHandleByIndex = mig_handle
-    made.nvmlDeviceGetUtilizationRates = lambda h: answer(h, "utilization")
-    made.nvmlDeviceGetMemoryInfo = lambda h: answer(h, "memory")
-    made.nvmlDeviceGetPowerUsage = lambda h: answer(h, "power")
-    made.nvmlDeviceGetEnforcedPowerLimit = lambda h: answer(h, "limit")
-    made.nvmlDeviceGetTemperature = lambda h, sensor: answer(h, "temperature")
-    made.nvmlDeviceGetClockInfo = lambda h, kind: answer(h, "clock", kind)
-    made.nvmlDeviceGetPcieThroughput = lambda h, counter: answer(h, "pcie", counter)
-    made.nvmlDeviceGetCurrentClocksEventReasons = lambda h: answer(h, "throttle")
-    made.nvmlDeviceGetComputeRunningProcesses = lambda h: answer(h, "processes")
-    made.nvmlDeviceGetProcessUtilization = lambda h, since: answer(h, "shares")
-    made.nvmlDeviceGetTotalEnergyConsumption = lambda h: answer(h, "energy")
-    return made
-
-
-def no_driver():
-    return nvml(init_error=ERRORS["DRIVER_NOT_LOADED"])
-
-
-def process(pid, memory):
-    return types.SimpleNamespace(pid=pid, usedGpuMemory=memory)
-
-
-def share(pid, percent):
-    return types.SimpleNamespace(pid=pid, smUtil=percent, memUtil=0, timeStamp=1)
-
-
-def a_gpu(**other):
-    found = {
-        "name": "Recorded GPU",
-        "uuid": "GPU-1234",
-        "mig": NVMLError(3),
-        "utilization": types.SimpleNamespace(gpu=37, memory=12),
-        "memory": types.SimpleNamespace(total=80 * GIB, used=20 * GIB, free=60 * GIB),
-        "power": 250_500,
-        "limit": 400_000,
-        "temperature": 61,
-        ("clock", 1): 1410,
-        ("clock", 2): 1593,
-        ("pcie", 1): 2000,
-        ("pcie", 0): 1000,
-        "throttle": 4 | 64,
-        "processes": [process(os.getpid(), 5 * GIB), process(2**22 + 7, None)],
-        "shares": [share(os.getpid(), 30), share(os.getpid(), 40), share(0, 9)],
-        "energy": [1_000, 13_500],
-    }
-    return {**found, **other}
+def running(folder, pid, name, files=()):
+    """A process as the operating system shows it: its name, and what it has open; None: that may not be read."""
+    (folder / str(pid) / "fd").mkdir(parents=True)
+    (folder / str(pid) / "comm").write_text(f"{name}\n")
+    for number, file in enumerate(files):
+        (folder / str(pid) / "fd" / str(number)).symlink_to(file)
 
 
 def gpus_of(module, tmp_path):
@@ -316,6 +228,7 @@ def gpus_of(module, tmp_path):
 
 
 def test_a_gpu_in_si_units(tmp_path):
+    as_pid_namespace(tmp_path)
     (gpu,) = gpus_of(nvml([a_gpu()]), tmp_path).gpus
     assert (gpu.index, gpu.name, gpu.uuid, gpu.mig_instance) == (0, "Recorded GPU", "GPU-1234", None)
     assert (gpu.utilization.value, gpu.memory_utilization.value) == (0.37, 0.12)
@@ -343,13 +256,122 @@ def test_what_the_driver_refuses_is_missing_alone(tmp_path):
 
 
 def test_a_divided_gpu_says_that_mig_hides_its_utilisation(tmp_path):
-    instance = {"name": "Recorded GPU MIG 1g.10gb", "uuid": "MIG-9", "memory": types.SimpleNamespace(total=10 * GIB, used=GIB, free=9 * GIB)}
+    memory = types.SimpleNamespace(total=10 * GIB, used=GIB, free=9 * GIB)
+    instance = {"name": "Recorded GPU MIG 1g.10gb", "uuid": "MIG-9", "memory": memory, "processes": [process(os.getpid(), GIB // 2)]}
+    as_pid_namespace(tmp_path)
     whole = a_gpu(mig=[1, 1], utilization=NVMLError(3))
     readings = gpus_of(nvml([whole], mig=[instance]), tmp_path)
     assert [(g.index, g.mig_instance, g.name) for g in readings.gpus] == [(0, None, "Recorded GPU"), (0, 0, "Recorded GPU MIG 1g.10gb")]
     assert readings.gpus[0].utilization is None
     assert readings.gpus[1].memory_total_bytes.value == 10 * GIB
     assert "MIG hides it" in reasons(readings)["gpu0.utilization"]
+    assert readings.gpus[0].processes == ()  # of the whole they are those of its instances
+    assert [(p.ours, p.memory_bytes.value, p.utilization) for p in readings.gpus[1].processes] == [(True, GIB // 2, None)]
+    assert "MIG hides it" in reasons(readings)["gpu0.mig0.processes.utilization"]
+
+
+def test_a_process_in_several_lists_is_there_once_and_a_missing_account_says_why(tmp_path):
+    as_pid_namespace(tmp_path)
+    running(tmp_path, 41, "Xorg")
+    running(tmp_path, 42, "python")
+    lists = {"processes": [process(42, 2 * GIB)], "graphics processes": [process(41, GIB), process(42, 2 * GIB)], "MPS processes": [process(43, None)]}
+    readings = gpus_of(nvml([a_gpu(**lists, shares=[])]), tmp_path)
+    sizes = [(p.pid, p.name, p.memory_bytes and p.memory_bytes.value) for p in readings.gpus[0].processes]
+    assert sorted(sizes) == [(41, "Xorg", GIB), (42, "python", 2 * GIB), (43, None, None)]
+    assert "no account of single processes" in reasons(readings)["gpu0.processes.memory"]
+
+
+def test_lists_of_processes_come_from_older_drivers_too_and_a_refusal_says_why(tmp_path):
+    as_pid_namespace(tmp_path)
+    older = a_gpu(**{"processes": NVMLError(ERRORS["FUNCTION_NOT_FOUND"]), "processes by an older driver": [process(42, GIB)]}, shares=[])
+    assert [p.pid for p in gpus_of(nvml([older]), tmp_path).gpus[0].processes] == [42]
+    refused = gpus_of(nvml([a_gpu(processes=NVMLError(ERRORS["NO_PERMISSION"]))]), tmp_path)
+    assert refused.gpus[0].processes == ()
+    assert "administrators" in reasons(refused)["gpu0.processes"]
+
+
+def test_utilisation_of_processes_is_the_drivers_account_of_them_where_it_takes_no_samples(tmp_path):
+    as_pid_namespace(tmp_path)
+    users = [process(42, GIB), process(43, GIB)]
+    without = a_gpu(processes=users, shares=NVMLError(3), accounting=0)
+    assert "does not report" in reasons(gpus_of(nvml([without]), tmp_path))["gpu0.processes.utilization"]
+    kept = gpus_of(nvml([{**without, "accounting": 1, "accounts": {42: 17, 43: 2**32 - 1}}]), tmp_path)
+    assert [p.utilization and (p.utilization.value, p.utilization.method) for p in kept.gpus[0].processes] == [
+        (0.17, "mean over the process's life, by the driver's accounting"), None
+    ]  # fmt: skip
+    assert "gpu0.processes.utilization" not in reasons(kept)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [(["/dev/null", "/dev/nvidia0"], True), (["/dev/dxg"], True), (["/dev/null"], False), (None, False)],
+    ids=["has the GPU open", "has it open under Windows", "has something else open", "is not there"],
+)
+def test_in_a_container_a_number_is_believed_of_a_process_that_has_the_gpu_open(tmp_path, files, told):
+    as_pid_namespace(tmp_path, 4_026_532_999)
+    if files is not None:
+        running(tmp_path, 42, "python", files)
+    readings = gpus_of(nvml([a_gpu(processes=[process(42, GIB)])]), tmp_path)
+    assert [p.name for p in readings.gpus[0].processes] == ["python" if told else None]
+    assert ("numbers of the host" in reasons(readings).get("gpu.processes.names", "")) is not told
+
+
+def test_whose_memory_a_gpus_is_adds_up_to_all_of_it(tmp_path):
+    as_pid_namespace(tmp_path)
+    for pid, name in ((41, "Xorg"), (42, "python"), (43, "python")):
+        running(tmp_path, pid, name)
+    users = [process(41, GIB), process(42, 4 * GIB), process(43, 2 * GIB)]
+    readings = gpus_of(nvml([a_gpu(processes=users, shares=[share(42, 30), share(43, 20)])]), tmp_path)
+    kernels = {"k1": ("work/net.ipynb", frozenset({42, 43})), "k2": ("other.ipynb", frozenset({50}))}
+    (memory,) = gpu_memory(readings, kernels)
+    assert [(h.kernel_id, h.name, h.pids, h.memory_bytes.value) for h in memory.holders] == [
+        ("k1", "work/net.ipynb", (42, 43), 6 * GIB), (None, "Xorg", (41,), GIB)
+    ]  # fmt: skip
+    assert (memory.holders[0].utilization.value, memory.holders[1].utilization) == (pytest.approx(0.5), None)
+    assert sum(h.memory_bytes.value for h in memory.holders) + memory.rest_bytes.value + memory.free_bytes.value == 80 * GIB
+    assert [gpu_use(kernels[k][1], readings, Reasons())[0].value for k in kernels] == [6 * GIB, 0]
+
+
+def test_whose_memory_it_is_is_not_guessed(tmp_path):
+    """Numbers of the host: the one that a kernel has here as well is somebody else's there."""
+    as_pid_namespace(tmp_path, 4_026_532_999)
+    running(tmp_path, 42, "python")
+    readings = gpus_of(nvml([a_gpu(processes=[process(42, None)])]), tmp_path)
+    (memory,) = gpu_memory(readings, {"k1": ("work/net.ipynb", frozenset({42}))})
+    assert [(h.kernel_id, h.name, h.memory_bytes) for h in memory.holders] == [(None, "process 42", None)]
+    assert (memory.rest_bytes.value, memory.free_bytes.value) == (20 * GIB, 60 * GIB)
+    why = Reasons()
+    assert gpu_use(frozenset({42}), readings, why) == (None, None)
+    assert "numbers of the host" in why.notes[0].text
+
+
+def test_a_kernel_tells_its_own_share_of_a_gpu_and_how_long_a_cell_kept_it_busy(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr("aimass_lab.readings.gpu_processes.FIRST_PID_NAMESPACE", os.readlink("/proc/self/ns/pid"))
+    held = [GIB]
+    answers = {"is_initialized": True, "device_count": 1, "mem_get_info": (60 * GIB, 80 * GIB), "memory_reserved": 3 * GIB}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *device, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *device: held[0])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="1234"))
+    meter = CellMeter(nvml([a_gpu()]))
+    meter.start()
+    held[0] += GIB
+    use, notes = meter.finish(number=3, code="y = model(x)")
+    assert (use.gpu_memory_growth_bytes.value, notes) == (GIB, ())
+    assert use.gpu_time.value == pytest.approx(0.35 * use.wall_time.value)
+    (account,), notes = meter.accounts()
+    parts = (account.tensors_bytes, account.cached_bytes, account.context_bytes, account.elsewhere_bytes, account.free_bytes)
+    assert [part.value / GIB for part in parts] == [2, 1, 2, 15, 60]
+    assert (account.uuid, notes) == ("1234", ())
+    divided = CellMeter(nvml([a_gpu(shares=NVMLError(3))]))
+    divided.start()
+    use, (note,) = divided.finish(number=4, code="y")
+    assert use.gpu_time is None, "not known is not zero"
+    assert "does not report it" in note.text
+    (account,), (note,) = CellMeter(nvml([a_gpu(processes=[process(os.getpid(), None)])])).accounts()
+    assert (account.context_bytes, account.elsewhere_bytes.value) == (None, 17 * GIB)
+    assert "no account of single processes" in note.text
 
 
 @pytest.mark.parametrize(
@@ -383,6 +405,10 @@ def test_the_stand_in_has_only_what_the_real_binding_has():
     assert all(getattr(real, f"NVML_ERROR_{name}") == value for name, value in ERRORS.items() if name != "SUCCESS")
     assert real.nvmlClocksEventReasonSwPowerCap == 4
     assert real.nvmlClocksEventReasonHwThermalSlowdown == 64
+    given = {"c_nvmlProcessInfo_v2_t": process(1, 2), "c_nvmlProcessUtilizationSample_t": share(1, 2)}
+    for name, made in given.items():
+        assert {field for field, _ in getattr(real, name)._fields_} == set(vars(made)), name
+    assert real.NVML_VALUE_NOT_AVAILABLE_uint.value == 2**32 - 1
 
 
 # --- energy --------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 from aimass_lab.compression.base import TECHNIQUES
 from aimass_lab.errors import UnknownNameError
 from aimass_lab.export import EXPORTERS
+from aimass_lab.export.jobs import JOB_EXPORTERS
 from aimass_lab.registry import Registry
 from aimass_lab.samplers.base import SAMPLERS
 from aimass_lab.scaling.base import SCALERS
@@ -51,7 +52,7 @@ def test_an_unknown_name_is_answered_with_the_known(shapes):
     assert "did you mean 'round'?" in str(caught.value)
 
 
-@pytest.mark.parametrize("family", [TECHNIQUES, EXPORTERS, SAMPLERS, SCALERS, POLICIES], ids=lambda family: family.kind)
+@pytest.mark.parametrize("family", [TECHNIQUES, EXPORTERS, JOB_EXPORTERS, SAMPLERS, SCALERS, POLICIES], ids=lambda family: family.kind)
 def test_every_family_of_ours_has_members(family: Registry):
     assert len(family) >= 2
     assert all(family[name] for name in family)

@@ -369,6 +369,21 @@ def test_more_replicas_than_cores_are_one_at_its_share(folder, plan):
     assert "one of them was run" in notes[0].text
 
 
+def test_as_many_replicas_as_there_are_cores_share_them_with_the_load_where_that_is_asked_for(folder, plan, monkeypatch):
+    from aimass_lab.rehearsal import measure
+
+    config = load_config(folder)
+    each = config.workers * config.threads_per_worker
+    monkeypatch.setattr(measure, "usable_cores", lambda: 2.0 * each)
+    replicas, (note,) = measure._count(Asked(rate=rate(1), seconds=1.0, replicas=2), config)
+    assert (replicas, note.code) == (2, "W-SHARED-CORES")
+    assert (
+        measure._count(Asked(rate=rate(1), seconds=1.0, plan=dataclasses_replace(plan, replicas=dataclasses_replace(plan.replicas, value=2))), config)[0] == 1
+    )
+    with pytest.raises(InputError, match="3 replicas"):
+        measure._count(Asked(rate=rate(1), seconds=1.0, replicas=3), config)
+
+
 def test_on_the_command_line_a_bundle_is_run_at_the_rate_that_it_promises(folder, model_file, capsys):
     words = ["rehearse", f"{model_file}:make", "--bundle", str(folder), "--seconds", "1", "--json"]
     assert main(words) in (0, 5)  # 5: other work kept the machine busy

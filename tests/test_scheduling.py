@@ -120,7 +120,7 @@ def test_ageing_bounds_how_many_pass():
     assert waits[100.0] > 2  # practically without ageing, it is served last
 
 
-@pytest.mark.parametrize("ageing_s", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize("ageing_s", [0, -1, math.nan, -math.inf])
 def test_ageing_must_be_a_time(ageing_s):
     with pytest.raises(InputError, match="ageing_s"):
         make_policy("priority", ageing_s=ageing_s)

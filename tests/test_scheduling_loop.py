@@ -42,6 +42,30 @@ def some_jobs(draw, largest=30):
 # --- by hand -----------------------------------------------------------------------------
 
 
+def test_parts_of_a_job_by_hand():
+    """Four lanes; a search of four trials, two at once, and a batch that comes in only when the search, as one job, has ended; calls come in at once."""
+    search = [Request(k, 0.0, tenant="lab", job="search") for k in range(4)]
+    requests = [*search, Request(4, 0.0, tenant="lab", job="batch"), Request(5, 0.5, tenant="online")]
+    times = [[3.0], [1.0], [1.0], [4.0], [2.0], [1.0]]
+    schedule = run("fcfs", requests, times, lanes=4, limits=Limits(quotas={"lab": 1}, parallel={"search": 2}, jobs_only=True))
+    assert finishes(schedule) == [3, 1, 2, 6, 8, 1.5]
+    assert schedule.most_jobs == 1
+
+
+def test_a_job_whose_last_part_is_turned_away_gives_its_place_back():
+    requests = [Request(0, 0.0, job="a"), Request(1, 2.0, job="b"), Request(2, 2.5, job="a"), Request(3, 9.0, job="c")]
+    schedule = run("fcfs", requests, [[1.0]] * 4, limits=Limits(max_jobs=1, max_waiting=0))
+    assert [job.dropped for job in schedule.jobs] == [False, True, False, False], "one place: b finds it taken by a, which has a part to come"
+    assert finishes(schedule)[3] == 10
+
+
+def test_strict_priority_never_lets_waiting_make_up_for_a_class():
+    requests = [Request(0, 0.0, priority=1), *(Request(k, 1000.0 + k, priority=0) for k in range(1, 4))]
+    times = [[1.0] * 1010, [1.0], [1.0], [1.0]]
+    assert finishes(run("priority", requests, times, options={"ageing_s": "inf"})) == [1013, 1002, 1003, 1004]
+    assert make_policy("priority", ageing_s=8.0).sped_up(4) == make_policy("priority", ageing_s=2.0)
+
+
 def test_first_come_first_served_by_hand():
     requests = [Request(0, 0.0), Request(1, 1.0), Request(2, 20.0)]
     assert finishes(run("fcfs", requests, [[2, 2], [3], [1, 1]])) == [4, 7, 22]

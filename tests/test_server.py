@@ -21,9 +21,8 @@ from tornado.websocket import websocket_connect
 
 from aimass_lab import __version__
 from aimass_lab.frontends.live import LiveFeed
-from aimass_lab.readings.base import Reasons
-from aimass_lab.readings.kernels import ProcessTrees, gpu_use
-from aimass_lab.records import Check, Comparison, GpuProcess, GpuReading, History, Live, Number, any_from_json, from_json
+from aimass_lab.readings.kernels import ProcessTrees
+from aimass_lab.records import Check, Comparison, History, Live, any_from_json, from_json
 from aimass_lab.schemas import FOLDER
 from aimass_lab.store import Store
 
@@ -226,32 +225,3 @@ def test_children_count_with_their_parent():
         grandchild.kill()
     assert (count, cpu) == (2, None)  # a rate needs two looks
     assert memory.value > alone
-
-
-def number(value, unit):
-    return Number(value=value, unit=unit, source="measured", method="driver")
-
-
-def gpu(*processes):
-    return GpuReading(index=0, name="GPU", processes=processes)
-
-
-def test_gpu_memory_of_a_kernel_is_what_the_driver_says_of_its_processes():
-    me, other = psutil.Process().pid, 2**22 + 1
-    seen = (
-        GpuProcess(pid=me, name="python", ours=True, memory_bytes=number(100, "B"), utilization=number(0.5, "ratio")),
-        GpuProcess(pid=other, name="python", ours=False, memory_bytes=number(900, "B")),
-    )
-    reasons = Reasons()
-    memory, share = gpu_use(me, (gpu(*seen), gpu(seen[0])), reasons)
-    assert (memory.value, share.value) == (200, 1.0)
-    assert gpu_use(me, (gpu(seen[1]),), reasons)[0].value == 0
-    assert gpu_use(me, (), reasons) == (None, None)
-    assert not reasons.notes
-
-
-def test_in_a_container_no_kernel_can_be_told_apart_and_that_is_said():
-    reasons = Reasons()
-    stranger = GpuProcess(pid=2**22 + 1, name=None, ours=False, memory_bytes=number(900, "B"))
-    assert gpu_use(psutil.Process().pid, (gpu(stranger),), reasons) == (None, None)
-    assert "numbers of the host" in reasons.notes[0].text

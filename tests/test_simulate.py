@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from aimass_lab.errors import InputError
+from aimass_lab.planning.overhead import Overhead
 from aimass_lab.planning.queueing import Bursty, Poisson, ServiceTimes, Trace
 from aimass_lab.planning.simulate import RequestClass, replicate, simulate_fcfs, simulate_queue
+from aimass_lab.planning.simulations import Simulations
 from aimass_lab.records import BatchPoint, Number
 from aimass_lab.scheduling import Request, make_policy
 
@@ -320,3 +322,23 @@ def test_nothing_arrives_and_too_large_requests():
 def test_service_times_must_be_times(samples):
     with pytest.raises(InputError):
         ServiceTimes.from_samples(samples)
+
+
+def test_what_was_simulated_is_not_simulated_again_and_limits_that_no_batch_reached_are_one(monkeypatch):
+    """Every limit on batches, as `replicate` simulates it, from as few runs as differ."""
+    ran = []
+    monkeypatch.setattr("aimass_lab.planning.simulations.replicate", lambda *law, **asked: ran.append(asked) or replicate(*law, **asked))
+    service, known = ServiceTimes.from_values({size: 0.004 + 0.001 * size for size in range(1, 17)}), Simulations()
+    asked = {"overhead": Overhead.recorded(), "num_requests": 400, "num_replications": 3, "seed": 0}
+    cases = [(rate, wait, policy, limit) for rate in (20, 150, 900) for wait in (0.0, 0.01) for policy in ("adaptive", "always") for limit in (1, 2, 4, 8, 16)]
+    for rate, wait, policy, limit in cases:
+        batching = {"max_batch_size": limit, "max_wait_s": wait, "wait_policy": policy}
+        assert known.run(Poisson(rate), service, **batching, **asked) == replicate(Poisson(rate), service, **batching, **asked), (rate, batching)
+    assert len(ran) < 0.8 * len(cases)
+    number = len(ran)
+    again = ServiceTimes.from_values({size: 0.004 + 0.001 * size for size in range(1, 17)})  # another object with the same times
+    for rate, wait, policy, limit in cases:
+        known.run(Poisson(rate), again, max_batch_size=limit, max_wait_s=wait, wait_policy=policy, **asked)
+    assert len(ran) == number
+    known.run(Poisson(20), again, max_batch_size=1, max_wait_s=0.0, wait_policy="adaptive", **{**asked, "seed": 1})
+    assert len(ran) == number + 1

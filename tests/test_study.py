@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from aimass_lab import Study, Workload, check
-from aimass_lab.errors import BundleError, DoesNotFitError, InputError, ModelError, StoreError, UnsupportedError
+from aimass_lab.errors import BundleError, DoesNotFitError, InputError, ModelError, SpecError, StoreError, UnsupportedError
 from aimass_lab.recipe import write_recipe
 from aimass_lab.records import Bundle, Demand, HeldVariants, Plan, Profile, SearchResult, ServingSpec, TrialResult, from_json, to_json
 from aimass_lab.store import Store, StoreWarning
@@ -94,6 +94,28 @@ def test_a_spec_for_the_same_target_is_about_the_same_plan(study):
 def test_a_target_that_cannot_be_held_gives_no_spec_but_says_what_binds(study):
     with pytest.raises(InputError, match="not feasible"):
         study.spec(rate=100, p99="1ns")
+
+
+def test_a_card_that_no_catalogue_has_goes_all_the_way_to_manifests(tmp_path, monkeypatch):
+    """Without figures of it, what to give is said; with latencies of the user's own it is planned, specified, allocated and exported."""
+    table = tmp_path / "devices.toml"
+    monkeypatch.setenv("AIMASS_DEVICES", str(table))
+    study = Study(Net(), torch.randn(4, 8), name="net", store=tmp_path / "store.db")
+    table.write_text('[card]\nkind = "fpga"\n')
+    with pytest.raises(UnsupportedError) as caught:
+        study.spec(rate=100, p99="50ms", device="card")
+    assert 'latency = { "net" = {' in str(caught.value)
+    known = '[card]\nkind = "fpga"\nprice_usd_per_h = 1.2\nlatency = { net = { "1" = "2ms", "8" = "9ms" } }\n'
+    table.write_text(known)
+    with pytest.raises(SpecError, match="under which name a cluster offers card"):
+        study.spec(rate=100, p99="50ms", device="card", out=str(tmp_path / "manifests"))
+    table.write_text(f'{known}resource = "vendor.com/card"\nnode_selector = {{ card = "yes" }}\n')
+    spec = study.spec(rate=100, p99="50ms", device="card", out=str(tmp_path / "manifests"))
+    assert (spec.accelerators.value, spec.resource, spec.node_selector) == (1, "vendor.com/card", {"card": "yes"})
+    assert spec.latency_p99.weakest_source != "measured"
+    assert check(str(tmp_path / "manifests")).passed
+    allocation = study.allocate(rate={"net": "100"}, p99={"net": "50ms"}, node="card", count={"card": "3"})
+    assert (allocation.status, allocation.models[0].node_type) == ("all served", "card")
 
 
 def test_a_spec_is_written_where_it_is_asked_for(study, tmp_path):

@@ -29,6 +29,7 @@ class Choices:
     max_batch_size: int
     max_wait_s: float
     workers: int = 1
+    frontends: int = 1
     threads: int
     on_accelerator: bool = False
     """Planned for a device that this bundle's runtime does not use."""
@@ -45,6 +46,7 @@ def choose(
     max_batch_size: int | None = None,
     max_wait_s: float | None = None,
     threads: int | None = None,
+    frontends: int = 1,
     name: str | None = None,
     version: str = "1",
 ) -> Choices:
@@ -69,6 +71,8 @@ def choose(
         raise InputError(f"the waiting time {wait!r} s is negative")
     if int(count) < 1:
         raise InputError(f"the number of threads {count!r} is not positive")
+    if isinstance(frontends, bool) or not isinstance(frontends, int) or frontends < 1:
+        raise InputError(f"the number of front ends {frontends!r} is not a positive whole number")
     device = planned.device if planned else "cpu"
     return Choices(
         name=name,
@@ -79,6 +83,7 @@ def choose(
         max_batch_size=int(batch),
         max_wait_s=float(wait),
         threads=int(count),
+        frontends=frontends,
         on_accelerator=_is_accelerator(device),
         notes=_plan_notes(plan, device),
     )

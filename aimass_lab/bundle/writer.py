@@ -71,6 +71,7 @@ def write_bundle(
     max_batch_size: int | None = None,
     max_wait_s: float | None = None,
     threads: int | None = None,
+    frontends: int = 1,
     name: str | None = None,
     version: str = "1",
     format: str | None = None,
@@ -95,6 +96,7 @@ def write_bundle(
         max_batch_size: Largest batch, in items.
         max_wait_s: Longest time that an incomplete batch is held.
         threads: Threads of the worker.
+        frontends: Processes that take connections and read requests; 1: the one that has the queue does that, too.
         name: DNS label; made from the model's name if not given.
         version: A positive whole number.
         format: A name of `FORMATS`; the fastest of those whose runtimes are installed if not given.
@@ -117,7 +119,7 @@ def write_bundle(
     folder = Path(folder).expanduser().resolve()
     choices = choose(
         workload.name, spec, plan, rate=rate, latency_p99_s=latency_p99_s, max_batch_size=max_batch_size, max_wait_s=max_wait_s,
-        threads=threads, name=name, version=version,
+        threads=threads, frontends=frontends, name=name, version=version,
     )  # fmt: skip
     served = _served(workload, variant, choices)
     with new_folder(folder, needed_bytes=4 * weight_bytes(served) + OVERHEAD_BYTES, force=force) as temporary:
@@ -128,6 +130,8 @@ def write_bundle(
         fidelity, num_samples = _write_vectors(temporary, workload, file, choices)
         say(0.6, "measuring it")
         points, missing = measure_format(file, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
+        shipped = replace(shipped, file=replace(file, loaded=None))  # the server that is started next needs the memory
+        file = shipped.file
         requirements = _write_runtime(temporary, file, hashes=hashes)
         say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
         proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate and not choices.on_accelerator)
@@ -172,6 +176,7 @@ def _write_serving(folder: Path, file: FormatFile, choices: Choices) -> dict[str
         "max_wait_s": choices.max_wait_s,
         "workers": choices.workers,
         "threads_per_worker": choices.threads,
+        **({"frontends": choices.frontends} if choices.frontends > 1 else {}),  # a server that was written before there were several does not know the key
         **LIMITS,
     }
     write_json(folder / "serving.json", serving)
@@ -201,8 +206,7 @@ def _write_vectors(folder: Path, workload: Workload, file: FormatFile, choices: 
     inputs, outputs = input_arrays(file.inputs, call), reference_outputs(workload, call, file)
     arrays = {f"input.{name}": array for name, array in inputs.items()} | {f"output.{name}": array for name, array in outputs.items()}
     np.savez(folder / "vectors.npz", allow_pickle=False, **arrays)
-    runner = FORMATS[file.format]().open(file.path, threads=choices.threads)
-    fidelity = measure_fidelity(runner, file, inputs, outputs, max_batch_size=choices.max_batch_size)
+    fidelity = measure_fidelity(file.runner(choices.threads), file, inputs, outputs, max_batch_size=choices.max_batch_size)
     return fidelity, call.batch_size if file.batched else 1
 
 

@@ -131,6 +131,13 @@ def find_directions(layer: nn.Linear | nn.Conv2d, moments: Moments | None) -> Di
     return Directions(basis.to(precision), tuple(energies.clamp_min(0).tolist()), mean, moments.num_rows if moments else 0)
 
 
+def hollow_directions(layer: nn.Linear | nn.Conv2d) -> Directions:
+    """As many directions as there are, of no length: for products of which only the shapes count."""
+    num_outputs, num_inputs = layer.weight.flatten(1).shape
+    most = min(num_outputs, num_inputs)
+    return Directions(torch.zeros(num_outputs, most, device=layer.weight.device), (0.0,) * most, None, 0)
+
+
 def _measured(layer: nn.Linear | nn.Conv2d, moments: Moments) -> torch.Tensor:
     return moments.second if layer.bias is None else moments.covariance
 

@@ -27,6 +27,10 @@ class ZeroingTechnique(Technique):
         "the gain is on disk, where zeros are packed, or with kernels made for sparse weights"
     )
 
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """Zeros stand where other numbers stood."""
+        return model
+
     def causes(self, model: nn.Module, batch_size: int, device: torch.device) -> tuple[str, ...]:
         """Zeros cost what other numbers cost."""
         return (self.dense_cause,)

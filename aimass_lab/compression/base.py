@@ -174,6 +174,13 @@ class Technique:
         """
         raise NotImplementedError
 
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """Give `model`, a private copy, the shapes that `apply` would leave, whatever becomes of its values, and return it.
+
+        For a prediction, which needs the shapes only: no training, nothing that takes minutes. None: they show when it is applied.
+        """
+        return None
+
     def why_left(self, name: str, layer: nn.Module) -> str:
         """Why a layer with weights is not eligible."""
         return f"a {type(layer).__name__}: {self.changes} are changed"

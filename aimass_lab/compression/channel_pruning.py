@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ..options import Positive, Share
@@ -52,6 +52,10 @@ class ChannelPruning(Technique):
 
         kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.MultiheadAttention)
         return tuple(name for name, layer in weight_layers(model).items() if isinstance(layer, kinds))
+
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """What it makes of it; where every width loses its share, whatever makes a channel important, by what is quickest to know."""
+        return (replace(self, criterion="magnitude") if self.scope == "local" else self).apply(model, context)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Find which channels belong together, take the least important out, and run what is left."""

@@ -34,6 +34,10 @@ class Clustering(Technique):
     stage: ClassVar[Stage] = Stage.VALUES
     changes: ClassVar[str] = "weights of two or more dimensions"
 
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """Other values in the same places."""
+        return model
+
     def eligible(self, model: nn.Module) -> tuple[str, ...]:
         """Layers with a weight that is large enough."""
         return tuple(name for name, layer in weight_layers(model).items() if any(self._misfit(weight) is None for weight in _weights(layer).values()))

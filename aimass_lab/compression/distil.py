@@ -44,6 +44,11 @@ class Distil(Learner):
             return f"there is no student {self.student!r}; there are: {names}"
         return super().unavailable(context)
 
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """The student, not trained."""
+        name = self.student or next(iter(context.students))
+        return _own_copy(context.students[name], name).to(context.device)
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Train a copy of the student and return it; what earlier steps asked training to hold to went with the model."""
         name = self.student or next(iter(context.students))

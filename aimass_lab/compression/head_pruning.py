@@ -64,6 +64,10 @@ class HeadPruning(Technique):
         """No part of an attention."""
         return f"this {type(layer).__name__} makes no queries, keys or values of an attention that is recognised"
 
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """Every attention loses its share of heads, whatever makes one important."""
+        return dataclasses.replace(self, criterion="magnitude").apply(model, context)
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Take heads out and compare with the same heads' outputs set to zero."""
         probe = Probe(model, context.call)

@@ -47,6 +47,10 @@ class LayerDropping(Technique):
         """Outside of any list of blocks."""
         return "it is in no block of an nn.ModuleList or nn.Sequential that could be left out"
 
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """What it makes of it: which blocks go is found in a few calls, and blocks may differ in size."""
+        return self.apply(model, context)
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Leave blocks out and run what is left."""
         with preserved(model):

@@ -89,6 +89,21 @@ class LowRank(Technique):
         """Its kind or its shape."""
         return _misfit(layer, name in linear_layers(layer) or "" in linear_layers(layer)) or super().why_left(name, layer)
 
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """Products that keep the ratio, spread evenly: how samples spread it changes the layers' ranks and not their sum; what an energy keeps they decide."""
+        if self.energy is not None:
+            return None
+        from ._factors import hollow_directions, make_pair, replace_layer
+        from ._ranks import ranks_uniform
+
+        layers = {name: model.get_submodule(name) for name in self.eligible(model)}
+        hollow = {name: hollow_directions(layer) for name, layer in layers.items()}  # type: ignore[arg-type]
+        spectra = {name: self._spectrum(layers[name], directions) for name, directions in hollow.items()}  # type: ignore[arg-type]
+        for name, rank in ranks_uniform(spectra, DEFAULT_RATIO if self.ratio is None else self.ratio).items():
+            if rank is not None:
+                model = replace_layer(model, name, make_pair(layers[name], hollow[name], rank))
+        return model
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Choose ranks and put products in place of the layers.
 

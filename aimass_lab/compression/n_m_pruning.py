@@ -87,6 +87,10 @@ class NMPruning(ZeroingTechnique):
             self._pack(model, context)
         return model
 
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """The same shapes, where no sparse kernels run on them."""
+        return None if self.sparse_kernels else model
+
     def _zeros(self, score: torch.Tensor) -> torch.Tensor:
         """True where a weight is among the m - n least important of its m; inputs are the second axis."""
         import torch

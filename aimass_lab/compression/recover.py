@@ -19,6 +19,10 @@ class Recover(Learner):
 
     stage: ClassVar[Stage] = Stage.ANY
 
+    def reshape(self, model: nn.Module, context: Context) -> nn.Module | None:
+        """Training leaves shapes as they are."""
+        return model
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Train `model`; the epoch that was best on held-out training samples stays, be it the state from before."""
         frozen = frozenset() if self.train_all else frozen_parameters(model, context.original)

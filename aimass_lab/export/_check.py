@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..records import Check
-from ..spec import errors_of, is_spec, lint_spec, read_documents, read_spec
-from ._manifests import check_folder, check_manifest_file, read_definitions
+from ..records import Check, JobPlan, ServingSpec
+from ..spec import errors_of, is_spec, lint_spec, read_documents, read_spec, spec_from_data
+from ._manifests import carried_by, check_folder, check_manifest_file, read_definitions
 
 
 def check_spec_path(path: Path, definitions: Sequence[str] = ()) -> Check:
@@ -28,3 +28,14 @@ def check_spec_path(path: Path, definitions: Sequence[str] = ()) -> Check:
     else:
         findings = check_manifest_file(path, schemas)
     return Check(subject=str(path), passed=not errors_of(findings), findings=findings)
+
+
+def find_spec(path: Path) -> ServingSpec | JobPlan | None:
+    """The spec in a file, or what the manifests of a folder carry; None where there is none.
+
+    Raises:
+        SpecError: a file cannot be read.
+    """
+    if not path.is_dir() and is_spec(documents := read_documents(path)):
+        return spec_from_data(documents[0], str(path))
+    return carried_by(path)

@@ -7,18 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..errors import SpecError
 from ..manifests import Schemas, is_manifest, lint_manifests
-from ..records import Finding, ServingSpec
+from ..records import Finding, JobPlan, ServingSpec
 from ..spec import is_spec, lint_spec, parse_documents, read_documents, spec_from_data
 from ._chart import render
 from ._workload import DIGEST
 from .base import read_exporter
 from .compose import DIGEST_KEY
+from .jobs import read_job_exporter
+from .jobs.base import JOBS_FILE
 from .json import SPEC_FILE
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _CHART = "Chart.yaml"
+Source = ServingSpec | JobPlan
+"""What manifests are made from, and carry with them."""
 
 
 def check_manifests(manifests: str | Path, spec: ServingSpec) -> tuple[Finding, ...]:
@@ -62,9 +68,7 @@ def check_manifest_file(path: Path, schemas: Schemas) -> tuple[Finding, ...]:
     return _check(documents, specs, schemas, str(path), complete=bool(own) and len(documents[path.name]) > 1)
 
 
-def _check(
-    documents: Mapping[str, list[Any]], specs: Sequence[tuple[str, ServingSpec]], schemas: Schemas, where: str, *, complete: bool
-) -> tuple[Finding, ...]:
+def _check(documents: Mapping[str, list[Any]], specs: Sequence[tuple[str, Source]], schemas: Schemas, where: str, *, complete: bool) -> tuple[Finding, ...]:
     manifests = {name: kept for name, found in documents.items() if (kept := [d for d in found if is_manifest(d) or _digest(d)])}
     if not manifests and not specs:
         raise SpecError(
@@ -77,7 +81,9 @@ def _check(
     name, spec = next((found for found in specs if found[1].export_format != "json"), specs[0])
     others = [Finding(code="E-DIGEST", path=other, text=f"is another spec than the one in {name}") for other, found in specs if found.digest != spec.digest]
     drift = tuple(_compare(documents, spec, complete=complete)) if manifests else ()
-    return (*lint_spec(spec), *others, *lint_manifests(manifests, spec=spec, schemas=schemas), *drift)
+    service = spec if isinstance(spec, ServingSpec) else None
+    own = lint_spec(service) if service else ()
+    return (*own, *others, *lint_manifests(manifests, spec=service, schemas=schemas), *drift)
 
 
 def _no_spec(where: str) -> Finding:
@@ -132,8 +138,8 @@ def _read_chart(folder: Path) -> dict[str, list[Any]]:
     return {**found, **({SPEC_FILE: read_documents(spec)} if spec.is_file() else {})}
 
 
-def _specs(documents: Mapping[str, list[Any]]) -> list[tuple[str, ServingSpec]]:
-    found = []
+def _specs(documents: Mapping[str, list[Any]]) -> list[tuple[str, Source]]:
+    found: list[tuple[str, Source]] = []
     for name, parsed in documents.items():
         if is_spec(parsed):
             found.append((name, spec_from_data(parsed[0], name)))
@@ -141,7 +147,26 @@ def _specs(documents: Mapping[str, list[Any]]) -> list[tuple[str, ServingSpec]]:
             data = document.get("data") if isinstance(document, dict) and document.get("kind") == "ConfigMap" else None
             if isinstance(data, dict) and isinstance(data.get(SPEC_FILE), str):
                 found.append((name, spec_from_data(parse_documents(data[SPEC_FILE], f"{SPEC_FILE} in {name}", is_json=True)[0], name)))
+            if isinstance(data, dict) and isinstance(data.get(JOBS_FILE), str):
+                found.append((name, _job_plan(parse_documents(data[JOBS_FILE], f"{JOBS_FILE} in {name}", is_json=True)[0], name)))
     return found
+
+
+def carried_by(path: Path) -> Source | None:
+    """What the manifests of a folder or a file were made from, where they carry it.
+
+    Raises:
+        SpecError: a file cannot be read.
+    """
+    found = _specs(_read_folder(path) if path.is_dir() else {path.name: read_documents(path)})
+    return found[0][1] if found else None
+
+
+def _job_plan(data: Any, where: str) -> JobPlan:
+    try:
+        return msgspec.convert(data, JobPlan)
+    except msgspec.ValidationError as error:
+        raise SpecError(f"{JOBS_FILE} in {where} is no plan of jobs: {error}") from error
 
 
 def _digest(document: Any) -> str | None:
@@ -165,9 +190,9 @@ def _name(document: Any) -> tuple[str, str]:
     return str(document.get("kind")), str(metadata.get("name") if isinstance(metadata, dict) else None)
 
 
-def _expected(spec: ServingSpec) -> dict[tuple[str, str], Any]:
+def _expected(spec: Source) -> dict[tuple[str, str], Any]:
     """What the spec gives today, by kind and name."""
-    texts = read_exporter(spec.export_format).export(spec)
+    texts = read_job_exporter(spec.export_format).export(spec) if isinstance(spec, JobPlan) else read_exporter(spec.export_format).export(spec)
     if _CHART in texts:
         values = parse_documents(texts["values.yaml"], "the export")[0]
         texts = {name: render(text, values, name) for name, text in texts.items() if name.startswith("templates/")}
@@ -175,7 +200,7 @@ def _expected(spec: ServingSpec) -> dict[tuple[str, str], Any]:
     return {_name(document): document for document in documents if not is_spec([document])}
 
 
-def _compare(documents: Mapping[str, list[Any]], spec: ServingSpec, *, complete: bool) -> Iterator[Finding]:
+def _compare(documents: Mapping[str, list[Any]], spec: Source, *, complete: bool) -> Iterator[Finding]:
     expected = _expected(spec)
     seen = set()
     for file, found in documents.items():
@@ -194,7 +219,7 @@ def _compare(documents: Mapping[str, list[Any]], spec: ServingSpec, *, complete:
             yield Finding(code="E-MISSING", path=f"{kind}/{name_}", text="the spec asks for it, and it is not there")
 
 
-def _compare_document(file: str, document: dict[str, Any], expected: dict[str, Any], spec: ServingSpec) -> Iterator[Finding]:
+def _compare_document(file: str, document: dict[str, Any], expected: dict[str, Any], spec: Source) -> Iterator[Finding]:
     if _digest(expected) is not None and _digest(document) != spec.digest:
         text = f"was made from another spec: it carries {_digest(document)}, the spec is {spec.digest}"
         yield Finding(code="E-DIGEST", path=f"{file}#/metadata/annotations", text=text)

@@ -6,9 +6,10 @@ import json
 import math
 from typing import Any
 
-from ..devices import load_devices
+from ..devices import load_devices, resource_name
+from ..errors import SpecError
 from ..manifests.server import DRAIN_S, GRPC_PORT, HTTP_PORT, LIVE, READY, TOKEN_VARIABLE, USER, command
-from ..records import ServingSpec, to_json
+from ..records import Environment, ServingSpec, to_json
 from ..spec import spec_numbers
 from ..units import format_quantity, format_seconds
 from ._yaml import Said
@@ -92,6 +93,8 @@ def pod(spec: ServingSpec) -> dict[str, Any]:
     }
     if spec.accelerators.value:
         one["tolerations"] = [{"key": accelerator_resource(spec), "operator": "Exists", "effect": "NoSchedule"}]
+    if spec.node_selector:
+        one["nodeSelector"] = dict(spec.node_selector)
     one["containers"] = [container(spec)]
     one["volumes"] = [{"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}]
     return one
@@ -143,10 +146,31 @@ def cores(value: float) -> str:
 
 
 def accelerator_resource(spec: ServingSpec) -> str:
-    """The name under which the vendor's device plugin offers it."""
-    device = load_devices().get(spec.device)
-    attached = spec.environment.device_name if spec.environment else ""
-    return "amd.com/gpu" if (device.title if device else attached).startswith("AMD ") else "nvidia.com/gpu"
+    """The name under which the vendor's device plugin offers it.
+
+    Raises:
+        SpecError: nothing says so.
+    """
+    return spec.resource or offered_as(spec.device, spec.environment)
+
+
+def offered_as(device: str, environment: Environment | None) -> str:
+    """The name under which a cluster offers a device.
+
+    Raises:
+        SpecError: nothing says so.
+    """
+    found = resource_name(device, environment.device_name if environment else "")
+    if found is None:
+        text = f"nothing says under which name a cluster offers {device}"
+        raise SpecError(text, help=f'add what its device plugin calls it to the table [{device}] of your device catalogue: resource = "vendor.com/name"')
+    return found
+
+
+def is_gpu(spec: ServingSpec) -> bool:
+    """Whether its accelerators are GPUs, which some platforms know by that name only."""
+    entry = load_devices().get(spec.device)
+    return entry is None or entry.kind == "gpu"
 
 
 def startup_budget(spec: ServingSpec) -> tuple[float, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -11,6 +12,8 @@ from ..options import changed_options, read_call, read_options
 from ..records import Number, ServingSpec, from_json, to_json
 from ..registry import Registry
 from ..spec import errors_of, lint_spec
+
+Member = TypeVar("Member")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +50,29 @@ def read_exporter(text: str) -> Exporter:
         UnknownNameError: there is no such exporter.
         InputError: it has no such option or value.
     """
-    name, options = read_call(text, what="is no exporter with options in brackets", help="for example 'kubernetes(scaler=keda)'")
-    member = EXPORTERS[name]
-    return member(**read_options(member, name, options))
+    return read_member(EXPORTERS, text)
 
 
 def exporter_text(exporter: Exporter) -> str:
     """The text that `read_exporter` makes this exporter of."""
-    name = next(name for name, member in EXPORTERS.items() if member is type(exporter))
+    return member_text(EXPORTERS, exporter)
+
+
+def read_member(registry: Registry[type[Member]], text: str) -> Member:
+    """Make the member that a text names, with its options.
+
+    Raises:
+        UnknownNameError: there is no such member.
+        InputError: it has no such option or value.
+    """
+    name, options = read_call(text, what="is no exporter with options in brackets", help="for example 'kubernetes(scaler=keda)'")
+    member = registry[name]
+    return member(**read_options(member, name, options))
+
+
+def member_text(registry: Registry[type[Member]], exporter: Member) -> str:
+    """The text that `read_member` makes this one of."""
+    name = next(name for name, member in registry.items() if member is type(exporter))
     options = ", ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in changed_options(exporter).items())
     return f"{name}({options})" if options else name
 

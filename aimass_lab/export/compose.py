@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import SpecError
 from ..manifests.server import GRPC_PORT, HTTP_PORT, TOKEN_VARIABLE, command, probe_command
 from ..records import ServingSpec, to_json
-from ._workload import accelerator_resource, grace, startup_budget
+from ._workload import accelerator_resource, grace, is_gpu, startup_budget
 from ._yaml import Said, dump
 from .base import EXPORTERS, Exporter, provenance
 from .json import SPEC_FILE
@@ -74,6 +74,8 @@ class Compose(Exporter):
             "memory": Said(memory, provenance(spec.memory_bytes)),
         }
         if spec.accelerators.value:
+            if not is_gpu(spec):
+                raise SpecError(f"compose hands out GPUs, and {spec.device} is none", help="write it for kubernetes, whose device plugins know others")
             vendor = accelerator_resource(spec).split(".")[0]
             count = Said(int(spec.accelerators.value), f"{spec.device}; {provenance(spec.accelerators)}")
             reservations["devices"] = [{"driver": vendor, "count": count, "capabilities": ["gpu"]}]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from ..records import ServingSpec
-from ._workload import config_map, cores, header, metadata, pod
+from ._workload import config_map, cores, header, is_gpu, metadata, pod
 from ._yaml import Said, dump
 from .base import EXPORTERS, Exporter, provenance
 
@@ -35,7 +36,8 @@ class Ray(Exporter):
     def _serve_config(self, spec: ServingSpec) -> dict[str, Any]:
         actor: dict[str, Any] = {"num_cpus": Said(spec.cpu_cores.value, provenance(spec.cpu_cores))}
         if spec.accelerators.value:
-            actor["num_gpus"] = Said(int(spec.accelerators.value), provenance(spec.accelerators))
+            count = Said(int(spec.accelerators.value), provenance(spec.accelerators))
+            actor |= {"num_gpus": count} if is_gpu(spec) else {"resources": {spec.device: count}}
         ongoing = max(1, math.ceil(spec.scale_at.value * spec.latency_p99_target.value))
         why = f"{spec.scale_at.value:.4g}/s per replica x p99 target (Little's law); {provenance(spec.scale_at)}"
         most = max(2 * int(spec.max_batch_size.value), 2 * ongoing)
@@ -57,7 +59,7 @@ class Ray(Exporter):
             "replicas": Said(int(spec.replicas.value), provenance(spec.replicas)),
             "minReplicas": Said(int(spec.min_replicas.value), provenance(spec.min_replicas)),
             "maxReplicas": Said(int(spec.max_replicas.value), provenance(spec.max_replicas)),
-            "rayStartParams": {},
+            "rayStartParams": _ray_resources(spec),
             "template": {"spec": self._pod(spec, "ray-worker")},
         }
         head = self._pod(spec, "ray-head")
@@ -69,6 +71,7 @@ class Ray(Exporter):
             "ports": [{"name": "gcs", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}, {"name": "serve", "containerPort": 8000}],
         }
         head.pop("tolerations", None)
+        head.pop("nodeSelector", None)
         return {
             "apiVersion": "ray.io/v1",
             "kind": "RayService",
@@ -91,6 +94,13 @@ class Ray(Exporter):
         kept: dict[str, Any] = {key: server[key] for key in ("image", "resources")}
         asked = Said(cores(spec.cpu_cores.value + SPARE_CORES), f"the actor's and {SPARE_CORES:g} for Ray; {provenance(spec.cpu_cores)}")
         kept["resources"]["requests"] = {**kept["resources"]["requests"], "cpu": asked}
-        shared = ("automountServiceAccountToken", "enableServiceLinks", "tolerations", "terminationGracePeriodSeconds")
+        shared = ("automountServiceAccountToken", "enableServiceLinks", "tolerations", "nodeSelector", "terminationGracePeriodSeconds")
         found: dict[str, Any] = {key: one[key] for key in shared if key in one}
         return {**found, "containers": [{"name": name, **kept}]}
+
+
+def _ray_resources(spec: ServingSpec) -> dict[str, str]:
+    """Ray finds GPUs by itself; of other devices a worker has to say what it holds, in JSON that a shell is to read as one word."""
+    if not spec.accelerators.value or is_gpu(spec):
+        return {}
+    return {"resources": "'" + json.dumps({spec.device: int(spec.accelerators.value)}) + "'"}

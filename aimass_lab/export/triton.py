@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import SpecError
 from ..records import ServingSpec, to_json
 from ..units import format_seconds
+from ._workload import is_gpu
 from .base import EXPORTERS, Exporter, provenance
 from .json import SPEC_FILE
 
@@ -35,6 +37,8 @@ class Triton(Exporter):
     def write(self, spec: ServingSpec) -> dict[str, str]:
         """The model's configuration, and the spec."""
         accelerator = spec.accelerators.value > 0
+        if accelerator and not is_gpu(spec):
+            raise SpecError(f"Triton runs models on processors and GPUs, and {spec.device} is neither", help="write it for kubernetes or json")
         text = _config(
             name=spec.name,
             backend=BACKENDS["onnx"],

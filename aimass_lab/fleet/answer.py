@@ -106,7 +106,7 @@ class Answer:
             away, method = 0.0, "proven: no choice or placement is better"
         elif solution.elastic or self.problem.objective == "value":
             away = 1 - solution.value(self.problem) / solution.bound if solution.bound else 0.0
-            method = "attained value below the bound that ignores how replicas are packed on nodes"
+            method = "attained value below the bound that ignores how replicas are packed on nodes and, of many models, that replicas are whole"
         else:
             away = 1 - solution.bound / solution.cost if solution.cost else 0.0
             method = "cost above the bound that ignores how replicas are packed on nodes"

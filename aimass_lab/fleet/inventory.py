@@ -217,7 +217,10 @@ def _kind(name: str, table: _NodeTable, attached: Attached, count: int | None, p
         count=count if count is not None else table.count,
         boot=BOOT if table.boot is None else _given(parse_seconds(table.boot), "s"),
         shares=shares,
-        latency={model: {_whole(name, size): parse_seconds(text) for size, text in sizes.items()} for model, sizes in table.latency.items()},
+        latency={
+            **(entry.latency_s if entry else {}),
+            **{model: {_whole(name, size): parse_seconds(text) for size, text in sizes.items()} for model, sizes in table.latency.items()},
+        },
     )
 
 

@@ -127,7 +127,7 @@ def _relaxed(problem: Problem) -> Reach | None:
         cheapest = whole.program.minimise(whole.costs, seconds=1.0, integers=False)
         if cheapest is not None:
             return Reach(served=sum(client.rate for client in problem.clients), least=1.0, cost=cheapest.objective, everybody=True)
-    part = Formulation(problem, full=False)
+    part = Formulation(problem, full=False, cut=True)
     rates = {share: problem.clients[i].rate for i, share in part.shares.items()}
     most = part.program.minimise({share: -rate for share, rate in rates.items()}, seconds=1.0, integers=False)
     return None if most is None else Reach(served=-most.objective, least=0.0, cost=0.0, everybody=False)

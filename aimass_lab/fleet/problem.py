@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 Resource = Literal["replicas", "devices", "cores", "memory"]
@@ -102,8 +103,19 @@ class Problem:
 
     def full(self, option: int) -> int:
         """Replicas of an option that carry its model's whole rate."""
-        o = self.options[option]
-        return max(1, math.ceil(self.clients[o.model].rate / o.rate - EPS))
+        return self._full[option]
+
+    @cached_property
+    def _full(self) -> list[int]:
+        return [max(1, math.ceil(self.clients[o.model].rate / o.rate - EPS)) for o in self.options]
+
+    def most(self, options: Iterable[int]) -> int:
+        """Replicas of all models together, with none but these options, that are never too few; nodes neither: one a replica."""
+        most: dict[int, int] = {}
+        for o in options:
+            model = self.options[o].model
+            most[model] = max(most.get(model, 0), self.full(o))
+        return sum(most.values())
 
     def groups(self) -> list[tuple[str, list[int], float]]:
         """Who shares fairly: name, models and weight of each tenant; a model without one is its own."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .formulate import Formulation, add
+from .fair import Reached, in_order, left, nearly_in_order
+from .formulate import Formulation
 from .packing import pack
 from .problem import EPS, Placed, Problem, Solution, cost_of, shares_of
 from .program import Optimum
@@ -22,8 +22,6 @@ _LARGE = 2000
 """Options from which on a program is large."""
 _LARGE_FAIRNESS = 200
 """Options from which on fairness is settled as if replicas could be cut up."""
-_CLOSE_FAIR = 5e-3
-"""Relative gap at which these stop."""
 
 
 def solve(problem: Problem, *, seconds: float = 10.0) -> Solution:
@@ -63,13 +61,13 @@ def _whole(problem: Problem, deadline: float) -> Solution | None:
     bound, best = 0.0, None
     shrink: dict[int, float] = {}
     for _ in range(ROUNDS):
-        program = Formulation(problem, full=True, shrink=shrink)
-        optimum = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=_gap(problem))
-        if optimum is None:
+        cheapest = _cheapest(problem, shrink, deadline)
+        if cheapest is None:
             break
+        program, optimum, least = cheapest
         if not shrink:
-            bound = program.cost_bound(optimum)
-        if bound > problem.budget + EPS:
+            bound = least
+        if least > problem.budget + EPS:
             break
         found = _packed(problem, program, optimum)
         if _fits(problem, found.placed) and (best is None or cost_of(problem, found.placed) < cost_of(problem, best.placed)):
@@ -80,7 +78,7 @@ def _whole(problem: Problem, deadline: float) -> Solution | None:
         if sizes is not None:
             return _whole_exactly(problem, sizes, best, bound, deadline)
         shrink, before = _shrunk(program, optimum, found.placed, shrink), shrink
-        if shrink == before or _left(deadline) <= 0:
+        if shrink == before or left(deadline) <= 0:
             break
     if best is None:
         return None
@@ -88,9 +86,31 @@ def _whole(problem: Problem, deadline: float) -> Solution | None:
     return _solution(problem, best, elastic=False, bound=min(bound, cost), exact=cost <= bound + program.slack)
 
 
+def _cheapest(problem: Problem, shrink: Mapping[int, float], deadline: float) -> tuple[Formulation, Optimum, float] | None:
+    """The cheapest if replicas could be cut up between nodes, and what nothing costs less than; None where there is none.
+
+    Of a large program, only options are written at first that make nothing worse by more than the gap, as the prices of the linear relaxation
+    tell: whatever takes another one costs more than that.
+    """
+    program, gap = Formulation(problem, full=True, shrink=shrink), _gap(problem)
+    relaxed = program.program.relax(program.cheapest, seconds=left(deadline))
+    if relaxed is None or relaxed.objective - program.slack > problem.budget + EPS:
+        return None  # known without whole numbers, which take longer
+    if gap:
+        most = gap * relaxed.objective
+        few = Formulation(problem, full=True, shrink=shrink, kept=program.within(relaxed, most))
+        optimum = few.program.minimise(few.cheapest, seconds=left(deadline), gap=gap)
+        if optimum is not None:
+            bound = min(optimum.bound, relaxed.objective + most)
+            if optimum.objective <= bound * (1 + gap):
+                return few, optimum, max(0.0, bound - few.slack)
+    optimum = program.program.minimise(program.cheapest, seconds=left(deadline), gap=gap)
+    return None if optimum is None else (program, optimum, program.cost_bound(optimum))
+
+
 def _whole_exactly(problem: Problem, sizes: Sequence[int], best: _Found | None, bound: float, deadline: float) -> Solution | None:
     program = Formulation(problem, full=True, nodes=sizes)
-    optimum = program.program.minimise(program.cheapest, seconds=_left(deadline))
+    optimum = program.program.minimise(program.cheapest, seconds=left(deadline))
     if optimum is None:
         return None if best is None else _solution(problem, best, elastic=False, bound=bound, exact=False)
     found = _Found(*program.read(optimum), program.placed(optimum))
@@ -118,7 +138,7 @@ def _sizes(problem: Problem, placed: Sequence[Placed], best: _Found | None) -> l
     sizes = []
     for n, node in enumerate(problem.nodes):
         options = [o for o, option in enumerate(problem.options) if option.node == n]
-        replicas = sum(max(problem.full(o) for o in options if problem.options[o].model == i) for i in {problem.options[o].model for o in options})
+        replicas = problem.most(options)
         sizes.append(int(min(node.count, replicas, (paid + EPS) // node.price if node.price else replicas)))
     variables = sum(sizes[o.node] * (problem.nodes[o.node].devices if o.lot else 1) for o in problem.options)
     return sizes if variables <= EXACT_SIZE else None
@@ -144,26 +164,30 @@ def _elastic(problem: Problem, deadline: float) -> Solution:
     best = _Found([None] * len(problem.clients), [0] * len(problem.clients), [])
     exact = False
     for _ in range(ROUNDS // 2):
-        program = Formulation(problem, full=False, shrink=shrink)
-        reached = _in_order(problem, program, deadline)
+        reached = _reached(problem, shrink, deadline)
         if reached is None:  # out of time
             break
         bound = bound if shrink else reached.bound
-        found = _packed(problem, program, reached.optimum)
+        found = _packed(problem, reached.program, reached.optimum)
         exact = reached.proven and not shrink and _fits(problem, found.placed)
         sizes = None if exact else _sizes(problem, found.placed, None)
-        if sizes is not None:
-            each = Formulation(problem, full=False, nodes=sizes)
-            if (better := _in_order(problem, each, deadline)) is not None:
-                best, bound, exact = _Found(*each.read(better.optimum), each.placed(better.optimum)), better.bound, better.proven
-                break
-        best = max(best, _within(problem, found), key=lambda f: _worth(problem, f))
-        if _fits(problem, found.placed) or _left(deadline) <= 0:
+        if sizes is not None and (better := _reached(problem, shrink, deadline, sizes)) is not None:
+            each = better.program
+            best, bound, exact = _Found(*each.read(better.optimum), each.placed(better.optimum)), better.bound, better.proven
             break
-        shrink = _shrunk(program, reached.optimum, found.placed, shrink)
+        best = max(best, _within(problem, found), key=lambda f: _worth(problem, f))
+        if _fits(problem, found.placed) or left(deadline) <= 0:
+            break
+        shrink = _shrunk(reached.program, reached.optimum, found.placed, shrink)
     found = best
     solution = _solution(problem, found, elastic=True, bound=bound, exact=exact)
     return replace(solution, elastic=min(solution.shares, default=1.0) < 1 - EPS)
+
+
+def _reached(problem: Problem, shrink: Mapping[int, float], deadline: float, nodes: Sequence[int] | None = None) -> Reached | None:
+    if problem.objective != "value" and len(problem.options) >= _LARGE_FAIRNESS:
+        return nearly_in_order(problem, shrink, nodes, deadline)
+    return in_order(problem, Formulation(problem, full=False, shrink=shrink, nodes=nodes), deadline, _gap(problem))
 
 
 def _within(problem: Problem, found: _Found) -> _Found:
@@ -179,62 +203,6 @@ def _worth(problem: Problem, found: _Found) -> tuple[float, float]:
     shares = shares_of(problem, [o if count else None for o, count in zip(found.chosen, found.replicas, strict=True)], found.replicas)
     by_tenant = [sum(problem.clients[i].value * shares[i] for i in models) / weight for _, models, weight in problem.groups()]
     return (0.0 if problem.objective == "value" else min(by_tenant)), sum(c.value * s for c, s in zip(problem.clients, shares, strict=True))
-
-
-@dataclass(frozen=True)
-class _Reached:
-    optimum: Optimum
-    bound: float
-    """On the attained value."""
-    proven: bool
-    """Nothing fairer, of more value or cheaper is possible."""
-
-
-def _in_order(problem: Problem, program: Formulation, deadline: float) -> _Reached | None:
-    """Make one aim after the other as good as it gets, keeping those before it; None where nothing was found in time."""
-    value = program.value()
-    if problem.objective == "value":
-        fairness, large = [], False
-    else:
-        fairness, large = program.fairness(), len(problem.options) >= _LARGE_FAIRNESS
-    if large:
-        return _nearly_in_order(program, fairness, value, deadline)
-    optimum, proven = None, True
-    for aim in (*fairness, value):
-        large_is_good = {v: -c for v, c in aim.items()}
-        found = program.program.minimise(large_is_good, seconds=_left(deadline), gap=_gap(problem))
-        if found is None:
-            return None if optimum is None else _Reached(optimum, sum(value.values()), False)
-        optimum, proven = found, proven and found.closed
-        program.program.keep(large_is_good, found.objective)
-    assert optimum is not None, "the value is always an aim"
-    cheapest = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=_gap(problem))
-    return _Reached(cheapest or optimum, -optimum.bound, proven and cheapest is not None and cheapest.closed)
-
-
-def _nearly_in_order(program: Formulation, fairness: Sequence[Mapping[int, float]], value: Mapping[int, float], deadline: float) -> _Reached | None:
-    """For large programs: fair shares as if replicas could be cut up, which is quick, and then whole replicas that fall short of them the least."""
-    kept = []
-    fair = None
-    for aim in fairness:
-        large_is_good = {v: -c for v, c in aim.items()}
-        found = program.program.minimise(large_is_good, seconds=_left(deadline), integers=False)
-        if found is None:
-            return None
-        fair = found
-        kept.append(program.program.keep(large_is_good, found.objective))
-    for row in kept:
-        program.program.lower_bound(row, -math.inf)
-    assert fair is not None, "there is a least share"
-    short = program.shortfalls(fair)
-    aim = add((1, short), (-1, value))
-    found = program.program.minimise(aim, seconds=_left(deadline), gap=_CLOSE_FAIR)
-    if found is None:
-        return None
-    program.program.keep(aim, found.objective)
-    cheapest = program.program.minimise(program.cheapest, seconds=_left(deadline), gap=_CLOSE_FAIR)
-    attained = sum(found.values[v] * c for v, c in value.items())
-    return _Reached(cheapest or found, min(sum(value.values()), attained + found.objective - found.bound), False)
 
 
 def _solution(problem: Problem, found: _Found, *, elastic: bool, bound: float, exact: bool) -> Solution:

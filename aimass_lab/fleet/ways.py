@@ -6,8 +6,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..devices import given_ladder
 from ..planning.allocation import Allocator, Candidate, Load
 from ..planning.queueing import Arrivals, Bursty, Poisson, ServiceTimes
+from ..planning.simulations import Simulations
 from ..records import BatchPoint, ModelInfo, Number, derived
 from .inventory import NodeKind
 from .problem import Option
@@ -91,7 +93,7 @@ def capacity(ladder: Ladder, batch: int, p99_s: float, burst: float, seed: int) 
     if candidate.alone_s() > p99_s:
         return 0.0
     load = Load(arrivals=law(1.0, burst), latency_p99_s=p99_s, seed=seed)
-    return Allocator(load, quick=QUICK, thorough=QUICK).highest_rate(candidate, 1, lambda rate: law(rate, burst))
+    return Allocator(load, quick=QUICK, thorough=QUICK, known=Simulations()).highest_rate(candidate, 1, lambda rate: law(rate, burst))
 
 
 def find_ways(
@@ -120,14 +122,7 @@ def find_ways(
 
 def _given(ask: Ask, latency: Mapping[int, float]) -> Variant:
     """Latencies that the user gave for a node type, as a ladder."""
-
-    def point(size: int, seconds: float) -> BatchPoint:
-        number = Number(value=seconds, unit="s", source="user", method="given for this type of node")
-        throughput = derived(size / seconds, "item/s", "items over latency", [("latency", number)])
-        return BatchPoint(batch_size=size, latency_p50=number, latency_p95=number, latency_p99=number, throughput=throughput)
-
-    ladder = tuple(point(size, seconds) for size, seconds in sorted(latency.items()))
-    return Variant(technique="none", ladder=ladder, weight_bytes=ask.model.weight_bytes)
+    return Variant(technique="none", ladder=given_ladder(latency, "given for this type of node"), weight_bytes=ask.model.weight_bytes)
 
 
 def _by_batch(ask: Ask, kind: NodeKind, variant: Variant, share: Share, burst: float, seed: int, kept: float) -> list[Way]:

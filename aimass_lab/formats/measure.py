@@ -57,7 +57,7 @@ def measure_format(
     points: list[BatchPoint] = []
     deadline = time.perf_counter() + budget_s
     with _torch_threads(threads), LoadMeter() as load:
-        runner = FORMATS[file.format]().open(file.path, threads=threads)
+        runner = file.runner(threads)
         environment = read_environment(torch.device("cpu")).id
         for position, size in enumerate(sizes):
             left = deadline - time.perf_counter()
@@ -94,7 +94,7 @@ def compare_speeds(
     deadline = time.perf_counter() + budget_s
     round_s, done = 0.0, 0
     with preserved(model), torch.no_grad(), _torch_threads(threads), LoadMeter() as load:
-        runners = [FORMATS[file.format]().open(file.path, threads=threads) for file in files]
+        runners = [file.runner(threads) for file in files]
         for position, size in enumerate(sizes):
             left = deadline - time.perf_counter()
             if done and left < MIN_COMPARED_ROUNDS * round_s * size / sizes[position - 1]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .. import preserve, registry
+from .. import interrupts, preserve, registry
 
 LOOK_EVERY_S = 0.01
 ASK_AGAIN_S = 5.0
@@ -232,9 +232,10 @@ class Worker:
 def _must_end_first(thread: int) -> bool:
     """Whether a thread does what nothing may break into: putting a model back, or importing, which would be left half done for good."""
     frame = sys._current_frames().get(thread)
+    if interrupts.importing(frame):
+        return True
     while frame is not None:
-        name = frame.f_code.co_filename
-        if name in (preserve.__file__, registry.__file__) or name.startswith("<frozen importlib"):
+        if frame.f_code.co_filename in (preserve.__file__, registry.__file__):
             return True
         frame = frame.f_back
     return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..headlines import format_number, headline
-from ..records import Candidate, FleetAllocation, Number, ObjectiveName, Plan, Prediction, Profile, Record, Rotation, ScalePlan, SearchResult
+from ..records import Candidate, FleetAllocation, JobPlan, Number, ObjectiveName, Plan, Prediction, Profile, Record, Rotation, ScalePlan, SearchResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -186,6 +186,38 @@ def _(record: FleetAllocation) -> Figure:
     figure.update_xaxes(title_text="cores", row=1, col=1).update_xaxes(title_text="%", range=[0, 100], row=1, col=2)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure.update_layout(**{**LAYOUT, "height": 200 + 24 * max(len(names), len(record.models))}, barmode="stack", title_text=headline(record))
+
+
+@chart.register(JobPlan)
+def _(record: JobPlan) -> Figure:
+    """Each job from its begin to its end with the band of the end and its deadline, and each online model's p99 without and beside them."""
+    from plotly.graph_objects import Bar, Scatter
+    from plotly.subplots import make_subplots
+
+    run = record.chosen
+    figure = make_subplots(cols=2, column_widths=[0.65, 0.35], subplot_titles=("jobs", "p99 of models online"))
+    ended = [outcome for outcome in run.jobs if outcome.begins is not None and outcome.ends is not None]
+    starts, ends = [o.begins.value for o in ended if o.begins], [o.ends for o in ended if o.ends]
+    reach = [(n.interval or (n.value, n.value)) for n in ends]
+    bars = {
+        "type": "data", "symmetric": False,
+        "array": [high - n.value for n, (_, high) in zip(ends, reach, strict=True)],
+        "arrayminus": [n.value - low for n, (low, _) in zip(ends, reach, strict=True)],
+    }  # fmt: skip
+    lengths = [n.value - start for n, start in zip(ends, starts, strict=True)]
+    names = [o.job for o in ended]
+    figure.add_trace(Bar(y=names, x=lengths, base=starts, orientation="h", error_x=bars, showlegend=False), row=1, col=1)
+    due = [job for job in record.jobs if job.deadline]
+    late = Scatter(
+        y=[job.name for job in due], x=[job.deadline.value for job in due if job.deadline], mode="markers", marker_symbol="line-ns-open", marker_size=18,
+        name="deadline",
+    )  # fmt: skip
+    figure.add_trace(late, row=1, col=1)
+    for title, get in (("without jobs", lambda o: o.latency_p99_alone), ("beside them", lambda o: o.latency_p99)):
+        figure.add_trace(Bar(x=[o.model for o in run.online], y=[1e3 * get(o).value for o in run.online], name=title), row=1, col=2)
+    figure.update_xaxes(title_text="s", row=1, col=1).update_yaxes(title_text="ms", row=1, col=2)
+    figure.update_yaxes(autorange="reversed", automargin=True, row=1, col=1)
+    return figure.update_layout(**{**LAYOUT, "height": 220 + 24 * len(record.jobs)}, title_text=headline(record))
 
 
 @chart.register(SearchResult)

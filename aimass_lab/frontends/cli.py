@@ -112,11 +112,11 @@ def _show(result: Any, as_json: bool) -> int:
 
 def exit_code(record: Record) -> int:
     """Whether a script should go on after this result."""
-    from ..records import FleetAllocation, Plan, Rehearsal
+    from ..records import FleetAllocation, JobPlan, Plan, Rehearsal
 
     if (isinstance(record, Check) and record.passed is None) or (isinstance(record, Rehearsal) and record.verdict == "starved"):
         return EXIT_NOT_JUDGED
-    failed = (isinstance(record, Check) and not record.passed) or (isinstance(record, Plan) and not record.feasible)
+    failed = (isinstance(record, Check) and not record.passed) or (isinstance(record, (Plan, JobPlan)) and not record.feasible)
     failed = failed or (isinstance(record, FleetAllocation) and record.status != "all served")
     return EXIT_FAILED if failed else EXIT_OK
 

@@ -15,13 +15,15 @@ from typing import Any
 import msgspec
 
 from .. import __version__
-from ..readings.cells import CellMeter, gpu_accounts
+from ..readings.cells import CellMeter
 from ..records import CellUse, HeldModel, KernelState, Note, Record, Result, Task, to_json
 from ..verbs import WATCHERS
 from .pace import Pace
 
 TARGET = "aimass-lab"
 KEPT_CELLS, KEPT_RESULTS = 40, 20
+KEPT_GROWN = 5
+"""Cells that grew memory the most are kept however old they are: it is still there."""
 MOST_PARTS = 32
 """Of what a model is called with; a larger collection of tensors is no call."""
 
@@ -37,7 +39,7 @@ class KernelLink:
     def __init__(self, shell: Any, inputs_known: Any) -> None:
         self._shell, self._inputs_known = shell, inputs_known
         self._meter = CellMeter()
-        self._cells: deque[CellUse] = deque(maxlen=KEPT_CELLS)
+        self._cells: list[CellUse] = []
         self._results: deque[Result] = deque(maxlen=KEPT_RESULTS)
         self._running: Task | None = None
         self._notes: tuple[Note, ...] = ()
@@ -104,7 +106,7 @@ class KernelLink:
         found = self._meter.finish(number=number or 0, code=info.raw_cell, cell_id=info.cell_id, raised=name) if info is not None else None
         # Without a number the front end asked for something on its own account; a cell within a cell is part of the outer one.
         if found is not None and number is not None and not self._meter.nested:
-            self._cells.appendleft(found[0])
+            self._cells = _kept([found[0], *self._cells])
             self._notes = found[1]
         self._look()
         self.tell()
@@ -114,6 +116,7 @@ class KernelLink:
     def state(self) -> KernelState:
         """Everything as it is now."""
         models, inputs = self._variables
+        gpus, notes = self._meter.accounts()
         return KernelState(
             version=__version__,
             pid=os.getpid(),
@@ -122,8 +125,8 @@ class KernelLink:
             running=self._running,
             results=tuple(self._results),
             cells=tuple(self._cells),
-            gpus=gpu_accounts(),
-            notes=self._notes,
+            gpus=gpus,
+            notes=(*self._notes, *notes),
         )
 
     def tell(self) -> None:
@@ -153,6 +156,17 @@ class KernelLink:
             except Exception:  # a variable of any kind, which may refuse to be looked at: then it is none of these
                 continue
         self._variables = tuple(models), tuple(inputs)
+
+
+def _kept(cells: list[CellUse]) -> list[CellUse]:
+    """The newest, and of the older those that grew memory the most."""
+
+    def grown(cell: CellUse) -> float:
+        growth = cell.gpu_memory_growth_bytes or cell.memory_growth_bytes
+        return growth.value if growth else 0.0
+
+    older = cells[KEPT_CELLS:]
+    return cells[:KEPT_CELLS] + [cell for cell in older if cell in sorted(older, key=grown, reverse=True)[:KEPT_GROWN]]
 
 
 def _module(value: Any, torch: Any) -> Any:

@@ -14,6 +14,7 @@ from ..scheduling import Policy
 from .overhead import Overhead
 from .queueing import Arrivals, ServiceTimes
 from .simulate import RequestClass, Simulation, WaitPolicy, replicate
+from .simulations import Simulations
 
 _PATIENCE = 8
 """Replicas tried beyond the fewest where waiting for a full batch alone breaks the target."""
@@ -100,30 +101,34 @@ class Allocator:
         load: What is asked.
         quick: Requests and replications of a simulation during the search.
         thorough: Those of the answer's own simulation.
+        known: What was simulated before, for other plans.
     """
 
-    def __init__(self, load: Load, *, quick: tuple[int, int], thorough: tuple[int, int]) -> None:
+    def __init__(self, load: Load, *, quick: tuple[int, int], thorough: tuple[int, int], known: Simulations) -> None:
         self.load = load
         self.quick = quick
         self.thorough = thorough
+        self.known = known
 
     def simulate(self, candidate: Candidate, replicas: int, *, thorough: bool = False, arrivals: Arrivals | None = None) -> Simulation:
         """Simulate one of `replicas` replicas."""
+        load = self.load
         requests, replications = self.thorough if thorough else self.quick
-        found = replicate(
-            (arrivals or self.load.arrivals).split(replicas),
-            candidate.service,
-            max_batch_size=candidate.max_batch_size,
-            max_wait_s=candidate.max_wait_s,
-            wait_policy=candidate.wait_policy,
-            policy=self.load.policy,
-            mix=self.load.mix,
-            overhead=self.load.overhead,
-            num_requests=requests,
-            num_replications=replications,
-            seed=self.load.seed,
-        )
-        learnt = self.load.experience
+        at_one = (arrivals or load.arrivals).split(replicas)
+        asked = {
+            "max_batch_size": candidate.max_batch_size,
+            "max_wait_s": candidate.max_wait_s,
+            "wait_policy": candidate.wait_policy,
+            "overhead": load.overhead,
+            "num_requests": requests,
+            "num_replications": replications,
+            "seed": load.seed,
+        }
+        if load.policy is None and not load.mix:
+            found = self.known.run(at_one, candidate.service, **asked)  # type: ignore[arg-type]
+        else:
+            found = replicate(at_one, candidate.service, **asked, policy=load.policy, mix=load.mix)  # type: ignore[arg-type]
+        learnt = load.experience
         if learnt is None:
             return found
         return replace(found, latency_p50_s=found.latency_p50_s.corrected(*learnt.p50), latency_p99_s=found.latency_p99_s.corrected(*learnt.p99))
@@ -145,18 +150,22 @@ class Allocator:
             return Allocation(candidate=candidate, replicas=fewest, simulation=None, reason="alone")
         if fewest > at_most:
             return Allocation(candidate=candidate, replicas=fewest, simulation=None, reason="throughput")
-        limit = min(at_most, fewest + _PATIENCE if alone > self.load.latency_p99_s else fewest * 1024 + 1024)
+        held_back = alone > self.load.latency_p99_s
+        limit = int(min(at_most, fewest + _PATIENCE if held_back else fewest * 1024 + 1024))
         runs: dict[int, Simulation] = {}
 
         def works(replicas: int) -> bool:
-            runs[replicas] = self.simulate(candidate, replicas)
+            if replicas not in runs:
+                runs[replicas] = self.simulate(candidate, replicas)
             return self.meets(runs[replicas])
 
         low, high, step = fewest - 1, fewest, 1
+        if not works(fewest) and not held_back and not works(limit):
+            high = limit  # where the far end does not do, nothing between does, unless batches that fill sooner are what is needed
         while not works(high):
             if high >= limit:
                 return Allocation(candidate=candidate, replicas=high, simulation=runs[high], reason="latency")
-            low, high, step = high, int(min(high + step, max(limit, high + 1))), step * 2
+            low, high, step = high, min(high + step, limit), step * 2
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if works(middle) else (middle, high)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..records import Number, ServerTime
+from .queueing import digest_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +74,11 @@ class Overhead:
     def record(self) -> ServerTime:
         """As a plan keeps it."""
         return ServerTime(typical=self.number, quantiles_s=tuple(self.quantiles.tolist()))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The same for the same times."""
+        return digest_of(self.quantiles, self.low, self.high)
 
     @property
     def least_s(self) -> float:

@@ -15,6 +15,7 @@ from .loads import simulate_loads
 from .overhead import Overhead
 from .queueing import Arrivals, Bursty, Poisson, ServiceTimes
 from .simulate import BAND_KIND, Band, RequestClass, Simulation, WaitPolicy
+from .simulations import Simulations
 
 MAX_OPTIONS = 30
 _RELAXED = 1.5
@@ -40,6 +41,7 @@ def make_plan(
     experience: Experience | None = None,
     burstiness: float | None = None,
     seed: int = 0,
+    known: Simulations | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> Plan:
     """Find the cheapest allocation whose simulated p99 stays within the target.
@@ -65,6 +67,7 @@ def make_plan(
         experience: How earlier plans fared: what p50 and p99 are corrected and their bands widened by.
         burstiness: Rate of bursts over the rate between them; None or 1: Poisson arrivals.
         seed: Of everything random; the same seed gives the same plan.
+        known: What was simulated for earlier plans; what is simulated for this one is added.
         progress: Called with the share done and what is being done.
 
     Raises:
@@ -74,7 +77,7 @@ def make_plan(
     _check(service_time, target, prices, max_wait_s, burstiness)
     request = _Request(model, service_time, target, prices or {}, policy, tuple(mix), memory_limit or {}, overhead, experience, burstiness)
     tell = progress or (lambda share, text: None)
-    allocator = Allocator(request.load(seed), **request.effort())
+    allocator = Allocator(request.load(seed), **request.effort(), known=known or Simulations())
     candidates = request.candidates(max_wait_s, wait_policy)
     if not candidates:
         raise InputError("no batch fits the memory of any device", help=f"limits: {_limits(memory_limit or {})}")
@@ -331,7 +334,7 @@ def _fastest(found: Sequence[Allocation], allocator: Allocator, request: _Reques
         fewest = min((a.candidate for a in found), key=lambda c: c.fewest_replicas(allocator.load))
         most = request.most(fewest.device)
         return Allocation(candidate=fewest, replicas=most, simulation=allocator.simulate(fewest, most, thorough=True)), best
-    relaxed = Allocator(replace(allocator.load, latency_p99_s=_RELAXED * best), quick=allocator.quick, thorough=allocator.thorough)
+    relaxed = Allocator(replace(allocator.load, latency_p99_s=_RELAXED * best), quick=allocator.quick, thorough=allocator.thorough, known=allocator.known)
     return replace(relaxed.confirm(relaxed.smallest(candidate, most)), meets=False), best
 
 

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..scaling import Observation, Scaler
+from .forms import Form, Loop
 from .queueing import ServiceTimes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .queueing import Array
 
 PATIENCE_S = 3600.0
@@ -117,21 +121,87 @@ def simulate_pool(arrival_s: Sequence[float] | Array, pool: Pool, *, seed: int |
     return _Simulation(arrival_s, pool, seed).run()
 
 
-class _Replica:
-    __slots__ = ("asked_s", "batch", "draining", "ended_s", "free_s", "indices", "position", "ready_s", "times")
+@Loop
+def _serve(times, indices, i, batch, begin, free, before, until, since, limit, patience, rows, draws, drawn, finish):  # type: ignore[no-untyped-def]
+    """Start every batch of one replica that starts before `before`, and settle those that end by `until`.
 
-    def __init__(self, asked_s: float, ready_s: float) -> None:
-        self.asked_s, self.ready_s = asked_s, ready_s
-        self.times: list[float] = []
-        """When each request came here."""
-        self.indices: list[int] = []
-        """Which it is."""
-        self.position = 0
-        self.free_s = ready_s
-        self.batch: list[int] = []
-        """The requests in work until `free_s`."""
+    Args:
+        times: When each request came here.
+        indices: Which it is.
+        i: The first that was not taken yet.
+        batch: Requests in work, which are those before `i`; 0: none.
+        begin: When their batch began.
+        free: When it ends, or ended.
+        before: End of the time in which batches may start.
+        until: Until when batches are settled.
+        since: From when on computing counts.
+        limit: Most requests of a batch.
+        patience: Longest that a request waits.
+        rows: Equally likely times of a batch by its size.
+        draws: Which of them each batch takes.
+        drawn: The first that was not taken yet.
+        finish: When each request is answered, to be written.
+
+    Returns:
+        `i`, `batch`, `begin`, `free` and `drawn` as they are now; how many requests are done with, the seconds that they were so up to `until`
+        altogether, and the seconds that the replica computed for those that were answered.
+    """
+    done, area, busy, count = 0, 0.0, 0.0, len(times)
+    while True:
+        if batch and free <= until:
+            done += batch
+            area += batch * (until - free)
+            busy += free - max(begin, since)
+            batch = 0
+        if i == count:
+            break
+        start = times[i]
+        if free > start:
+            start = free
+        if start >= before:
+            break
+        if start - times[i] > patience:
+            done += 1
+            area += until - start
+            i += 1
+            continue
+        stop, most = i + 1, min(i + limit, count)
+        while stop < most and times[stop] <= start:
+            stop += 1
+        begin, batch = start, stop - i
+        free = start + rows[batch][draws[drawn]]
+        drawn += 1
+        for k in range(i, stop):
+            finish[indices[k]] = free
+        i = stop
+    return i, batch, begin, free, drawn, done, area, busy
+
+
+class _Replica:
+    __slots__ = ("asked_s", "batch", "begin_s", "draining", "ended_s", "free_s", "indices", "position", "ready_s", "times")
+
+    def __init__(self, asked_s: float, ready_s: float, form: Form) -> None:
+        self.asked_s = asked_s
         self.draining = False
         self.ended_s = math.inf
+        self.start(ready_s, form)
+
+    def start(self, ready_s: float, form: Form) -> None:
+        """Begin with nothing to do."""
+        self.ready_s = self.free_s = self.begin_s = ready_s
+        self.times = form.room(0, 0.0)
+        """When each request came here."""
+        self.indices = form.room(0, 0)
+        """Which it is."""
+        self.position = 0
+        self.batch = 0
+        """Requests in work until `free_s`: those before `position`."""
+
+    def take(self, times: Array, indices: NDArray[np.int64], form: Form) -> None:
+        """Let requests wait here; what was answered is forgotten."""
+        first = self.position - self.batch
+        self.times, self.indices = form.joined(self.times[first:], times), form.joined(self.indices[first:], indices)
+        self.position = self.batch
 
     @property
     def load(self) -> int:
@@ -144,27 +214,30 @@ class _Simulation:
 
         self.pool = pool
         self.arrivals = np.asarray(arrival_s, dtype=float)
-        self.finish = np.full(len(self.arrivals), math.nan)
+        # Requests that look at the line when they come are served one by one: nothing for compiled code to gain.
+        self.form = _serve.form(len(self.arrivals) if pool.max_waiting is None else 0)
+        self.finish = self.form.room(len(self.arrivals), math.nan)
         self.random = np.random.default_rng(seed)
-        self.rows: list[list[float]] = pool.service.quantiles[: pool.max_batch_size + 1].tolist()
-        self.levels = len(self.rows[0])
-        self.draws: list[int] = []
+        self.rows = self.form.numbers(pool.service.quantiles[: pool.max_batch_size + 1])
+        self.levels = pool.service.quantiles.shape[1]
+        self.draws = self.form.room(0, 0)
+        self.drawn = 0
         self.replicas: list[_Replica] = []
         self.gone: list[_Replica] = []
         self.door: list[int] = []
         """Requests that wait for any replica to be ready."""
         self.failing: list[tuple[float, int, _Replica]] = []
-        self.spans: list[tuple[float, float]] = []
-        """Beginning and end of batches since the last tick."""
-        self.ends: list[tuple[float, int]] = []
-        """Ends of batches that lie ahead, and how many requests each answers."""
         self.inside = 0
         self.area = 0.0
         """Requests under way times seconds, since the last tick."""
+        self.busy = 0.0
+        """Seconds that replicas computed since the last tick for what was answered."""
         self.failures = self.requeued = self.most = self.asked = 0
-        self.now = self.until = 0.0
+        self.now = self.until = self.ticked = 0.0
 
     def run(self) -> PoolRun:
+        import numpy as np
+
         pool = self.pool
         controller = pool.scaler.start() if pool.scaler else None
         period = pool.scaler.period_s if pool.scaler else max(1.0, float(self.arrivals[-1]) / 500)
@@ -181,7 +254,8 @@ class _Simulation:
                 self._happen(until)
             taken = self._advance(taken, tick)
             ready = [r for r in self.replicas if r.ready_s <= tick and not r.draining]
-            busy = min(1.0, self._busy_s(tick - period, tick) / period / len(ready)) if ready else 0.0
+            busy_s = self._busy_s(tick)
+            busy = min(1.0, busy_s / period / len(ready)) if ready else 0.0
             seen = Observation(tick, len(ready), wanted, busy, (taken - taken_before) / period, self.area / period)
             self.area = 0.0
             if controller is not None:
@@ -196,7 +270,9 @@ class _Simulation:
         span = max(span, period)
         replica_s = sum(max(0.0, min(r.ended_s, span) - r.asked_s) for r in [*self.gone, *self.replicas])
         times, wanteds, readies, insides, rates = zip(*seen_at, strict=True)
-        return PoolRun(self.arrivals, self.finish, replica_s, span, times, wanteds, readies, insides, rates, self.failures, self.requeued, self.most)
+        return PoolRun(
+            self.arrivals, np.asarray(self.finish), replica_s, span, times, wanteds, readies, insides, rates, self.failures, self.requeued, self.most
+        )
 
     # --- time ----------------------------------------------------------------------------
 
@@ -212,9 +288,8 @@ class _Simulation:
         self.until = until
         ready = [r for r in self.replicas if r.ready_s <= self.now and not r.draining]
         if ready and self.door:
-            waiting, self.door = self.door, []
-            for index, k in zip(waiting, self.random.integers(0, len(ready), len(waiting)).tolist(), strict=True):
-                self._enqueue(ready[k], index, self.now)
+            waiting, self.door = np.array(self.door), []
+            self._spread(ready, waiting, np.full(len(waiting), self.now))
         upto = int(np.searchsorted(self.arrivals, until, side="left"))
         self.area += self.inside * (until - self.now)
         if upto > taken:
@@ -222,104 +297,71 @@ class _Simulation:
             self.area += float((until - new).sum())
             self.inside += upto - taken
             if ready:
-                self._spread(ready, taken, new)
+                self._spread(ready, np.arange(taken, upto), new)
             else:
                 self.door += range(taken, upto)
         for replica in tuple(self.replicas):
             if replica.ready_s <= self.now:
                 self._serve(replica, until)
-        self._answer(until)
+                if replica.draining and not replica.load and not replica.batch:
+                    self._end(replica, max(replica.free_s, self.now))
         self.now = until
         return upto
 
-    def _spread(self, ready: Sequence[_Replica], first: int, times: Array) -> None:
+    def _spread(self, ready: Sequence[_Replica], indices: NDArray[np.int64], times: Array) -> None:
         """Let requests go to replicas at random."""
         import numpy as np
 
         chosen = self.random.integers(0, len(ready), len(times))
         if self.pool.max_waiting is not None:
-            for index, time, k in zip(range(first, first + len(times)), times.tolist(), chosen.tolist(), strict=True):
+            for k, index, time in zip(chosen.tolist(), indices, times, strict=True):
                 self._enqueue(ready[k], index, time)
             return
-        order = np.argsort(chosen, kind="stable")
+        order = np.argsort(chosen.astype(np.min_scalar_type(len(ready))), kind="stable")  # small integers are sorted in linear time
         bounds = np.searchsorted(chosen[order], np.arange(len(ready) + 1)).tolist()
         for replica, start, stop in zip(ready, bounds, bounds[1:], strict=False):
             mine = order[start:stop]
-            replica.times += times[mine].tolist()
-            replica.indices += (first + mine).tolist()
+            replica.take(times[mine], indices[mine], self.form)
 
-    def _serve(self, replica: _Replica, until: float) -> None:
-        """Start every batch that starts before `until`."""
-        times, i, free = replica.times, replica.position, replica.free_s
-        begin, last = i, i
-        ends: list[float] = []
-        count, limit, patience = len(times), self.pool.max_batch_size, self.pool.patience_s
-        while i < count:
-            start = times[i]
-            if free > start:
-                start = free
-            if start >= until:
-                break
-            if start - times[i] > patience:
-                self._drop(start)
-                ends.append(math.nan)
-                i += 1
-                continue
-            stop = i + 1
-            while stop < count and stop - i < limit and times[stop] <= start:
-                stop += 1
-            free = start + self._draw(stop - i)
-            heapq.heappush(self.ends, (free, stop - i))
-            self.spans.append((start, free))
-            ends += [free] * (stop - i)
-            last, i = i, stop
-        if i > begin:
-            self.finish[replica.indices[begin:i]] = ends
-            replica.batch = replica.indices[last:i]
-        if i > 1024:
-            del times[:i], replica.indices[:i]
-            i = 0
-        replica.position, replica.free_s = i, free
-        if replica.draining and i == len(times) and free <= until:
-            self._end(replica, max(free, self.now))
+    def _enqueue(self, replica: _Replica, index: np.int64, time: np.float64) -> None:
+        import numpy as np
 
-    def _answer(self, until: float) -> None:
-        while self.ends and self.ends[0][0] <= until:
-            end, size = heapq.heappop(self.ends)
-            self.inside -= size
-            self.area -= size * (until - end)
+        self._serve(replica, float(time))  # so that its line is as long as it is then
+        if replica.load >= (self.pool.max_waiting or 0):
+            self.inside -= 1
+            self.area -= self.until - float(time)
+        else:
+            replica.take(np.array([time]), np.array([index]), self.form)
 
-    def _busy_s(self, since: float, until: float) -> float:
-        """Seconds that replicas computed; batches that ended by then are forgotten."""
-        busy = sum(min(end, until) - max(start, since) for start, end in self.spans)
-        self.spans = [span for span in self.spans if span[1] > until]
+    def _serve(self, replica: _Replica, before: float) -> None:
+        """Start every batch that starts before `before`."""
+        r, pool = replica, self.pool
+        self._draw(r.load)
+        r.position, r.batch, r.begin_s, r.free_s, self.drawn, done, area, busy = self.form.run(
+            r.times, r.indices, r.position, r.batch, r.begin_s, r.free_s, before, self.until, self.ticked,
+            pool.max_batch_size, pool.patience_s, self.rows, self.draws, self.drawn, self.finish,
+        )  # fmt: skip
+        self.inside -= done
+        self.area -= area
+        self.busy += busy
+
+    def _draw(self, batches: int) -> None:
+        """Have enough draws at hand."""
+        if len(self.draws) - self.drawn < batches:
+            more = self.random.integers(0, self.levels, max(4096, batches))
+            self.draws, self.drawn = self.form.joined(self.draws[self.drawn :], more), 0
+
+    def _busy_s(self, tick: float) -> float:
+        """Seconds that replicas computed since the last tick."""
+        busy = self.busy + sum(tick - max(r.begin_s, self.ticked) for r in self.replicas if r.batch)
+        self.busy, self.ticked = 0.0, tick
         return busy
-
-    def _draw(self, size: int) -> float:
-        if not self.draws:
-            self.draws = self.random.integers(0, self.levels, 4096).tolist()
-        return self.rows[size][self.draws.pop()]
-
-    # --- requests ------------------------------------------------------------------------
-
-    def _enqueue(self, replica: _Replica, index: int, time: float) -> None:
-        if self.pool.max_waiting is not None:
-            self._serve(replica, time)  # so that its line is as long as it is then
-            if replica.load >= self.pool.max_waiting:
-                self._drop(time)
-                return
-        replica.times.append(time)
-        replica.indices.append(index)
-
-    def _drop(self, time: float) -> None:
-        self.inside -= 1
-        self.area -= self.until - time
 
     # --- replicas ------------------------------------------------------------------------
 
     def _ask(self, now: float, startup: float | None = None) -> None:
         took = startup if startup is not None else float(self.random.choice(self.pool.startup_s))
-        replica = _Replica(now, now + took)
+        replica = _Replica(now, now + took, self.form)
         self.replicas.append(replica)
         self.most = max(self.most, len(self.replicas))
         self._doom(replica)
@@ -338,22 +380,18 @@ class _Simulation:
 
     def _fail(self, replica: _Replica, now: float) -> None:
         self.failures += 1
-        back = replica.indices[replica.position :]
-        if replica.free_s > now and replica.batch:
-            self.finish[replica.batch] = math.nan
-            self.ends.remove((replica.free_s, len(replica.batch)))
-            heapq.heapify(self.ends)
-            start = next(start for start, end in self.spans if end == replica.free_s)
-            self.spans.remove((start, replica.free_s))
-            self.spans.append((start, now))
-            back = replica.batch + back
+        first = replica.position - replica.batch
+        back = [int(index) for index in replica.indices[first:]]
+        if replica.batch:
+            for index in back[: replica.batch]:
+                self.finish[index] = math.nan
+            self.busy += now - max(replica.begin_s, self.ticked)
         self.requeued += len(back)
         self.door += back
         if replica.draining:
             self._end(replica, now)
             return
-        replica.times, replica.indices, replica.position, replica.batch = [], [], 0, []
-        replica.ready_s = replica.free_s = now + float(self.random.choice(self.pool.startup_s))
+        replica.start(now + float(self.random.choice(self.pool.startup_s)), self.form)
         self._doom(replica)
 
     def _resize(self, wanted: int, now: float) -> None:
@@ -365,7 +403,7 @@ class _Simulation:
         # Those still starting go first, then the least busy.
         for replica in sorted(staying, key=lambda r: (-r.ready_s, r.load))[: max(0, len(staying) - wanted)]:
             replica.draining = True
-            if replica.ready_s > now or (replica.load == 0 and replica.free_s <= now):
+            if replica.ready_s > now or not (replica.load or replica.batch):
                 self._end(replica, now)
 
     def _end(self, replica: _Replica, now: float) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import InputError
@@ -242,6 +244,11 @@ class ServiceTimes:
             largest_known=largest,
         )
 
+    @cached_property
+    def digest(self) -> bytes:
+        """The same for tables of the same times."""
+        return digest_of(self.quantiles, self.low, self.high)
+
     def mean_s(self, batch_size: int) -> float:
         """Mean service time of a batch."""
         return float(self.quantiles[batch_size].mean())
@@ -265,3 +272,13 @@ class ServiceTimes:
 
         factor = self.low + (1 - self.low) * 2 * level if level < 0.5 else 1 + (self.high - 1) * (2 * level - 1)
         return ServiceTimes(self.quantiles * np.asarray(factor)[:, None], self.low, self.high, self.largest_known)
+
+
+def digest_of(*parts: Array | float) -> bytes:
+    """A digest of numbers, which tables are known again by."""
+    import numpy as np
+
+    made = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        made.update(np.ascontiguousarray(part, dtype=float).tobytes())
+    return made.digest()

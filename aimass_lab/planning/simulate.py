@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
 from ..scheduling import Policy, Queue, Request, make_policy
+from .forms import Loop
 from .overhead import Overhead
 from .queueing import Arrivals, ServiceTimes
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from .queueing import Array
 
@@ -88,37 +90,72 @@ def simulate_fcfs(
     import numpy as np
 
     arrivals = np.asarray(arrival_s, dtype=float)
-    _check(len(arrivals), service, max_batch_size, max_wait_s, num_workers)
-    times: list[float] = arrivals.tolist()
-    count = len(times)
-    times += [math.inf] * max_batch_size  # so that looking ahead needs no test for the end
-    rows: list[list[float]] = service.quantiles[: max_batch_size + 1].tolist()
+    count = len(arrivals)
+    _check(count, service, max_batch_size, max_wait_s, num_workers)
+    if max_batch_size == num_workers == 1:
+        return _one_by_one(arrivals, service.quantiles[1][_draws(service, count, seed)])
+    form = _serve.form(count)
+    ahead = np.full(max_batch_size, math.inf)  # so that looking ahead needs no test for the end
     draws = _draws(service, count, seed)
+    starts, sizes = form.room(count, 0.0), form.room(count, 0)
+    num_batches = form.run(
+        form.numbers(np.concatenate([arrivals, ahead])), count, form.numbers(service.quantiles[: max_batch_size + 1]), form.numbers(draws),
+        max_batch_size, float(max_wait_s), wait_policy == "always", num_workers, starts, sizes,
+    )  # fmt: skip
+    batch_start, batch_items = np.asarray(starts[:num_batches]), np.asarray(sizes[:num_batches])
+    batch_service = service.quantiles[batch_items, draws[:num_batches]]
+    return Trajectory(arrivals, np.repeat(batch_start + batch_service, batch_items), batch_start, batch_service, batch_items)
+
+
+def _one_by_one(arrivals: Array, took: Array) -> Trajectory:
+    """One worker without batches, where nothing waits but for the one before: the same times, with less to look at."""
+    import numpy as np
+
+    form = _serve_singly.form(len(arrivals))
+    starts = form.room(len(arrivals), 0.0)
+    form.run(form.numbers(arrivals), form.numbers(took), starts)
+    batch_start = np.asarray(starts)
+    return Trajectory(arrivals, batch_start + took, batch_start, took, np.ones(len(arrivals), dtype=np.int64))
+
+
+@Loop
+def _serve_singly(times, took, starts):  # type: ignore[no-untyped-def]
+    """Write when each request starts: Lindley's recursion (1952)."""
+    free = 0.0
+    for i, (start, seconds) in enumerate(zip(times, took)):  # noqa: B905  # numba knows no strict
+        if free > start:
+            start = free
+        starts[i] = start
+        free = start + seconds
+
+
+@Loop
+def _serve(times, count, rows, draws, max_batch_size, max_wait_s, always, num_workers, starts, sizes):  # type: ignore[no-untyped-def]
+    """Write when each batch starts and how many it has; return how many batches there are."""
     free = [0.0] * num_workers
-    starts: list[float] = []
-    services: list[float] = []
-    sizes: list[int] = []
-    replace, always = heapq.heapreplace, wait_policy == "always"
+    soonest = 0.0
     size = max_batch_size if always else 1
-    i = 0
+    i = batches = 0
     while i < count:
         start = times[i] + max_wait_s
         enough = times[i + (max_batch_size if always else size) - 1]
         if enough < start:
             start = enough
-        if free[0] > start:
-            start = free[0]
-        size = 1
-        while size < max_batch_size and times[i + size] <= start:
-            size += 1
-        took = rows[size][draws[len(sizes)]]
-        replace(free, start + took)
-        starts.append(start)
-        services.append(took)
-        sizes.append(size)
-        i += size
-    batch_start, batch_service, batch_items = np.array(starts), np.array(services), np.array(sizes)
-    return Trajectory(arrivals, np.repeat(batch_start + batch_service, batch_items), batch_start, batch_service, batch_items)
+        if soonest > start:
+            start = soonest
+        stop, most = i + 1, i + max_batch_size
+        while times[stop] <= start and stop < most:
+            stop += 1
+        size = stop - i
+        soonest = start + rows[size][draws[batches]]
+        if num_workers > 1:
+            heapq.heapreplace(free, soonest)
+            soonest = free[0]
+        starts[batches] = start
+        sizes[batches] = size
+        batches += 1
+        i = stop
+    return batches
 
 
 def simulate_queue(
@@ -156,7 +193,7 @@ def simulate_queue(
     if largest > max_batch_size:
         raise InputError(f"a request of {largest} items is larger than a batch of {max_batch_size}", help="raise max_batch_size")
     rows: list[list[float]] = service.quantiles[: max_batch_size + 1].tolist()
-    draws = _draws(service, len(requests), seed)
+    draws: list[int] = _draws(service, len(requests), seed).tolist()
     free = [0.0] * num_workers
     finish = np.zeros(len(requests))
     batches: list[tuple[float, float, int]] = []
@@ -194,15 +231,12 @@ def _gather(requests: Sequence[Request], arrived: int, queue: Queue, free_s: flo
             return due, arrived
 
 
-def _draws(service: ServiceTimes, count: int, seed: int | Sequence[int]) -> list[int]:
+def _draws(service: ServiceTimes, count: int, seed: int | Sequence[int]) -> NDArray[np.int64]:
     """Which of a row's equally likely times each batch takes: one draw a batch, in order of dispatch."""
     import numpy as np
 
     levels = service.quantiles.shape[1]
-    if levels == 1:
-        return [0] * count
-    drawn: list[int] = np.random.default_rng(seed).integers(0, levels, count).tolist()
-    return drawn
+    return np.zeros(count, dtype=np.int64) if levels == 1 else np.random.default_rng(seed).integers(0, levels, count)
 
 
 def _check(count: int, service: ServiceTimes, max_batch_size: int, max_wait_s: float, num_workers: int) -> None:
@@ -261,6 +295,10 @@ class Simulation:
     throughput: float
     """Requests answered per second."""
     mean_batch_items: float
+    largest_batch_items: int
+    """In any replication: a limit above it was never reached."""
+    num_growing: int
+    """Replications in which the queue grows."""
     stable_rate: float
     """Items per second from which on the queue grows without bound."""
     unstable: bool
@@ -326,8 +364,8 @@ def replicate(
             run = simulate_queue(_requests(times, mix, rng), moved, policy or make_policy("fcfs"), **limits, seed=[seed, k, 1])  # type: ignore[arg-type]
         grows = arrivals.rate * items >= moved.stable_rate(max_batch_size, num_workers) or _backlog_grows(run, max_batch_size * num_workers)
         added = overhead.draw(len(times), rng, level_of(_other_order(k, num_replications), num_replications)) if overhead else None
-        rows.append((*_summary(run, num_workers, grows, added),))
-    p50, p99, mean, busy, rate, size = (list(column) for column in zip(*rows, strict=True))
+        rows.append((*_summary(run, num_workers, grows, added), int(run.batch_items.max()), grows))
+    p50, p99, mean, busy, rate, size, largest, growing = (list(column) for column in zip(*rows, strict=True))
     return Simulation(
         latency_p50_s=band_of(p50),
         latency_p99_s=band_of(p99),
@@ -335,6 +373,8 @@ def replicate(
         utilization=float(np.median(busy)),
         throughput=float(np.median(rate)),
         mean_batch_items=float(np.median(size)),
+        largest_batch_items=int(max(largest)),
+        num_growing=int(sum(growing)),
         stable_rate=stable_rate,
         unstable=math.isinf(band_of(p99).value),
         num_requests=num_requests,

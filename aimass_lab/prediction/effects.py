@@ -1,20 +1,21 @@
-"""What a recipe or a dtype would change, before it is applied: the same call with its operators priced anew."""
+"""What a recipe or a dtype would change, before it is tried: the same call with the operators it would leave, priced anew."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from ..compression.base import Context, Technique, make_technique
-from ..errors import UnsupportedError
-from ..recipe import read_recipe
+from ..compression.base import Context, Stage, Technique, make_technique
+from ..errors import AimassError, DoesNotFitError, UnsupportedError, first_line
+from ..preserve import preserved, private_copy
+from ..recipe import check_recipe, check_step, read_recipe
 from ..records import ORIGINAL, Note, Number, Step
 from ..tracing.trace import Row, Trace, trace_call
-from ..workload import Workload
+from ..workload import Workload, is_out_of_memory
 from .calibration import ITEM_BYTES
 from .target import TargetDevice, find_target, predict_on_device
 
@@ -23,6 +24,9 @@ DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 
 HALF_WIDTHS = {"bf16": 0.4, "fp16": 0.4, "int8_dynamic": 0.7, "int8_weight_only": 0.5, "compile": 0.5, "channels_last": 0.3}
 """Half of the band of each ratio on a logarithmic scale: set by hand from a few trials, not fitted."""
+SAME_SHAPES, OTHER_SHAPES, BY_CHANGE = 0.1, 0.35, 0.4
+"""The same of steps that are made on a copy: where they leave all shapes, where they do not, and what is added for each e-fold that is predicted. Set by
+hand, beside recorded trials of a small CNN and a ViT, predicted on a busy machine: one of fourteen lay outside, a CNN's channels at batch 32."""
 SLOW_KERNELS = 0.4
 """What is added where the attached device has no instructions for the type."""
 
@@ -36,6 +40,11 @@ CASTS = 12
 """Operators a call that cast inputs and outputs, whatever their size."""
 SCALE_BYTES = 5
 """Of each row of a matrix in 8 bits: a scale in 32 bits and a zero point."""
+_UNKNOWN = {
+    Stage.PRECISION: "which layers {name} changes, and by which kernels they run then, shows when it is applied",
+    Stage.RUNTIME: "{name} leaves the model to another runtime, whose kernels nothing here is fitted to",
+}
+"""Why the effect of techniques of a stage is not predicted."""
 LIGHT = ("elementwise", "norm", "copy", "reduction")
 """Families that a compiler joins into one kernel where they follow one another."""
 
@@ -70,60 +79,155 @@ class _Changed:
 
 
 def predict_effect(workload: Workload, technique: str, device: str | None = None, *, batch_size: int | None = None) -> Effect:
-    """Predict weights, peak memory and latency under a recipe without applying it.
-
-    The rows of one trace are changed as the technique would change the operators, and priced as the original ones are;
-    what errs in both cancels in the ratio, the rest is in its band.
-
-    Args:
-        workload: Model and example inputs; the model may lie on the meta device.
-        technique: A recipe of techniques that change how operators run, at most one of them their precision: ``"bf16"``,
-            ``"int8_dynamic + compile"``; or a dtype by torch's word: ``"bfloat16"``, ``"float16"``.
-        device: As for `estimate_demand`.
-        batch_size: Items per call; those of the inputs if not given.
+    """Predict weights, peak memory and latency under a recipe; see `Effects`.
 
     Raises:
-        UnknownNameError: no such technique or device.
-        UnsupportedError: a technique changes nothing in this model, or what it changes is not known before it is applied (shapes, values), or a
-            rate of the device is unknown.
-        ModelError: the model raises on these inputs.
+        AimassError: as `Effects` and `Effects.at`.
     """
-    recipe = read_recipe(DTYPES.get(technique, technique))
-    members = _predictable(recipe.steps, workload)
-    target = find_target(device, workload)
-    trace = trace_call(workload.model, workload.call, batch_size=batch_size)
-    dtype = workload.info().dtype
-    before = predict_on_device(trace, target, dtype)
-    changed = _Changed(trace, dtype, trace.weight_bytes)
-    for name, member in members.items():
-        layers = set(member.eligible(workload.model))
-        changed = _CHANGES[name](changed, workload.model, layers)
-    after = predict_on_device(changed.trace, target, changed.dtype)
-    notes, doubt = _notes(members, workload, target, trace.batch_size)
-    ratio = _ratio(recipe.name, tuple(members), before, after, doubt)
-    return Effect(
-        technique=recipe.name, device=target.name, batch_size=trace.batch_size, weight_bytes=_weights(changed), peak_memory_bytes=_peak(changed, target),
-        latency=_latency(before, ratio), latency_ratio=ratio, notes=notes,
-    )  # fmt: skip
+    return Effects(workload, technique).at(device, batch_size=batch_size)
 
 
-def _predictable(steps: tuple[Step, ...], workload: Workload) -> dict[str, Technique]:
-    members = {step.technique: make_technique(step.technique, step.options) for step in steps}
+class Effects:
+    """What a recipe is predicted to change in one model.
+
+    Steps that change shapes are made on a copy, without any training: what is left of the operators is then followed as the original's are. Steps
+    that change how operators run change the rows of that trace. Both traces are priced alike; what errs in both cancels in the ratio, the rest is
+    in its band.
+
+    Args:
+        workload: Model and example inputs; the model may lie on the meta device where no step changes shapes.
+        technique: A recipe, at most one of whose steps changes the precision: ``"bf16"``, ``"channel_pruning(ratio=0.5) + int8_dynamic"``; or a dtype
+            by torch's word: ``"bfloat16"``, ``"float16"``.
+        copies: Whether a copy of the model may be made; that, and what is done to it, may take seconds.
+
+    Raises:
+        UnknownNameError: no such technique.
+        UnsupportedError: a step changes nothing in this model, or what it changes is not known before it is applied.
+        ModelError: the model cannot be copied, or raises on these inputs.
+        DoesNotFitError: there is no memory for a copy.
+    """
+
+    def __init__(self, workload: Workload, technique: str, *, copies: bool = True) -> None:
+        self.workload = workload
+        self.recipe = read_recipe(DTYPES.get(technique, technique))
+        self.members = {step.technique: make_technique(step.technique, step.options) for step in self.recipe.steps}
+        why_not = why_not_predicted(self.members, workload, copies=copies)
+        if why_not is not None:
+            raise UnsupportedError(why_not, help="trial applies it to a copy and measures; a copy that was tried is predicted from what it has become")
+        self.model = self._reshaped()
+        """Of the shapes that the recipe leaves."""
+        for name, member in self.members.items():
+            if name in _CHANGES and not member.eligible(self.model):
+                raise UnsupportedError(f"{name} would change nothing in {workload.name}: it changes {member.changes} only")
+
+    def _reshaped(self) -> nn.Module:
+        shaping = [step for step in self.recipe.steps if step.technique not in _CHANGES]
+        model = self.workload.model
+        if not shaping:
+            return model
+        context = Context.of(self.workload, seed=self.recipe.seed)
+        check_recipe(self.recipe, context)
+        with preserved(model, values=False), torch.no_grad():
+            model = private_copy(model)
+            for step in shaping:
+                context.begin_step()
+                check_step(step, self.members[step.technique], model, context)
+                found = _reshape(step, self.members[step.technique], model, context)
+                if found is None:
+                    raise UnsupportedError(f"what {step.name} makes of {self.workload.name} is not known before it is applied", help="trial measures it")
+                model = found
+        return model
+
+    def at(self, device: str | None = None, *, batch_size: int | None = None) -> Effect:
+        """Predict them on a device.
+
+        Args:
+            device: As for `estimate_demand`.
+            batch_size: Items per call; those of the inputs if not given.
+
+        Raises:
+            UnknownNameError: no such device.
+            UnsupportedError: a rate of the device is unknown.
+            ModelError: the model raises on these inputs.
+        """
+        workload, names = self.workload, tuple(self.members)
+        target = find_target(device, workload)
+        trace = trace_call(workload.model, workload.call, batch_size=batch_size)
+        dtype = workload.info().dtype
+        before = predict_on_device(trace, target, dtype)
+        left = trace if self.model is workload.model else trace_call(self.model, workload.call, batch_size=batch_size)
+        changed = _Changed(left, dtype, left.weight_bytes)
+        for name, member in self.members.items():
+            if name in _CHANGES:
+                changed = _CHANGES[name](changed, self.model, set(member.eligible(self.model)))
+        after = predict_on_device(changed.trace, target, changed.dtype)
+        notes, doubt = self._notes(target, trace.batch_size)
+        half = sum(HALF_WIDTHS[name] for name in names if name in _CHANGES) + doubt
+        if left is not trace:
+            shaped = abs(math.log(predict_on_device(left, target, dtype).value / before.value))
+            half += OTHER_SHAPES + BY_CHANGE * shaped if shaped else SAME_SHAPES
+        ratio = _ratio(self.recipe.name, before, after, half)
+        return Effect(
+            technique=self.recipe.name, device=target.name, batch_size=trace.batch_size, weight_bytes=_weights(changed),
+            peak_memory_bytes=_peak(changed, target), latency=_latency(before, ratio), latency_ratio=ratio, notes=notes,
+        )  # fmt: skip
+
+    def _notes(self, target: TargetDevice, batch_size: int) -> tuple[tuple[Note, ...], float]:
+        """What speaks against the effect, and what that adds to the band."""
+        notes = [Note(code="effect:untrained", text=f"{name} is followed without its training") for name, m in self.members.items() if m.learns]
+        if "low_rank" in self.members:
+            notes.append(Note(code="effect:even-ranks", text="ranks are spread evenly here; low_rank spreads the same sum of parameters by what it measures"))
+        if target.attached is None:
+            return tuple(notes), 0.0
+        context = replace(Context.of(self.workload), device=target.attached)
+        doubt = 0.0
+        for name, member in self.members.items():
+            if name in _CHANGES and (why_not := member.check(self.model, context)):
+                notes.append(Note(code="effect:not-possible", text=why_not))
+            notes += [Note(code="effect:cause", text=cause) for cause in member.causes(self.workload.model, batch_size, target.attached)]
+            if not fast_kernels(name, target.attached):
+                text = f"{target.name} has no instructions for what {name} computes in: it may well be slower, and the band is wider"
+                notes.append(Note(code="effect:slow-kernels", text=text))
+                doubt = SLOW_KERNELS
+        return tuple(notes), doubt
+
+
+def why_not_predicted(members: Mapping[str, Technique], workload: Workload, *, copies: bool = True) -> str | None:
+    """Why a recipe's effect is not predicted, as far as that is known without looking at the model's layers; None where it is.
+
+    Args:
+        members: The techniques of its steps, by name.
+        workload: Model and example inputs.
+        copies: Whether a copy of the model may be made.
+    """
     for name, member in members.items():
-        if name not in _CHANGES:
-            help = "trial applies it to a copy and measures; a copy that was tried is predicted from what it has become"
-            raise UnsupportedError(f"what {name} makes of {workload.name} is not known before it is applied", help=help)
-        if not member.eligible(workload.model):
-            raise UnsupportedError(f"{name} would change nothing in {workload.name}: it changes {member.changes} only")
+        if name in _CHANGES:
+            continue
+        if type(member).reshape is Technique.reshape:
+            return _UNKNOWN.get(member.stage, "what {name} makes of a model is not known before it is applied").format(name=name)
+        if not copies:
+            return f"what {name} makes of {workload.name} shows on a copy"
+        if workload.torch_device.type == "meta":
+            return f"what {name} makes of {workload.name} shows on its weights, and the model is on the meta device"
     precisions = [name for name in members if name in PRECISIONS]
     if len(precisions) > 1:
-        raise UnsupportedError(f"{' and '.join(precisions)} one upon the other are not predicted", help="predict one of them, or try both: trial measures")
-    return members
+        return f"{' and '.join(precisions)} one upon the other are not predicted"
+    return None
 
 
-def _ratio(recipe: str, names: tuple[str, ...], before: Number, after: Number, doubt: float) -> Number:
+def _reshape(step: Step, member: Technique, model: nn.Module, context: Context) -> nn.Module | None:
+    try:
+        return member.reshape(model, context)
+    except AimassError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise DoesNotFitError(f"there was not enough memory to look at what {step.name} leaves") from error
+        raise UnsupportedError(f"{step.name} cannot be applied to this model: {first_line(error)}") from error
+
+
+def _ratio(recipe: str, before: Number, after: Number, half: float) -> Number:
     value = 1.0 if recipe == ORIGINAL else after.value / before.value
-    half = sum(HALF_WIDTHS[name] for name in names) + doubt
     return Number(
         value=value, unit="ratio", source="estimated", method=f"predicted effect of {recipe}: operators priced anew; {after.method}",
         interval=(value * math.exp(-half), value * math.exp(half)), interval_kind="band of techniques' effects, set by hand",
@@ -154,23 +258,6 @@ def _peak(changed: _Changed, target: TargetDevice) -> Number:
         interval=(fixed + 0.4 * trace.activation_peak_bytes, max(value, fixed + trace.activation_bound_bytes + changed.extra_bytes + target.context_bytes)),
         interval_kind="band: operators' own workspaces, from none to their bound by operator",
     )  # fmt: skip
-
-
-def _notes(members: dict[str, Technique], workload: Workload, target: TargetDevice, batch_size: int) -> tuple[tuple[Note, ...], float]:
-    """What speaks against the effect, and what that adds to the band."""
-    if target.attached is None:
-        return (), 0.0
-    context = replace(Context.of(workload), device=target.attached)
-    notes, doubt = [], 0.0
-    for name, member in members.items():
-        why_not = member.check(workload.model, context)
-        notes += [Note(code="effect:not-possible", text=why_not)] if why_not else []
-        notes += [Note(code="effect:cause", text=cause) for cause in member.causes(workload.model, batch_size, target.attached)]
-        if not fast_kernels(name, target.attached):
-            text = f"{target.name} has no instructions for what {name} computes in: it may well be slower, and the band is wider"
-            notes.append(Note(code="effect:slow-kernels", text=text))
-            doubt = SLOW_KERNELS
-    return tuple(notes), doubt
 
 
 def fast_kernels(technique: str, device: torch.device) -> bool:

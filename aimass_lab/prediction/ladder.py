@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..errors import AimassError, UnsupportedError
 from ..records import BatchPoint
 from ..tracing.law import extrapolate
@@ -13,7 +15,7 @@ from .memory import memory_by_shapes
 from .target import TargetDevice, estimate_latency, find_target
 
 
-def estimate_ladder(workload: Workload, device: str | None) -> tuple[BatchPoint, ...]:
+def estimate_ladder(workload: Workload, device: str | None, *, traces: Sequence[Trace] | None = None) -> tuple[BatchPoint, ...]:
     """Predict latency, throughput and memory at batch sizes 1, 2, 4 ... 256, as far as they fit.
 
     The three percentiles are the same prediction: a roofline knows of no jitter.
@@ -21,6 +23,7 @@ def estimate_ladder(workload: Workload, device: str | None) -> tuple[BatchPoint,
     Args:
         workload: Model and example inputs.
         device: As for `estimate_demand`.
+        traces: What `ladder_traces` gives for the same workload, where it is at hand: they do not depend on the device, and take most of the time.
 
     Raises:
         UnsupportedError: a rate of the device is unknown, or not even one item fits into its memory.
@@ -29,7 +32,7 @@ def estimate_ladder(workload: Workload, device: str | None) -> tuple[BatchPoint,
     """
     target = find_target(device, workload)
     points = []
-    for trace in _traces(workload):
+    for trace in ladder_traces(workload) if traces is None else traces:
         peak = trace.weight_bytes + trace.input_bytes + trace.activation_bound_bytes + target.context_bytes
         if target.memory is not None and peak > target.memory.value:
             break
@@ -39,8 +42,12 @@ def estimate_ladder(workload: Workload, device: str | None) -> tuple[BatchPoint,
     return tuple(points)
 
 
-def _traces(workload: Workload) -> list[Trace]:
-    """One trace per batch size: a batch of one on its own, the others on the lines through batches 2 and 3."""
+def ladder_traces(workload: Workload) -> list[Trace]:
+    """One trace per batch size: a batch of one on its own, the others on the lines through batches 2 and 3.
+
+    Raises:
+        ModelError: the model raises on these inputs.
+    """
     own = trace_call(workload.model, workload.call)
     one = own if own.batch_size == 1 else _try(workload, 1)
     first, second = _try(workload, 2), _try(workload, 3)

@@ -214,16 +214,16 @@ def with_effect(prediction: Prediction, workload: Workload, technique: str) -> P
         technique: Its name.
 
     Raises:
-        UnknownNameError: no such technique.
-        UnsupportedError: the technique changes nothing in this model.
+        AimassError: as `Effects`.
     """
-    from .effects import predict_effect
+    from .effects import Effects
 
-    own = predict_effect(workload, technique, prediction.device)
+    effects = Effects(workload, technique)
+    own = effects.at(prediction.device)
     points = []
     for point in prediction.points:
         same = point.batch_size == own.batch_size
-        effect = own if same else predict_effect(workload, technique, prediction.device, batch_size=point.batch_size)
+        effect = own if same else effects.at(prediction.device, batch_size=point.batch_size)
         latency = _times(point.latency, effect.latency_ratio, point.basis)
         points.append(
             PredictedPoint(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -41,21 +40,14 @@ def read_device_account(device: torch.device, *, allocated_before: int, allocate
 
 
 def _own_bytes(device: torch.device) -> tuple[int | None, str]:
-    from ..readings.nvml import cuda_uuid, open_nvml
+    from ..readings.nvml import open_nvml
 
     session = open_nvml()
     if isinstance(session, Note):
         return None, session.text
     with session:
-        uuid = cuda_uuid(device)
-        if uuid is None:
-            return None, "torch does not tell which GPU this is"
-        try:
-            running = session.module.nvmlDeviceGetComputeRunningProcesses(session.handle(uuid))
-        except session.module.NVMLError as error:
-            return None, f"the driver does not tell: {error}"
-    mine = next((p.usedGpuMemory for p in running if p.pid == os.getpid()), None)
-    return (None, "the driver counts processes under other numbers here, as in a container") if mine is None else (int(mine), "")
+        found = session.own_bytes(device)
+    return (None, found) if isinstance(found, str) else (found, "")
 
 
 class MemoryLedger:

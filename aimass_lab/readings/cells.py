@@ -1,8 +1,7 @@
-"""What running a notebook cell takes: wall and processor time, and the memory that it left behind, on the GPU too."""
+"""What running a notebook cell takes: wall and processor time, and the memory that it left behind, on the GPU too; and whose the GPU's memory is."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Any
@@ -11,9 +10,7 @@ import psutil
 
 from ..records import CellUse, GpuAccount, Note, Number
 from .base import measured
-from .nvml import Nvml, open_nvml
-
-_INVISIBLE = Note(code="missing:cell.gpu_time", text="the driver counts no process of this number: in a container it uses the host's numbers")
+from .nvml import Nvml, cuda_uuid, open_nvml
 
 
 class CellMeter:
@@ -67,35 +64,45 @@ class CellMeter:
         return use, notes
 
     def _gpu_time(self, since_s: float, wall_s: float) -> tuple[Number | None, tuple[Note, ...]]:
-        if self._nvml is None:
-            self._nvml = open_nvml(self._nvml_module)
-        if isinstance(self._nvml, Note):
-            return None, (Note(code="missing:cell.gpu_time", text=self._nvml.text),)
-        share = self._nvml.process_share(os.getpid(), since_s)
-        if share is None:
-            return None, (_INVISIBLE,)
+        session = self._session()
+        if isinstance(session, Note):
+            return None, (Note(code="missing:cell.gpu_time", text=session.text),)
+        share = session.own_share(since_s)
+        if isinstance(share, str):
+            return None, (Note(code="missing:cell.gpu_time", text=f"how long a cell keeps the GPU busy is not known: {share}"),)
         return measured(share * wall_s, "s", "share of the driver's samples in which a GPU kernel of this process ran, times wall clock"), ()
 
+    def accounts(self) -> tuple[tuple[GpuAccount, ...], tuple[Note, ...]]:
+        """Whose memory it is, for each GPU that torch uses in this process, and why something is not known; nothing where it uses none."""
+        torch = _torch_with_gpu()
+        if torch is None:
+            return (), ()
+        found, notes = zip(*(self._account(torch, index) for index in range(torch.cuda.device_count())), strict=True)
+        return found, tuple(dict.fromkeys(note for note in notes if note is not None))
 
-def gpu_accounts() -> tuple[GpuAccount, ...]:
-    """Whose memory it is, for each GPU that torch uses in this process; nothing where it uses none."""
-    torch = _torch_with_gpu()
-    if torch is None:
-        return ()
-    accounts = []
-    for index in range(torch.cuda.device_count()):
+    def _account(self, torch: Any, index: int) -> tuple[GpuAccount, Note | None]:
         free, total = torch.cuda.mem_get_info(index)
         held, reserved = torch.cuda.memory_allocated(index), torch.cuda.memory_reserved(index)
-        accounts.append(
-            GpuAccount(
-                index=index,
-                tensors_bytes=measured(held, "B", "torch's allocator: memory that tensors hold"),
-                cached_bytes=measured(reserved - held, "B", "torch's allocator: reserved, less what tensors hold"),
-                elsewhere_bytes=measured(max(0, total - free - reserved), "B", "the driver's used memory, less what torch's allocator reserved"),
-                free_bytes=measured(free, "B", "the driver"),
-            )
+        session = self._session()
+        own = session.text if isinstance(session, Note) else session.own_bytes(index)
+        context = None if isinstance(own, str) else max(0, own - reserved)
+        account = GpuAccount(
+            index=index,
+            uuid=cuda_uuid(index),
+            tensors_bytes=measured(held, "B", "torch's allocator: memory that tensors hold"),
+            cached_bytes=measured(reserved - held, "B", "torch's allocator: reserved, less what tensors hold"),
+            context_bytes=None if context is None else measured(context, "B", "the driver's account of this process, less what torch's allocator reserved"),
+            elsewhere_bytes=measured(max(0, total - free - reserved - (context or 0)), "B", "the driver's used memory, less what is this process's"),
+            free_bytes=measured(free, "B", "the driver"),
         )
-    return tuple(accounts)
+        if not isinstance(own, str):
+            return account, None
+        return account, Note(code="missing:gpu.context", text=f"what CUDA's context takes is not told apart from other processes: {own}")
+
+    def _session(self) -> Nvml | Note:
+        if self._nvml is None:
+            self._nvml = open_nvml(self._nvml_module)
+        return self._nvml
 
 
 def _tensor_bytes() -> int | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
-from ..records import GpuReading, Number
+from ..records import GpuHolder, GpuMemory, GpuProcess, Number, Readings, Unit
 from .base import Reasons, measured
+from .nvml import NAMES
 
 SHARED_EVERY = 5
 """The kernel of the operating system walks all pages to divide shared ones among their processes: every so many looks."""
@@ -75,23 +76,75 @@ def _memory(tree: list[psutil.Process]) -> Number:
     return measured(total, "B", method)
 
 
-def gpu_use(pid: int, gpus: tuple[GpuReading, ...], reasons: Reasons) -> tuple[Number | None, Number | None]:
-    """Bytes and utilisation of a process tree on all GPUs, by the driver's list of processes."""
-    if not gpus:
-        return None, None
+def process_tree(pid: int) -> frozenset[int]:
+    """A process and its descendants; only itself when it has ended."""
+    found = {pid}
     with contextlib.suppress(psutil.Error):
-        root = psutil.Process(pid)
-        pids = {pid, *(child.pid for child in root.children(recursive=True))}
-        mine = [process for gpu in gpus for process in gpu.processes if process.pid in pids]
-        strangers = any(process.name is None for gpu in gpus for process in gpu.processes)
-        if not mine and strangers:
-            reasons.add("kernel.gpu", "the driver counts processes by numbers of the host, which a container does not see: no kernel can be told apart")
-            return None, None
-        memory = [process.memory_bytes.value for process in mine if process.memory_bytes is not None]
-        shares = [process.utilization.value for process in mine if process.utilization is not None]
-        how = f"the driver's account of {len(mine)} process(es)"
-        return (
-            measured(sum(memory), "B", how) if memory or not mine else None,
-            measured(sum(shares), "ratio", how) if shares or not mine else None,
-        )
-    return None, None
+        found.update(child.pid for child in psutil.Process(pid).children(recursive=True))
+    return frozenset(found)
+
+
+def gpu_use(tree: frozenset[int], readings: Readings, reasons: Reasons) -> tuple[Number | None, Number | None]:
+    """Bytes and utilisation of a process tree on all GPUs, by the driver's list of processes."""
+    if not readings.gpus:
+        return None, None
+    unknown = next((note.text for note in readings.notes if note.code == f"missing:{NAMES}"), None)
+    if unknown is not None:
+        reasons.add("kernel.gpu", f"what a kernel takes of the GPU is not known: {unknown}")
+        return None, None
+    mine = [process for gpu in readings.gpus for process in gpu.processes if process.pid in tree]
+    how = f"the driver's account of {len(mine)} process(es)"
+    return _sum([process.memory_bytes for process in mine], "B", how), _sum([process.utilization for process in mine], "ratio", how)
+
+
+def gpu_memory(readings: Readings, kernels: Mapping[str, tuple[str, frozenset[int]]]) -> tuple[GpuMemory, ...]:
+    """Whose memory each GPU's is.
+
+    Args:
+        readings: Of the machine.
+        kernels: Id of a kernel -> what it is called, and its process with its descendants.
+    """
+    told_apart = all(note.code != f"missing:{NAMES}" for note in readings.notes)
+    owners = {pid: kernel_id for kernel_id, (_, tree) in kernels.items() for pid in tree} if told_apart else {}
+    found = []
+    for gpu in readings.gpus:
+        used, total = gpu.memory_used_bytes, gpu.memory_total_bytes
+        if (
+            used is None
+            or total is None
+            or (gpu.mig_instance is None and any(other.mig_instance is not None and other.index == gpu.index for other in readings.gpus))
+        ):
+            continue  # of a divided GPU the instances are shown, which share its memory out among them
+        by_owner: dict[str | int, list[GpuProcess]] = {}
+        for process in gpu.processes:
+            by_owner.setdefault(owners.get(process.pid, process.pid), []).append(process)
+        holders = [_holder(owner, processes, kernels) for owner, processes in by_owner.items()]
+        held = sum(holder.memory_bytes.value for holder in holders if holder.memory_bytes is not None)
+        rest = measured(max(0.0, used.value - held), "B", "the driver's used memory, less what it says of the listed processes")
+        found.append(
+            GpuMemory(
+                index=gpu.index, mig_instance=gpu.mig_instance, uuid=gpu.uuid, rest_bytes=rest,
+                holders=tuple(sorted(holders, key=lambda one: -(one.memory_bytes.value if one.memory_bytes else 0.0))),
+                free_bytes=measured(total.value - used.value, "B", "the driver"),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _holder(owner: str | int, processes: Sequence[GpuProcess], kernels: Mapping[str, tuple[str, frozenset[int]]]) -> GpuHolder:
+    how = f"the driver's account of {len(processes)} process(es)"
+    return GpuHolder(
+        kernel_id=owner if isinstance(owner, str) else None,
+        name=kernels[owner][0] if isinstance(owner, str) else processes[0].name or f"process {owner}",
+        pids=tuple(process.pid for process in processes),
+        memory_bytes=_sum([process.memory_bytes for process in processes], "B", how),
+        utilization=_sum([process.utilization for process in processes if process.utilization is not None], "ratio", how)
+        if any(p.utilization for p in processes)
+        else None,
+    )
+
+
+def _sum(numbers: Sequence[Number | None], unit: Unit, how: str) -> Number | None:
+    """Of what is known; None where some of it is not."""
+    known = [number.value for number in numbers if number is not None]
+    return measured(sum(known), unit, how) if len(known) == len(numbers) else None

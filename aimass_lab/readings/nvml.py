@@ -9,9 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..records import GpuProcess, GpuReading, Note, Number, Unit
-from .base import Reasons, measured, missing
+import msgspec
 
+from ..records import GpuReading, Note, Number, Unit
+from .base import Reasons, measured, missing
+from .gpu_processes import NO_ACCOUNT, GpuProcesses, named, why_numbers_differ
+
+PROC = Path("/proc")
+NAMES = "gpu.processes.names"
+"""What is missing where the driver's numbers of processes are not ours: then their names, and which of them is which."""
 NOT_INSTALLED = "nvidia-ml-py is not installed: pip install aimass-lab[gpu]"
 
 _THROTTLES = (
@@ -124,27 +130,51 @@ class Nvml:
                 return "this GPU does not count its energy (those before Volta, and MIG instances, do not)"
             return f"the driver does not tell the energy: {error}"
 
-    def process_share(self, pid: int, since_s: float) -> float | None:
-        """Mean share of the time since then in which a GPU kernel of one process ran, summed over GPUs; None where the driver knows no such process.
-
-        Args:
-            pid: As the driver counts.
-            since_s: Unix time.
-        """
-        shares = []
+    def own_share(self, since_s: float) -> float | str:
+        """Mean share of the time since then (Unix time) in which a GPU kernel of this process ran, summed over GPUs; or why that is not known."""
+        pid, shares = os.getpid(), []
         try:
-            for index in range(self.module.nvmlDeviceGetCount()):
-                device = _Device(self.module, self.module.nvmlDeviceGetHandleByIndex(index), f"gpu{index}", Reasons())
-                shares += device.share_of(pid, since_s)
-        except self.module.NVMLError:
-            return None
-        return sum(shares) if shares else None
+            for device in self._devices():
+                memory = device.processes.memory()
+                why_not = why_numbers_differ(list(memory), PROC)
+                if why_not is not None:
+                    return why_not
+                if pid in memory:
+                    sampled = device.processes.sampled(since_s)
+                    if isinstance(sampled, str):
+                        return sampled
+                    shares.append(float(sampled[pid].value) if pid in sampled else 0.0)  # one that ran no kernel has no sample
+        except self.module.NVMLError as error:
+            return f"the NVIDIA driver does not answer: {error}"
+        return sum(shares) if shares else "the driver lists no such process on any GPU"
 
-    def read(self, *, since_s: float) -> tuple[tuple[GpuReading, ...], tuple[Note, ...]]:
+    def own_bytes(self, device: Any) -> int | str:
+        """Memory of a CUDA device of torch that this process holds by the driver's account, contexts and libraries included; or why that is not known."""
+        uuid = cuda_uuid(device)
+        if uuid is None:
+            return "torch does not tell which GPU this is"
+        try:
+            memory = _Device(self.module, self.handle(uuid), "gpu", Reasons()).processes.memory()
+        except self.module.NVMLError as error:
+            return f"the driver does not tell: {error}"
+        why_not = why_numbers_differ(list(memory), PROC)
+        if why_not is not None:
+            return why_not
+        if os.getpid() not in memory:
+            return "the driver does not list this process"
+        held = memory[os.getpid()]
+        return NO_ACCOUNT if held is None else held
+
+    def _devices(self) -> list[_Device]:
+        handles = [self.module.nvmlDeviceGetHandleByIndex(i) for i in range(self.module.nvmlDeviceGetCount())]
+        return [_Device(self.module, handle, f"gpu{i}", Reasons()) for i, handle in enumerate(handles)]
+
+    def read(self, *, since_s: float, proc: Path = PROC) -> tuple[tuple[GpuReading, ...], tuple[Note, ...]]:
         """Read every GPU of the machine.
 
         Args:
             since_s: Unix time from which on processes' utilisation counts.
+            proc: Where the operating system shows processes.
         """
         reasons = Reasons()
         try:
@@ -157,11 +187,16 @@ class Nvml:
         for index, handle in enumerate(handles):
             device = _Device(self.module, handle, f"gpu{index}", reasons)
             found.append(device.read(index, since_s))
-            found += self._instances(handle, index, reasons) if device.mig else []
+            found += self._instances(handle, index, since_s, reasons) if device.mig else []
+        why_not = why_numbers_differ([process.pid for gpu in found for process in gpu.processes], proc)
+        if why_not is not None:
+            reasons.add(NAMES, why_not)
+        else:
+            found = [msgspec.structs.replace(gpu, processes=named(gpu.processes, proc)) for gpu in found]
         return tuple(found), tuple(reasons.notes)
 
-    def _instances(self, handle: Any, index: int, reasons: Reasons) -> list[GpuReading]:
-        """The MIG instances of a divided GPU: their names and memory, which is all that the driver tells of them."""
+    def _instances(self, handle: Any, index: int, since_s: float, reasons: Reasons) -> list[GpuReading]:
+        """The MIG instances of a divided GPU: their names, memory and processes, which is all that the driver tells of them."""
         found = []
         for number in range(self.module.nvmlDeviceGetMaxMigDeviceCount(handle)):
             try:
@@ -169,8 +204,14 @@ class Nvml:
             except self.module.NVMLError:
                 continue  # this place is not taken
             device = _Device(self.module, instance, f"gpu{index}.mig{number}", reasons)
+            device.mig = True
             used, total = device.memory()
-            found.append(GpuReading(index=index, mig_instance=number, name=device.name(), uuid=device.uuid(), memory_used_bytes=used, memory_total_bytes=total))
+            found.append(
+                GpuReading(
+                    index=index, mig_instance=number, name=device.name(), uuid=device.uuid(), memory_used_bytes=used, memory_total_bytes=total,
+                    processes=device.processes.read(since_s),
+                )
+            )  # fmt: skip
         return found
 
     def _is(self, error: Any, *names: str) -> bool:
@@ -183,6 +224,7 @@ class _Device:
     def __init__(self, module: Any, handle: Any, label: str, reasons: Reasons) -> None:
         self._module, self._handle, self._label, self._reasons = module, handle, label, reasons
         self.mig = bool(self._try(lambda: module.nvmlDeviceGetMigMode(handle)[0]))
+        self.processes = GpuProcesses(module, handle, label, self._why, reasons)
 
     def read(self, index: int, since_s: float) -> GpuReading:
         """Everything there is."""
@@ -205,7 +247,7 @@ class _Device:
             pcie_receive=self._pcie("pcie_receive", "RX"),
             pcie_transmit=self._pcie("pcie_transmit", "TX"),
             throttled=self._throttles(),
-            processes=self._processes(since_s),
+            processes=() if self.mig else self.processes.read(since_s),
         )
 
     def name(self) -> str:
@@ -230,43 +272,6 @@ class _Device:
     def _throttles(self) -> tuple[str, ...]:
         bits = self._try(lambda: self._module.nvmlDeviceGetCurrentClocksEventReasons(self._handle)) or 0
         return tuple(words for name, words in _THROTTLES if bits & getattr(self._module, f"nvmlClocksEventReason{name}", 0))
-
-    def _processes(self, since_s: float) -> tuple[GpuProcess, ...]:
-        running = self._ask("processes", lambda: self._module.nvmlDeviceGetComputeRunningProcesses(self._handle))
-        shares = self._process_shares(since_s) if running else {}
-        return tuple(
-            GpuProcess(
-                pid=process.pid,
-                name=_process_name(process.pid),
-                ours=process.pid == os.getpid(),
-                memory_bytes=None if process.usedGpuMemory is None else measured(int(process.usedGpuMemory), "B", "the driver's account of the process"),
-                utilization=shares.get(process.pid),
-            )
-            for process in running or ()
-        )
-
-    def share_of(self, pid: int, since_s: float) -> list[float]:
-        """Its mean utilisation since then, 0 where it ran no kernel; nothing where it does not use this GPU."""
-        running = self._try(lambda: self._module.nvmlDeviceGetComputeRunningProcesses(self._handle)) or ()
-        if all(process.pid != pid for process in running):
-            return []
-        found = self._process_shares(since_s).get(pid)
-        return [0.0 if found is None else float(found.value)]
-
-    def _process_shares(self, since_s: float) -> dict[int, Number]:
-        """Mean utilisation of each process since then; a process that ran no kernel has no sample."""
-        try:
-            samples = self._module.nvmlDeviceGetProcessUtilization(self._handle, int(since_s * 1e6))
-        except self._module.NVMLError as error:
-            # The binding raises SUCCESS, or the driver NOT_FOUND, when there was no sample.
-            if getattr(error, "value", None) not in (self._module.NVML_SUCCESS, self._module.NVML_ERROR_NOT_FOUND):
-                self._reasons.add(f"{self._label}.processes.utilization", self._why(error))
-            return {}
-        by_pid: dict[int, list[int]] = {}
-        for sample in samples:
-            if sample.pid:
-                by_pid.setdefault(sample.pid, []).append(min(100, sample.smUtil))
-        return {pid: measured(sum(seen) / len(seen) / 100, "ratio", f"mean of {len(seen)} sample(s) of the driver") for pid, seen in by_pid.items()}
 
     def _number(self, what: str, read: Callable[[], float], unit: Unit, method: str) -> Number | None:
         value = self._ask(what, read)
@@ -297,13 +302,6 @@ class _Device:
         if code == self._module.NVML_ERROR_GPU_IS_LOST:
             return "the GPU has fallen off the bus: restart the machine"
         return f"the driver does not tell: {error}"
-
-
-def _process_name(pid: int) -> str | None:
-    try:
-        return (Path("/proc") / str(pid) / "comm").read_text().strip() or None
-    except OSError:
-        return None
 
 
 def cuda_uuid(device: Any) -> str | None:

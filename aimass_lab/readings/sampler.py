@@ -51,7 +51,7 @@ class Sampler:
         storage = self._storage.read(elapsed_s, reasons)
         memory = read_memory(self._sources, reasons, unique=self._unique)
         if isinstance(self._nvml, Nvml):
-            gpus, notes = self._nvml.read(since_s=time.time() - elapsed_s)  # last, because it waits for the PCIe counters
+            gpus, notes = self._nvml.read(since_s=time.time() - elapsed_s, proc=self._sources.proc)  # last, because it waits for the PCIe counters
         else:
             gpus, notes = (), (self._nvml,)
         return Readings(

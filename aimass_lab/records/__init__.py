@@ -5,16 +5,17 @@ from, how sure it is and which environment it holds for. Everything else here is
 around numbers. Nothing in this room computes, measures or renders.
 """
 
-from .bundle import Bundle, Check, Promise, RuntimeTrial, Speedup
+from .bundle import Bundle, Change, Check, Promise, RuntimeTrial, Speedup
 from .codec import RECORDS, AnyRecord, any_from_json, from_json, json_schema, to_json
 from .demand import Bound, Demand, LengthPoint, LineDemand, MemoryPoint, ModuleDemand, OperatorDemand, PeakPlace, TrainingDemand
 from .fleet import FleetAllocation, FleetLimit, FleetModel, FleetNode, FleetNodeType, FleetObjective, FleetReplicas, FleetStatus
 from .history import Comparison, Difference, History, Run, Service
+from .jobs import JobKind, JobOutcome, JobPlan, JobPolicyRun, JobRemedy, JobTenant, OnlineModel, OnlineOutcome, PlannedJob
 from .model import Environment, ModelInfo, TensorSpec
 from .monitoring import ErrorBudget, Monitoring, MonitorPoint
 from .network import MessageForm, NetworkDemand, Traffic
 from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
-from .panel import CellUse, GpuAccount, HeldModel, KernelState, KernelUse, Live, Result, Task
+from .panel import CellUse, GpuAccount, GpuHolder, GpuMemory, HeldModel, KernelState, KernelUse, Live, Result, Task
 from .plan import LoadPoint, Plan, PlanOption, Target
 from .prediction import Basis, Ledger, LedgerEntry, LedgerKind, PredictedPoint, Prediction, Quantity
 from .profile import (
@@ -58,6 +59,7 @@ __all__ = [
     "Candidate",
     "CellProfile",
     "CellUse",
+    "Change",
     "Check",
     "Clock",
     "Coefficients",
@@ -83,12 +85,20 @@ __all__ = [
     "Form",
     "Gantt",
     "GpuAccount",
+    "GpuHolder",
+    "GpuMemory",
     "GpuProcess",
     "GpuReading",
     "HeldModel",
     "HeldVariant",
     "HeldVariants",
     "History",
+    "JobKind",
+    "JobOutcome",
+    "JobPlan",
+    "JobPolicyRun",
+    "JobRemedy",
+    "JobTenant",
     "KernelState",
     "KernelTime",
     "KernelUse",
@@ -120,12 +130,15 @@ __all__ = [
     "Number",
     "Objective",
     "ObjectiveName",
+    "OnlineModel",
+    "OnlineOutcome",
     "OperatorDemand",
     "OperatorTime",
     "OptionValue",
     "PeakPlace",
     "Plan",
     "PlanOption",
+    "PlannedJob",
     "PredictedPoint",
     "Prediction",
     "Profile",

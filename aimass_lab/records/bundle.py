@@ -61,6 +61,19 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """None until a proof was run, and where other work kept the machine too busy to judge it."""
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One figure beside what it was in an earlier result."""
+
+    name: str
+    before: Number
+    after: Number
+    ratio: Number | None
+    """Now over before, with the interval that both spreads leave; None where it was 0."""
+    lower_is_better: bool
+    verdict: Literal["better", "same", "worse", "not judged"]
+    """*same*: no change beyond both spreads, or a loss within the tolerance; *not judged*: a loss that may be another machine's, or other work's."""
+
+
 class Check(Record, frozen=True, kw_only=True, tag="check"):
     """A spec or bundle, verified."""
 
@@ -69,3 +82,7 @@ class Check(Record, frozen=True, kw_only=True, tag="check"):
     """None: nothing failed, but other work kept the machine too busy to judge every promise."""
     promises: tuple[Promise, ...] = ()
     findings: tuple[Finding, ...] = ()
+    baseline: str | None = None
+    """What it was compared with: a file, or a run of the history."""
+    changes: tuple[Change, ...] = ()
+    """By figure that both have."""

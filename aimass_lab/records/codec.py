@@ -10,6 +10,7 @@ from .bundle import Bundle, Check
 from .demand import Demand
 from .fleet import FleetAllocation
 from .history import Comparison, History, Service
+from .jobs import JobPlan
 from .model import Environment
 from .monitoring import Monitoring
 from .network import NetworkDemand
@@ -46,6 +47,7 @@ AnyRecord = (
     | Rehearsal
     | ScalePlan
     | FleetAllocation
+    | JobPlan
     | Prediction
     | Ledger
     | ServingSpec

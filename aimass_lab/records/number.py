@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from typing import Literal, get_args
@@ -15,7 +16,7 @@ Source = Literal["measured", "user", "datasheet", "derived", "estimated", "assum
 
 Unit = Literal[
     "s", "B", "B/s", "FLOP", "FLOP/s", "FLOP/B", "item", "item/s", "request", "request/s", "replica", "core", "device", "node",
-    "worker", "parameter", "layer", "ratio", "Hz", "W", "J", "°C", "USD/h", "USD/month", "USD/GB", "USD/item", "point", "op", "op/s",
+    "worker", "parameter", "layer", "ratio", "Hz", "W", "J", "°C", "USD", "USD/h", "USD/month", "USD/GB", "USD/item", "point", "op", "op/s",
     "token", "token/s", "s/FLOP", "s/B",
 ]  # fmt: skip
 """Base units only; people's units are made in `aimass_lab.units`."""
@@ -111,6 +112,13 @@ def derived(
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", forbid_unknown_fields=True):
     """Base of everything that is stored, sent or printed as JSON."""
+
+
+def digest_of(record: Record) -> str:
+    """Digest of a record's canonical JSON, without the exporter that it was asked for: every export carries it."""
+    content = msgspec.structs.replace(record, export_format="")
+    read_back = msgspec.json.decode(msgspec.json.encode(content), type=type(record))  # 4 becomes 4.0 where a float belongs
+    return "sha256:" + hashlib.sha256(msgspec.json.encode(read_back, order="deterministic")).hexdigest()
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

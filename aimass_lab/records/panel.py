@@ -30,6 +30,34 @@ class KernelUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Share of the time in which one of its GPU kernels ran, summed over GPUs."""
 
 
+class GpuHolder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whoever holds memory of one GPU: a kernel of this server with its child processes, or another process."""
+
+    kernel_id: str | None = None
+    """None for a process of somebody else, or where it cannot be told."""
+    name: str
+    """The kernel's notebook or the process's name; where that is not known, the driver's number of the process."""
+    pids: tuple[int, ...]
+    """As the driver counts."""
+    memory_bytes: Number | None = None
+    utilization: Number | None = None
+    """Share of the time in which one of its GPU kernels ran."""
+
+
+class GpuMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose the memory of one GPU, or one MIG instance, is; holders, rest and free add up to all of it."""
+
+    index: int
+    """The driver's."""
+    mig_instance: int | None = None
+    uuid: str | None = None
+    holders: tuple[GpuHolder, ...] = ()
+    """Those with most memory first."""
+    rest_bytes: Number
+    """Used, less what the holders are known to hold: the driver's own, processes that it does not list here, and holders whose memory it does not tell."""
+    free_bytes: Number
+
+
 class Live(Record, frozen=True, kw_only=True, tag="live"):
     """One look at the machine, at the kernels of one Jupyter server, and at what is being served."""
 
@@ -38,6 +66,8 @@ class Live(Record, frozen=True, kw_only=True, tag="live"):
     readings: Readings
     """`Readings.cpu.process` and the like are the Jupyter server's own."""
     kernels: tuple[KernelUse, ...] = ()
+    gpus: tuple[GpuMemory, ...] = ()
+    """Of each of `Readings.gpus` that the driver gives the memory of."""
     services: tuple[Service, ...] = ()
     newest_run: int = 0
     """Number of the newest run in the history; 0 where there is none."""
@@ -101,11 +131,15 @@ class GpuAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     index: int
     """torch's."""
+    uuid: str | None = None
+    """The driver's identity of it; None where torch does not tell."""
     tensors_bytes: Number
     cached_bytes: Number
     """Kept by torch's allocator, and free for its next tensors."""
+    context_bytes: Number | None = None
+    """The rest of what this kernel's process holds, by the driver's account of it: CUDA's context, libraries, other allocators; None where it does not tell."""
     elsewhere_bytes: Number
-    """CUDA contexts, libraries and other processes: what the driver reports as used, less torch's."""
+    """What the driver reports as used, less torch's and `context_bytes`: other processes and the driver's own; without that, contexts too."""
     free_bytes: Number
 
 

@@ -11,14 +11,15 @@ class GpuProcess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """One process on one GPU."""
 
     pid: int
-    """As the driver counts: in a container this is the host's number."""
+    """As the driver counts: in a container this may be the host's number."""
     name: str | None = None
     """None where the process cannot be looked up from here."""
     ours: bool
-    """Whether it is the process that read this."""
+    """Whether it is the process that read this; False also where numbers differ, so that nobody can tell."""
     memory_bytes: Number | None = None
+    """None where the driver keeps no account of single processes."""
     utilization: Number | None = None
-    """Share of the time in which one of its kernels ran."""
+    """Share of the time in which one of its kernels ran; None where none did, or the driver does not tell."""
 
 
 class GpuReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

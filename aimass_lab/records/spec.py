@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import msgspec
 
 from .model import Environment, ModelInfo
-from .number import Note, Number, Record
+from .number import Note, Number, Record, digest_of
 from .recipe import Recipe
 from .rehearsal import RehearsalMetric
 
@@ -24,6 +22,10 @@ class ServingSpec(Record, frozen=True, kw_only=True, tag="serving_spec"):
     device: str
     accelerators: Number
     """Per replica; 0 on a CPU."""
+    resource: str | None = None
+    """Name under which a cluster offers the device, where the device's table gives one."""
+    node_selector: dict[str, str] = msgspec.field(default_factory=dict)
+    """Labels of the nodes that have the device, as the device's table gives them."""
     replicas: Number
     min_replicas: Number
     max_replicas: Number
@@ -53,9 +55,7 @@ class ServingSpec(Record, frozen=True, kw_only=True, tag="serving_spec"):
     @property
     def digest(self) -> str:
         """Of the canonical JSON; every export carries it."""
-        content = msgspec.structs.replace(self, export_format="")
-        read_back = msgspec.json.decode(msgspec.json.encode(content), type=ServingSpec)  # 4 becomes 4.0 where a float belongs
-        return "sha256:" + hashlib.sha256(msgspec.json.encode(read_back, order="deterministic")).hexdigest()
+        return digest_of(self)
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -224,6 +224,11 @@ def _count(asked: Asked, config: ServingConfig) -> tuple[int, tuple[Note, ...]]:
     if wanted == 1 or wanted * each + 1 <= cores:
         return wanted, ()
     text = f"{wanted} replicas of {each} thread{'s' if each > 1 else ''} and the load need {wanted * each + 1} cores, and {cores:g} are usable here"
+    if asked.replicas is not None and wanted * each <= cores:
+        shared = (
+            f"the load is sent from the cores of the {wanted} replicas, {cores:g} in all: they wait for a core now and then where a larger machine's would not"
+        )
+        return wanted, (Note(code="W-SHARED-CORES", text=shared),)
     if asked.replicas is not None:
         raise InputError(text, help="run one of them at its share of the rate: leave replicas out; or write the bundle with fewer threads")
     return 1, (Note(code="one-replica", text=f"{text}: one of them was run, at its share of the rate"),)

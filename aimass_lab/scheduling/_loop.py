@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -109,11 +109,16 @@ class Limits:
     """What is let in."""
 
     max_jobs: int | None = None
-    """Most jobs that are waiting for a turn or running; further ones wait outside, in the policy's order."""
+    """Most jobs that are waiting for a turn or running; further ones wait outside, in the policy's order. Requests that are parts of one
+    job count once, from when the first is let in until all have ended."""
     quotas: Mapping[str, int] = field(default_factory=dict)
     """The same by tenant."""
+    parallel: Mapping[str, int] = field(default_factory=dict)
+    """Most parts of a job that are let in at once, by job; all of them if not given."""
+    jobs_only: bool = False
+    """Let in at once whatever is part of no job, such as calls of a model online, and do not count it."""
     max_waiting: int | None = None
-    """Most jobs outside; whoever arrives beyond is turned away. None: no limit."""
+    """Most requests outside; whoever arrives beyond is turned away. None: no limit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +164,7 @@ class _Loop:
         self._requests = requests
         self._lanes = lanes
         self._queue = policy.queue()
-        self._door = _Door(policy, limits)
+        self._door = _Door(policy, limits, Counter(request.job for request in requests))
         self._jobs = [Job(request) for request in requests]
         self._missing = {index: len(set(wanted)) for index, wanted in needs.items() if wanted}
         self._wanted_by: defaultdict[int, list[int]] = defaultdict(list)
@@ -286,46 +291,80 @@ class _Running:
 class _Door:
     """Keeps the number of jobs that were let in within the limits."""
 
-    def __init__(self, policy: Policy, limits: Limits) -> None:
+    def __init__(self, policy: Policy, limits: Limits, parts: Counter[str]) -> None:
         self._policy = policy
         self._limits = limits
         self._inside = 0
-        self._of_tenant: defaultdict[str, int] = defaultdict(int)
-        self._outside: dict[str, Queue] = {}
+        self._of_tenant: Counter[str] = Counter()
+        self._left = parts
+        """Parts that have not ended, by job."""
+        self._parts_inside: Counter[str] = Counter()
+        self._begun: set[str] = set()
+        """Jobs of which a part was let in and not all have ended."""
+        self._outside: dict[tuple[str, str], Queue] = {}
+        """By tenant and job, as each has a limit of its own."""
         self.most = 0
 
     def enter(self, request: Request, now: float) -> str:
         """``"in"``, ``"wait"`` or ``"away"``."""
-        if self._room(request.tenant):
+        if self._room(request):
             self._let_in(request)
             return "in"
         waiting = sum(map(len, self._outside.values()))
         if self._limits.max_waiting is not None and waiting >= self._limits.max_waiting:
+            self._end(request)
             return "away"
-        if request.tenant not in self._outside:
-            self._outside[request.tenant] = Queue(self._policy)
-        self._outside[request.tenant].add(request, now)
+        self._outside.setdefault((request.tenant, request.job), Queue(self._policy)).add(request, now)
         return "wait"
 
     def leave(self, request: Request) -> list[Request]:
-        """Note that a job ended; return those that come in for it."""
-        self._inside -= 1
-        self._of_tenant[request.tenant] -= 1
+        """Note that a request ended; return those that come in for it."""
+        if self._is_free(request):
+            return []
+        self._parts_inside[request.job] -= 1
+        if not request.job:
+            self._inside -= 1
+            self._of_tenant[request.tenant] -= 1
+        self._end(request)
         entered: list[Request] = []
-        while heads := [line.head() for tenant, line in self._outside.items() if len(line) and self._room(tenant)]:
+        while heads := [head for line in self._outside.values() if len(line) and self._room(head := line.head())]:
             first = min(heads, key=lambda r: (self._policy.key(r, r.arrival_s), r.index))
-            self._outside[first.tenant].pop()
+            self._outside[first.tenant, first.job].pop()
             self._let_in(first)
             entered.append(first)
         return entered
 
-    def _room(self, tenant: str) -> bool:
-        limits = self._limits
+    def _end(self, request: Request) -> None:
+        """Note that nothing more comes of a request; a job ends with its last part."""
+        self._left[request.job] -= 1
+        if request.job in self._begun and not self._left[request.job]:
+            self._begun.remove(request.job)
+            self._inside -= 1
+            self._of_tenant[request.tenant] -= 1
+
+    def _is_free(self, request: Request) -> bool:
+        return self._limits.jobs_only and not request.job
+
+    def _room(self, request: Request) -> bool:
+        limits, job = self._limits, request.job
+        if self._is_free(request):
+            return True
+        if job and self._parts_inside[job] >= limits.parallel.get(job, math.inf):
+            return False
+        if job in self._begun:
+            return True
         if limits.max_jobs is not None and self._inside >= limits.max_jobs:
             return False
-        return tenant not in limits.quotas or self._of_tenant[tenant] < limits.quotas[tenant]
+        return request.tenant not in limits.quotas or self._of_tenant[request.tenant] < limits.quotas[request.tenant]
 
     def _let_in(self, request: Request) -> None:
+        if self._is_free(request):
+            return
+        self._parts_inside[request.job] += 1
+        if request.job in self._begun:
+            return
+        if request.job:
+            self._begun.add(request.job)
         self._inside += 1
         self._of_tenant[request.tenant] += 1
         self.most = max(self.most, self._inside)

@@ -33,6 +33,8 @@ class Request:
     """On whose behalf."""
     weight: float = 1.0
     """The tenant's weight: under load its share of the device, relative to the others'."""
+    job: str = ""
+    """The job that it is a part of, such as one trial of a search; empty: it stands for itself."""
 
     @property
     def work(self) -> float:
@@ -69,6 +71,10 @@ class Policy(ABC):
     def queue(self) -> Queue:
         """A new, empty waiting line in this order."""
         return Queue(self)
+
+    def sped_up(self, factor: float) -> Policy:
+        """The policy for a simulation that lets `factor` seconds pass in one, with segments as long as they are."""
+        return self
 
 
 POLICIES: Registry[type[Policy]] = Registry("scheduling policy", "aimass_lab.scheduling")

@@ -148,10 +148,10 @@ def _latency_s(workload: Workload, batch_size: int) -> float | None:
 
 
 def _ratio(workload: Workload, step: Step, batch_size: int) -> float:
-    from ..prediction.effects import predict_effect
+    from ..prediction.effects import Effects
 
-    try:
-        return float(predict_effect(workload, step.name, batch_size=batch_size).latency_ratio.value)
+    try:  # without copies: a search that has seconds would spend them on these
+        return float(Effects(workload, step.name, copies=False).at(batch_size=batch_size).latency_ratio.value)
     except AimassError:
         return 1.0
 
@@ -172,10 +172,10 @@ def make_elsewhere(workload: Workload) -> Callable[[Candidate, str], dict[Object
 
 def _on_device(workload: Workload, recipe: Recipe, batch_size: int, device: str) -> dict[ObjectiveName, Number] | str:
     from ..prediction.bookkeeping import throughput_of
-    from ..prediction.effects import predict_effect
+    from ..prediction.effects import Effects
 
     try:
-        effect = predict_effect(workload, recipe.name, device, batch_size=batch_size)
+        effect = Effects(workload, recipe.name, copies=False).at(device, batch_size=batch_size)
     except AimassError as error:
         return error.message
     return {"latency": effect.latency, "throughput": throughput_of(batch_size, effect.latency)}

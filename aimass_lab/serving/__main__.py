@@ -53,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_port, default=8000, help="for HTTP; 0: a free one")
     serve.add_argument("--grpc-port", type=_optional_port, default=8001, help="0: a free one; none: no gRPC")
     serve.add_argument("--workers", type=_positive, help="model processes; default: as the bundle says")
+    serve.add_argument("--frontends", type=_positive, help="processes that take connections and read requests, for one queue; default: as the bundle says")
     serve.add_argument("--devices", metavar="NAMES", help="such as cuda:0,cuda:1: a worker on each, which sees no other; default: the processor")
     serve.add_argument("--repository", type=Path, metavar="FOLDER", help="serve the bundles in its subfolders, too")
     serve.add_argument("--versions", type=_positive, default=1, help="how many of the newest versions of each model are served")
@@ -136,6 +137,7 @@ def _serve(folder: Path, arguments: argparse.Namespace) -> int:
         port=arguments.port,
         grpc_port=arguments.grpc_port,
         workers=arguments.workers,
+        frontends=arguments.frontends,
         devices=arguments.devices,
         repository=arguments.repository,
         num_versions=arguments.versions,

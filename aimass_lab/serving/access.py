@@ -39,6 +39,7 @@ class Door:
     """
 
     def __init__(self, tokens: Sequence[Token] = (), *, requests_per_s: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.tokens = tuple(tokens)
         self._values = [(b"Bearer " + token.value.encode(), token.name) for token in tokens]
         rates = {token.name: token.requests_per_s or requests_per_s for token in tokens} or {ANYBODY: requests_per_s}
         self._buckets = {name: _Bucket(rate, clock) for name, rate in rates.items() if rate is not None}
@@ -47,6 +48,11 @@ class Door:
     def asks_for_tokens(self) -> bool:
         """Whether callers must show one."""
         return bool(self._values)
+
+    @property
+    def limited(self) -> frozenset[str]:
+        """Names of the callers that have a rate."""
+        return frozenset(self._buckets)
 
     def admit(self, header: str | None) -> str:
         """Compare an `Authorization` header with every token, in constant time.

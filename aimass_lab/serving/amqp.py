@@ -17,7 +17,7 @@ from prometheus_client import Counter, Gauge
 from .config import ServingConfig
 from .errors import RequestError, ServerError, bad
 from .protocol import HEADER_LENGTH, encode_infer, error_body, parse_infer
-from .service import Service
+from .service import LocalService
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class QueueConsumer:
         options: Where the messages are.
     """
 
-    def __init__(self, service: Service, config: ServingConfig, options: QueueOptions) -> None:
+    def __init__(self, service: LocalService, config: ServingConfig, options: QueueOptions) -> None:
         self._service, self._config, self._options = service, config, options
         self._answered: OrderedDict[bytes, None] = OrderedDict()
         self._handling: set[asyncio.Task[None]] = set()
@@ -249,7 +249,7 @@ class QueueConsumer:
         else:
             outcome = "answered"
         finally:
-            self._service.metrics.requests.labels("amqp", str(code)).inc()
+            self._service.tally.add("amqp", code)
         if not message.reply_to:
             return outcome
         content_type, *rest = (value.decode() for _, value in headers)

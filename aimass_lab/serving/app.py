@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -30,9 +30,8 @@ from .protocol import (
     parse_predict,
     server_metadata,
 )
-from .repository import Repository
 from .request_log import request_id
-from .service import Servable, Service
+from .service import Catalogue, Servable, Service
 from .tensors import InferRequest, Tensor
 
 logger = logging.getLogger(__name__)
@@ -45,6 +44,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 JSON: Headers = [(b"content-type", b"application/json")]
 TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 METRICS: Headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+KNOWN_PATH = 256
+"""Bytes of a path up to which it is remembered: most requests ask for the same ones."""
 DISCARD_S = 5.0
 """How long a body that is refused is still read, so that its sender gets to read the answer."""
 
@@ -54,13 +55,13 @@ class App:
 
     Args:
         service: The models and the door.
-        repository: What can be loaded.
+        catalogue: What can be loaded.
         max_body_bytes: Longer bodies get 413.
     """
 
-    def __init__(self, service: Service, repository: Repository, max_body_bytes: int) -> None:
+    def __init__(self, service: Service, catalogue: Catalogue, max_body_bytes: int) -> None:
         self._service = service
-        self._repository = repository
+        self._catalogue = catalogue
         self._max_body_bytes = max_body_bytes
         self._reading = asyncio.Semaphore(1)
         """Of stored samples, all of which are read for one of them."""
@@ -98,7 +99,7 @@ class App:
         Raises:
             RequestError: 401, 404, 405, and whatever the handler raises.
         """
-        segments = [unquote(part) for part in scope["raw_path"].decode("ascii", "replace").strip("/").split("/")]
+        segments = (_known_segments if len(scope["raw_path"]) <= KNOWN_PATH else _segments)(scope["raw_path"])
         if segments == [""] and scope["method"] in ("GET", "HEAD") and b"text/html" in headers.get(b"accept", b""):
             return 200, *page()  # it holds nothing of the models; what it then asks for needs a token
         if segments[:2] != ["v2", "health"]:  # probes carry no token, and learn nothing worth one
@@ -130,7 +131,7 @@ class App:
             case ["v2", "repository", "index"]:
                 return self._index, None, "POST"
             case ["v2", "repository", "models", name, ("load" | "unload") as verb]:
-                change = self._repository.load if verb == "load" else self._repository.unload
+                change = self._catalogue.load if verb == "load" else self._catalogue.unload
                 return partial(self._change, change, name), None, "POST"
             case ["v2", "models", name, *rest]:
                 return self._route_model(name, rest)
@@ -171,7 +172,7 @@ class App:
         return 200, JSON, orjson.dumps(describe(self._service))
 
     async def _metrics(self, _: None, __: Any) -> Answer:
-        return 200, METRICS, await asyncio.to_thread(self._service.metrics.text)  # which looks at every process of the server
+        return 200, METRICS, await self._service.exposition()
 
     async def _live(self, _: None, __: Any) -> Answer:
         return 200, JSON, orjson.dumps({"live": True})
@@ -200,7 +201,7 @@ class App:
     async def _index(self, _: None, __: dict[str, Any], headers: dict[bytes, bytes], receive: Receive) -> Answer:
         """What is served, and whether it can be used."""
         ready = parse_index(await self._read_body(headers, receive))
-        return 200, JSON, orjson.dumps(self._repository.index(ready=ready))
+        return 200, JSON, orjson.dumps(await self._catalogue.index(ready=ready))
 
     async def _change(
         self, change: Callable[[str], Awaitable[None]], name: str, _: None, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive
@@ -247,13 +248,14 @@ class App:
         """Body in, outputs out; counted whatever happens."""
         code, began = 500, time.monotonic()
         try:
-            self._service.door.spend(scope["aimass.caller"])
-            with model.in_use(), self._service.trace(protocol, model, lambda name: headers.get(name.encode(), b"").decode("latin-1")) as trace:
-                request = parse(await self._read_body(headers, receive))
-                scope["aimass.items"] = request.items
-                request.trace = trace
-                hangup = scope["aimass.hangup"] = Hangup()
-                outputs = await self._service.infer(model, request, hangup)
+            with model.in_use():
+                await self._service.spend(scope["aimass.caller"])
+                with self._service.trace(protocol, model, lambda name: headers.get(name.encode(), b"").decode("latin-1")) as trace:
+                    request = parse(await self._read_body(headers, receive))
+                    scope["aimass.items"] = request.items
+                    request.trace = trace
+                    hangup = scope["aimass.hangup"] = Hangup()
+                    outputs = await self._service.infer(model, request, hangup)
             answer = _encode(protocol, model, request, outputs)
             code = 200
             return answer
@@ -261,7 +263,7 @@ class App:
             code = error.status
             raise
         finally:
-            self._service.metrics.answered(protocol, code, time.monotonic() - began)
+            self._service.tally.add(protocol, code, time.monotonic() - began)
 
     async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, as long as it is not too long; never more than that is kept.
@@ -294,6 +296,13 @@ class App:
     def _too_long(self) -> RequestError:
         # Made where it is raised: kept in a variable it would keep the frame, and with it the last of the body, until a collection of all.
         return RequestError(413, f"the body is longer than {self._max_body_bytes} bytes")
+
+
+def _segments(raw_path: bytes) -> list[str]:
+    return [unquote(part) for part in raw_path.decode("ascii", "replace").strip("/").split("/")]
+
+
+_known_segments = lru_cache(maxsize=256)(_segments)
 
 
 class MethodNotAllowed(RequestError):

@@ -103,10 +103,12 @@ class Batcher:
             hangup.callback = lambda: self._drop(pending, RequestError(CLIENT_GONE, "the client hung up"))
         try:
             return await pending.future
+        except BaseException:
+            self._drop(pending, RequestError(CLIENT_GONE, "cancelled"))
+            raise
         finally:
             if request.trace is not None and not pending.launched:
-                request.trace.queue(self.config, pending.queued_at, time.monotonic())
-            self._drop(pending, RequestError(CLIENT_GONE, "cancelled"))
+                request.trace.queue(self._model, pending.queued_at, time.monotonic())
             if pending.timer is not None:
                 pending.timer.cancel()
 
@@ -120,8 +122,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         pending = Pending(request, next(self._numbers), loop.create_future(), time.monotonic())
         limit_s = min(config.request_timeout_s, request.timeout_s or math.inf)
-        late = RequestError(504, f"no answer within {limit_s:g} s")
-        pending.timer = loop.call_later(limit_s, self._drop, pending, late)
+        pending.timer = loop.call_later(limit_s, self._end_late, pending, limit_s)
         self._queues.setdefault(pending.key, {})[pending.number] = pending
         self._count(pending, 1)
         self._pump_soon()
@@ -144,6 +145,9 @@ class Batcher:
             self._take_out(pending)
             self._count(pending, -1)
         pending.fail(reason)
+
+    def _end_late(self, pending: Pending, limit_s: float) -> None:
+        self._drop(pending, RequestError(504, f"no answer within {limit_s:g} s"))
 
     def _take_out(self, pending: Pending) -> None:
         queue = self._queues[pending.key]
@@ -256,8 +260,8 @@ class Batcher:
             if (trace := pending.request.trace) is None:
                 continue
             if not pending.deaths:
-                trace.queue(self.config, pending.queued_at, started)
-            trace.batch(self.config, started, now, items=items, requests=len(batch), computed=None if computed is None else (computed[0], computed[1]))
+                trace.queue(self._model, pending.queued_at, started)
+            trace.batch(self._model, started, now, items=items, requests=len(batch), computed=None if computed is None else (computed[0], computed[1]))
 
     def _learn_pace(self, items: int, elapsed: float) -> None:
         pace = items / max(elapsed, 1e-6) * self.config.workers

@@ -50,6 +50,8 @@ class ServingConfig:
     wait_policy: str = "adaptive"
     """``"adaptive"``: hold only when the last batch had more than one request; ``"always"``: hold until full."""
     workers: int = 1
+    frontends: int = 1
+    """Processes that take connections, read and check requests and write answers; 1: the one that has the queues does that, too."""
     threads_per_worker: int = 1
     priority_levels: int = 3
     """Requests may ask for a level from 1, which goes first, to this; those that do not ask get the middle one."""
@@ -68,7 +70,7 @@ class ServingConfig:
     """After SIGTERM: how long new requests are still accepted, so that balancers and clients can move on."""
 
 
-POSITIVE = {"priority_levels", "max_batch_size", "workers", "threads_per_worker", "max_queue_items", "max_queue_bytes", "request_timeout_s"} | {
+POSITIVE = {"priority_levels", "max_batch_size", "workers", "frontends", "threads_per_worker", "max_queue_items", "max_queue_bytes", "request_timeout_s"} | {
     "max_body_bytes", "header_timeout_s", "body_timeout_s", "start_timeout_s",
 }  # fmt: skip
 

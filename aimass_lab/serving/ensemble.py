@@ -24,7 +24,7 @@ from .batcher import Hangup
 from .config import ServingConfig, TensorSpec, read_json
 from .errors import CLIENT_GONE, BundleError, RequestError
 from .metrics import ModelMetrics
-from .service import ENSEMBLE, Servable, Service
+from .service import ENSEMBLE, LocalService, Servable
 from .tensors import Array, InferRequest, Tensor, encode
 
 SUFFIX = ".ensemble.json"
@@ -107,7 +107,7 @@ class Ensemble(Servable):
 
     platform = ENSEMBLE
 
-    def __init__(self, config: EnsembleConfig, service: Service) -> None:
+    def __init__(self, config: EnsembleConfig, service: LocalService) -> None:
         self._ensemble, self._service = config, service
         try:
             members = [service.find(member.model, member.version) for member in config.members]

@@ -1,4 +1,4 @@
-"""Frames between the front end and a model worker: lengths, a JSON header, then tensors at 64-byte steps."""
+"""Frames between the processes of a server: lengths, a JSON header, then tensors at 64-byte steps."""
 
 from __future__ import annotations
 

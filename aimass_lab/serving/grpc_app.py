@@ -19,9 +19,8 @@ from .errors import CLIENT_GONE, RequestError, ServerError, bad
 from .grpc_messages import INFERENCE_SERVICE, METHODS, POOL, ModelInferResponse, message
 from .listener import grpc_connections
 from .protocol import UNSUPPORTED, check_change, check_outputs, model_metadata, server_metadata
-from .repository import Repository
 from .request_log import request_id
-from .service import Service
+from .service import Catalogue, Service
 from .tensors import (
     InferRequest,
     Tensor,
@@ -67,9 +66,9 @@ Method = Callable[[Any, Any], Awaitable[Any]]
 class GrpcApp:
     """The methods of all services."""
 
-    def __init__(self, service: Service, repository: Repository) -> None:
+    def __init__(self, service: Service, catalogue: Catalogue) -> None:
         self._service = service
-        self._repository = repository
+        self._catalogue = catalogue
 
     def handlers(self) -> list[Any]:
         """Handlers for `grpc.aio.server`."""
@@ -159,18 +158,18 @@ class GrpcApp:
     async def RepositoryIndex(self, request: Any, _: Any) -> Any:
         """What is served, and whether it can be used."""
         _refuse_repository(request.repository_name)
-        return {"models": self._repository.index(ready=request.ready)}
+        return {"models": await self._catalogue.index(ready=request.ready)}
 
     async def RepositoryModelLoad(self, request: Any, _: Any) -> Any:
         """Serve the newest versions of a model, for those who may say so."""
         name = self._demand_change(request)
-        await self._repository.load(name)
+        await self._catalogue.load(name)
         return {"model_name": name, "isLoaded": True}
 
     async def RepositoryModelUnload(self, request: Any, _: Any) -> Any:
         """Stop serving a model, for those who may say so."""
         name = self._demand_change(request)
-        await self._repository.unload(name)
+        await self._catalogue.unload(name)
         return {"model_name": name, "isUnloaded": True}
 
     def _demand_change(self, request: Any) -> str:
@@ -195,7 +194,7 @@ class GrpcApp:
         """Compute outputs; raw in the answer when they were raw in the request."""
         code, began = 500, time.monotonic()
         try:
-            self._service.door.spend(_caller.get())
+            await self._service.spend(_caller.get())
             model = self._service.find(request.model_name, request.model_version)
             with model.in_use(), self._service.trace("grpc", model, dict(context.invocation_metadata() or ()).get) as trace:
                 checked = parse_request(model.config, request)
@@ -214,7 +213,7 @@ class GrpcApp:
             code = CLIENT_GONE if context.cancelled() else 500
             raise
         finally:
-            self._service.metrics.answered("grpc", code, time.monotonic() - began)
+            self._service.tally.add("grpc", code, time.monotonic() - began)
 
 
 def _read(kind: Any, data: bytes) -> Any:
@@ -293,8 +292,10 @@ def _refuse_repository(name: str) -> None:
         raise bad(f"repository_name is {name[:80]!r}; there is one repository here, and it has no name")
 
 
-async def start_grpc(service: Service, repository: Repository, address: str, max_body_bytes: int, tls: tuple[Path, Path] | None = None) -> tuple[Any, int]:
-    """Start listening; with `tls`, a certificate and its key, encrypted.
+async def start_grpc(
+    service: Service, catalogue: Catalogue, address: str, max_body_bytes: int, tls: tuple[Path, Path] | None = None, *, shared: bool = False
+) -> tuple[Any, int]:
+    """Start listening; with `tls`, a certificate and its key, encrypted; `shared`: other processes of this server listen on the same port.
 
     Returns:
         The server, and its port.
@@ -302,10 +303,10 @@ async def start_grpc(service: Service, repository: Repository, address: str, max
     Raises:
         ServerError: the address is taken or not ours.
     """
-    options = [("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    options = [("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", int(shared))]
     options += [("grpc.max_allowed_incoming_connections", grpc_connections())]
     server = grpc.aio.server(options=options)
-    server.add_generic_rpc_handlers(GrpcApp(service, repository).handlers())
+    server.add_generic_rpc_handlers(GrpcApp(service, catalogue).handlers())
     try:
         if tls is None:
             port = server.add_insecure_port(address)

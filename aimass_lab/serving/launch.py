@@ -37,7 +37,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of the front end, the parent of the workers."""
+        """Of the process that has the queues, the parent of all others."""
         return self._process.pid
 
     @property

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_headers = True
         self._header_bytes = 0
         self._refused = False
-        self._clock: asyncio.TimerHandle | None = self.loop.call_later(self.header_timeout_s, self._too_slow)
+        self._limit_s, self._is_new = self.header_timeout_s, True
+        """How long what is owed now may take, 0 where nothing is; and whether the clock does not know yet."""
+        self._clock: asyncio.TimerHandle | None = None
+        self._set_clock()
         self.waiting[self] = None
         if len(self.connections) > self.max_connections:
             self._make_room()
@@ -93,6 +97,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_headers:
             self._header_bytes += len(data)
         super().data_received(data)
+        self._set_clock()
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
             self._refuse(b"431 Request Header Fields Too Large", b"the headers are too large")
 
@@ -101,17 +106,17 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_headers = True
         self._header_bytes = 0
-        self._start_clock(self.header_timeout_s)
+        self._limit_s, self._is_new = self.header_timeout_s, True
 
     def on_headers_complete(self) -> None:
         """Start the clock for the body."""
         self._in_headers = False
-        self._start_clock(self.body_timeout_s)
+        self._limit_s, self._is_new = self.body_timeout_s, True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The client has sent everything in time."""
-        self._stop_clock()
+        self._limit_s, self._is_new = 0.0, True
         self.waiting.pop(self, None)
         super().on_message_complete()
 
@@ -121,9 +126,14 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):  # else one that was pipelined is under way
             self.waiting[self] = None
 
-    def _start_clock(self, limit_s: float) -> None:
+    def _set_clock(self) -> None:
+        """Start or stop the clock, once for all that came together: of most requests that is the whole, and takes no clock at all."""
+        if not self._is_new:
+            return
+        self._is_new = False
         self._stop_clock()
-        self._clock = self.loop.call_later(limit_s, self._too_slow)
+        if self._limit_s:
+            self._clock = self.loop.call_later(self._limit_s, self._too_slow)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
@@ -156,8 +166,19 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def make_http_server(app: Any, *, header_timeout_s: float, body_timeout_s: float, drain_timeout_s: float, tls: tuple[Path, Path] | None = None) -> HttpServer:
-    """An HTTP/1.1 server for an ASGI application; start it with ``serve(sockets=[...])``. `tls` is a certificate and its key."""
+def make_http_server(
+    app: Any, *, header_timeout_s: float, body_timeout_s: float, drain_timeout_s: float, tls: tuple[Path, Path] | None = None, forwarded: bool = True
+) -> HttpServer:
+    """An HTTP/1.1 server for an ASGI application; start it with ``serve(sockets=[...])``.
+
+    Args:
+        app: The application.
+        header_timeout_s: How long headers may take.
+        body_timeout_s: How long a body may take.
+        drain_timeout_s: How long connections may take to end.
+        tls: A certificate and its key.
+        forwarded: Whether the application wants to know for whom a proxy on this machine asks.
+    """
     limits = {"header_timeout_s": header_timeout_s, "body_timeout_s": body_timeout_s, "max_connections": http_connections(), "waiting": {}}
     protocol = type("Protocol", (LimitedProtocol,), limits)
     config = uvicorn.Config(
@@ -169,6 +190,7 @@ def make_http_server(app: Any, *, header_timeout_s: float, body_timeout_s: float
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=forwarded,
         timeout_keep_alive=int(KEEP_ALIVE_S),
         timeout_graceful_shutdown=int(drain_timeout_s) + 1,
         ssl_certfile=tls[0] if tls else None,
@@ -205,14 +227,64 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address is taken or not ours.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
+    (listener,) = bind_shared(host, port, 1)
     return listener
+
+
+def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
+    """Listening sockets of one address, for as many processes: the kernel divides the connections among them.
+
+    With one socket for all, whoever wakes first takes nearly all connections that come together, and keeps them. Linux alone divides them;
+    elsewhere all get that one socket all the same.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    first = reserve(host, port)
+    sockets = [first]
+    try:
+        if count > 1:
+            share(first)
+        for _ in range(1, count):
+            sockets.append(_beside(first) if sys.platform == "linux" else first.dup())
+        for listener in sockets:
+            listener.listen(2048)
+            listener.setblocking(False)
+    except OSError:
+        for listener in sockets:
+            listener.close()
+        raise
+    return sockets
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that has an address and does not listen; the only one: a port that another server shares among its own processes counts as taken.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    taker = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taker.bind((host, port))
+    except OSError:
+        taker.close()
+        raise
+    return taker
+
+
+def share(taker: socket.socket) -> None:
+    """Let other sockets of this user have the address, too."""
+    taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def _beside(first: socket.socket) -> socket.socket:
+    """Another socket with the address of a shared one."""
+    other = socket.socket(first.family, socket.SOCK_STREAM)
+    try:
+        share(other)
+        other.bind(first.getsockname()[:2])
+    except OSError:
+        other.close()
+        raise
+    return other

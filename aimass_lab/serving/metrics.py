@@ -9,8 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .memory import KIND, tree_bytes
+from .tally import SECONDS, Answers
 
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 ERRORS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -20,12 +20,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("aimass_requests", "Inference requests answered", ["protocol", "code"], registry=self.registry)
-        self.request_s = Histogram("aimass_request_seconds", "Time of a request that got outputs", ["protocol"], buckets=SECONDS, registry=self.registry)
+        self.answers = Answers()
+        self.registry.register(self.answers)
         self.startup_s = Gauge("aimass_startup_seconds", "From the start of the process to ready", registry=self.registry)
         self.memory_bytes = Gauge("aimass_memory_bytes", f"{KIND} of the server and its workers", registry=self.registry)
         self.memory_bytes.set_function(lambda: tree_bytes(os.getpid()))
-        self._of_answers: dict[tuple[str, int], tuple[Any, Any]] = {}
         labels = ["model", "version"]
         self.queue_s = Histogram("aimass_queue_seconds", "Time a request waited for a worker", labels, buckets=SECONDS, registry=self.registry)
         self.compute_s = Histogram("aimass_compute_seconds", "Time a worker took for a batch", labels, buckets=SECONDS, registry=self.registry)
@@ -49,15 +48,6 @@ class Metrics:
         """How many tell of a version: two, while one takes the other's place."""
         of_steps = [*labels, "step", "result"]
         self.ensemble_steps = Counter("aimass_ensemble_steps", "Answers of an ensemble's members", of_steps, registry=self.registry)
-
-    def answered(self, protocol: str, code: int, seconds: float) -> None:
-        """Count an inference request."""
-        found = self._of_answers.get((protocol, code))
-        if found is None:  # kept, because looking a label up takes longer than counting
-            found = self._of_answers[protocol, code] = self.requests.labels(protocol, str(code)), self.request_s.labels(protocol)
-        found[0].inc()
-        if code == 200:
-            found[1].observe(seconds)
 
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""

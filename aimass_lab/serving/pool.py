@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from .child import start_child
 from .config import ServingConfig
 from .devices import CPU, device_environment, device_of
 from .errors import ServerError
@@ -24,11 +23,6 @@ from .tensors import Buffer
 
 logger = logging.getLogger(__name__)
 
-BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
-    "import importlib; importlib.import_module(sys.argv[2] + '.worker').main(**json.loads(sys.argv[3]))"
-)
-"""A worker sees the packages that its parent sees, whatever the working directory holds."""
 MAX_FAILED_STARTS = 5
 """In a row; then the server gives up, so that whoever runs it can act."""
 MAX_BACKOFF_S = 5.0
@@ -263,18 +257,9 @@ class WorkerPool:
                 raise ServerError(f"warm-up: {errors[0]}")
 
     async def _spawn(self, device: str) -> Worker:
-        ours, theirs = socket.socketpair()
         threads = str(self._config.threads_per_worker)
-        told = {"bundle": str(self._folder), "descriptor": theirs.fileno(), "parent": os.getpid(), "device": device}
-        arguments = [json.dumps(sys.path), __package__ or "", json.dumps(told)]
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-B", "-c", BOOT, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),  # stdout belongs to the front end's one line
-                pass_fds=[theirs.fileno()],
-                env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads} | device_environment(device),
-            )
+        environment = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads} | device_environment(device)
+        process, ours = start_child("worker", {"bundle": str(self._folder), "device": device}, environment=environment)
         worker = Worker(process)
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
         return worker

@@ -38,6 +38,7 @@ def parse_infer(config: ServingConfig, body: bytes, header_length: str | None) -
         return _raw_request(config, body)
     document = parse_object(body if length is None else body[:length])
     tail = memoryview(body)[len(body) if length is None else length :]
+    may_hold_bools = b"true" in body or b"false" in body
     parameters = _parameters(document.get("parameters"), "request")
     request_id = document.get("id", "")
     if not isinstance(request_id, str):
@@ -47,7 +48,7 @@ def parse_infer(config: ServingConfig, body: bytes, header_length: str | None) -
         raise bad("inputs is missing, or not a list")
     inputs = []
     for entry in entries:
-        tensor, tail = _input(config, entry, tail, has_tail=length is not None)
+        tensor, tail = _input(config, entry, tail, has_tail=length is not None, may_hold_bools=may_hold_bools)
         inputs.append(tensor)
     if len(tail):
         raise bad(f"the body has {len(tail)} bytes more than its JSON header and its binary tensors")
@@ -120,7 +121,7 @@ def _parameters(raw: Any, where: str) -> dict[str, Any]:
     return raw
 
 
-def _input(config: ServingConfig, entry: Any, tail: memoryview, *, has_tail: bool) -> tuple[Tensor, memoryview]:
+def _input(config: ServingConfig, entry: Any, tail: memoryview, *, has_tail: bool, may_hold_bools: bool) -> tuple[Tensor, memoryview]:
     """One entry of `inputs`, and what remains of the binary data after it."""
     if not isinstance(entry, dict):
         raise bad("each of inputs must be an object")
@@ -132,7 +133,7 @@ def _input(config: ServingConfig, entry: Any, tail: memoryview, *, has_tail: boo
     if size is None:
         if "data" not in entry:
             raise bad(f"input {spec.name!r} has neither data nor binary_data_size")
-        return from_values(spec, shape, entry["data"]), tail
+        return from_values(spec, shape, entry["data"], may_hold_bools=may_hold_bools), tail
     if "data" in entry:
         raise bad(f"input {spec.name!r} has both data and binary_data_size")
     if not has_tail:
@@ -264,10 +265,10 @@ def parse_predict(config: ServingConfig, body: bytes) -> InferRequest:
     if not isinstance(values, dict):
         names = ", ".join(repr(spec.name) for spec in config.inputs)
         raise bad(f"send {{'inputs': {{name: nested list}}}}; the inputs are {names}")
-    inputs = []
+    inputs, may_hold_bools = [], b"true" in body or b"false" in body
     for name, nested in values.items():
         spec = config.inputs[find_spec(config.inputs, name, "input")]
-        inputs.append(from_values(spec, check_shape(spec, _nesting(nested)), nested))
+        inputs.append(from_values(spec, check_shape(spec, _nesting(nested)), nested, may_hold_bools=may_hold_bools))
     outputs: list[tuple[int, bool]] = [(index, False) for index in range(len(config.outputs))]
     return make_request(config, id="", inputs=inputs, outputs=check_outputs(config, outputs), parameters={})
 

@@ -14,7 +14,7 @@ from .config import ServingConfig, check_manifest, load_config, load_vectors
 from .devices import CPU
 from .ensemble import SUFFIX, Ensemble, load_ensemble
 from .errors import BundleError, RequestError, ServerError
-from .service import Model, Servable, Service, version_order
+from .service import LocalService, Model, Servable, version_order
 from .tensors import InferRequest, Tensor, encode, relative_error
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Repository:
     """
 
     def __init__(
-        self, service: Service, own: Found, folder: Path | None, *, num_versions: int = 1, workers: int | None = None, devices: Sequence[str] = (CPU,)
+        self, service: LocalService, own: Found, folder: Path | None, *, num_versions: int = 1, workers: int | None = None, devices: Sequence[str] = (CPU,)
     ) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets a `ServerError` when the workers of a served model cannot be started any more."""
@@ -134,7 +134,7 @@ class Repository:
             if bundle.key == must_load:
                 raise
             self._refuse(bundle, str(error))
-            old = self._service.models.pop(bundle.key, None)
+            old = self._service.remove(bundle.key) if bundle.key in self._service.models else None
         else:
             self._refused.pop(bundle.key, None)
         if old is not None:
@@ -196,7 +196,7 @@ class Repository:
                 raise RequestError(400, f"{name!r} was not loaded: {reasons[0]}")
             raise RequestError(404, f"no bundle of a model {name[:80]!r} is in the repository")
 
-    def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
+    async def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
         """Name, version and state of everything there is, with the reason where it is not served; or of what is `ready` alone."""
         entries = [{"name": name, "version": version, "state": "READY" if m.ready else "UNAVAILABLE"} for (name, version), m in self._service.models.items()]
         entries += [
@@ -266,7 +266,7 @@ class Repository:
             BundleError: its vectors cannot be read.
         """
         config = bundle.config if self._workers is None else replace(bundle.config, workers=self._workers)
-        model = Model(bundle.folder, config, self._service.metrics, self._service.journal, background=background, devices=self._devices)
+        model = Model(bundle.folder, config, self._service, background=background, devices=self._devices)
         try:
             await model.pool.start()
             if bundle is not self._own:

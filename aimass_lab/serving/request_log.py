@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import random
 import re
 import sys
 from datetime import datetime, timezone
@@ -30,7 +30,7 @@ REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 def request_id(given: str | None) -> str:
     """The client's own name of its request where it has a usable one, else a new one."""
-    return given if given and REQUEST_ID.fullmatch(given) else os.urandom(8).hex()
+    return given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
 class RequestLog:

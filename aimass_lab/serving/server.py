@@ -1,9 +1,8 @@
-"""The front-end process from start to exit: listen, start the workers, say ready, serve, drain on SIGTERM."""
+"""The server's process from start to exit: listen, start the workers, say ready, serve, drain on SIGTERM."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import ipaddress
 import logging
 import os
@@ -20,17 +19,17 @@ import psutil
 import uvloop
 
 from .access import Door, read_tokens
-from .app import App
 from .config import ServingConfig, check_manifest, load_config
 from .devices import CPU, parse_devices
 from .errors import ServerError
-from .heap import IDLE_S, give_back
+from .frontend import FrontEnd, FrontEndOptions, tidy
+from .frontends import FrontEnds
 from .journal import Journal
-from .listener import HttpServer, bind, make_http_server, take_handles
+from .listener import bind, bind_shared, reserve, share, take_handles
 from .metrics import Metrics
 from .repository import Found, Repository
 from .request_log import RequestLog
-from .service import Service
+from .service import LocalService
 from .shadow import Shadows
 from .tracing import make_tracing
 
@@ -50,6 +49,8 @@ class ServeOptions:
     grpc_port: int | None = 8001
     """0: a free one; None: no gRPC."""
     workers: int | None = None
+    """None: as the bundle says."""
+    frontends: int | None = None
     """None: as the bundle says."""
     devices: str | None = None
     """``cuda:0,cuda:1``: a worker of each model on each; None: on the processor."""
@@ -154,57 +155,40 @@ async def _serve(
         loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
     take_handles()
     loop.set_default_executor(ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="aside"))
-    service = Service(Metrics(), door, *logs, canary=options.canary)
+    service = LocalService(Metrics(), door, *logs, canary=options.canary)
     service.tracing = make_tracing(config.name, os.environ)
     if options.shadow is not None:
         service.shadows = Shadows(service, options.shadow)
     devices = parse_devices(options.devices) if options.devices is not None else (CPU,)
     workers = options.workers if options.devices is None else len(devices)
     repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=workers, devices=devices)
-    try:
-        listener = bind(options.host, options.port)
-    except OSError as error:
-        raise ServerError(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}") from None
-    http = make_http_server(
-        App(service, repository, config.max_body_bytes),
-        header_timeout_s=config.header_timeout_s,
-        body_timeout_s=config.body_timeout_s,
-        drain_timeout_s=config.request_timeout_s,
-        tls=tls,
-    )
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    grpc_server, grpc_port = None, 0
-    if options.grpc_port is not None:
-        from .grpc_app import start_grpc  # here, because gRPC costs time and memory that not everybody wants to spend
-
-        grpc_server, grpc_port = await start_grpc(service, repository, f"{host}:{options.grpc_port}", config.max_body_bytes, tls)
-    http_task = loop.create_task(http.serve(sockets=[listener]))
+    front, url = _make_front(service, repository, config, options, tls)
     consumer = None
     try:
-        await _first(loop.create_task(repository.start()), stop)
+        starting = asyncio.gather(front.start(), repository.start())
+        await _first(stop, starting)
         if not stop.is_set():
             service.started = True
+            service.changed()
             if options.amqp is not None:
                 from .amqp import QueueConsumer, queue_options  # here, because not everybody has a queue
 
                 consumer = QueueConsumer(service, config, queue_options(options.amqp, options.queue, options.prefetch, config, workers=workers))
                 await consumer.start()
             service.metrics.startup_s.set(time.time() - psutil.Process().create_time())
-            suffix = f" grpc {host}:{grpc_port}" if grpc_server else ""
-            _say(f"ready {'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}{suffix}")
-            aside = [loop.create_task(_tidy(service))]
+            if isinstance(front, FrontEnds):
+                await front.settled()
+            _say(f"ready {url}" + (f" grpc {_shown(options.host)}:{front.grpc_port}" if front.grpc_port is not None else ""))
+            aside = [loop.create_task(tidy(service))]
             if options.poll_s is not None:
                 aside.append(loop.create_task(_look(repository, options.poll_s)))
-            await _first(repository.failed, stop)
+            await _first(stop, repository.failed, front.failed)
             for task in aside:
                 task.cancel()
             queue = [consumer.stop(config.request_timeout_s)] if consumer else []
-            await asyncio.gather(_drain(service, config, http, http_task, grpc_server), *queue)
+            await asyncio.gather(_drain(service, config, front), *queue)
     finally:
-        http.should_exit = http.force_exit = True
-        if grpc_server is not None:
-            await grpc_server.stop(0)
-        await asyncio.gather(http_task, return_exceptions=True)
+        await front.stop()
         if service.shadows is not None:
             service.shadows.close()
         await repository.stop()
@@ -212,6 +196,45 @@ async def _serve(
             await service.tracing.close()
         for log in logs:
             log.close()
+
+
+def _make_front(
+    service: LocalService, repository: Repository, config: ServingConfig, options: ServeOptions, tls: tuple[Path, Path] | None
+) -> tuple[FrontEnd | FrontEnds, str]:
+    """What takes connections, and its address.
+
+    Raises:
+        ServerError: a port is taken, or the address is not ours.
+    """
+    count, port, reserved = options.frontends or config.frontends, options.grpc_port, None
+    try:
+        listeners = [bind(options.host, options.port)] if count == 1 else bind_shared(options.host, options.port, count)
+    except OSError as error:
+        raise ServerError(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}") from None
+    if count > 1 and port is not None:
+        try:
+            reserved = reserve(options.host, port)
+        except OSError as error:
+            raise ServerError(f"cannot listen for gRPC on {options.host} port {port}: {error.strerror or error}") from None
+        share(reserved)
+        port = reserved.getsockname()[1]
+    how = FrontEndOptions(
+        grpc_address=None if port is None else f"{_shown(options.host)}:{port}",
+        shared=count > 1,
+        max_body_bytes=config.max_body_bytes,
+        header_timeout_s=config.header_timeout_s,
+        body_timeout_s=config.body_timeout_s,
+        drain_timeout_s=config.request_timeout_s,
+        tls=tls,
+    )
+    url = f"{'http' if tls is None else 'https'}://{_shown(options.host)}:{listeners[0].getsockname()[1]}"
+    if count == 1:
+        return FrontEnd(service, repository, listeners[0], how), url
+    return FrontEnds(service, repository, listeners, reserved, config, how, canary=options.canary), url
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _say(line: str) -> None:
@@ -225,19 +248,6 @@ def _say(line: str) -> None:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries again as it ends, and says so at length
         raise ServerError(f"cannot write to standard output: {error.strerror or error}") from None
-
-
-async def _tidy(service: Service) -> None:
-    """Give memory back whenever nobody has asked for a while and somebody had before; probes do not count."""
-    seen, tidied = -1, -1
-    while True:
-        await asyncio.sleep(IDLE_S)
-        asked = sum(model.num_asked for model in service.models.values())
-        if asked == seen != tidied:
-            gc.collect()  # closed connections are circles, which else wait until there are as many as the server has objects
-            give_back()
-            tidied = asked
-        seen = asked
 
 
 async def _look(repository: Repository, poll_s: float) -> None:
@@ -256,27 +266,25 @@ def _on_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         stop.set()
 
 
-async def _first(work: asyncio.Future[None], stop: asyncio.Event) -> None:
-    """Wait for the work to end or for the signal to stop; the work's error is raised."""
+async def _first(stop: asyncio.Event, *works: asyncio.Future[Any]) -> None:
+    """Wait for one of the works to end or for the signal to stop; the work's error is raised."""
 
     async def until_stop() -> None:
         await stop.wait()
 
     stopped = asyncio.ensure_future(until_stop())
-    await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
-    if work.done():
-        stopped.cancel()
-        work.result()
-    else:
-        work.cancel()
+    await asyncio.wait([*works, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    for work in works:
+        if work.done():
+            work.result()
+        else:
+            work.cancel()
 
 
-async def _drain(service: Service, config: ServingConfig, http: HttpServer, http_task: asyncio.Task[None], grpc_server: Any) -> None:
+async def _drain(service: LocalService, config: ServingConfig, front: FrontEnd | FrontEnds) -> None:
     """Send clients elsewhere, stop accepting after a grace time, finish what was accepted."""
     service.draining = True
+    service.changed()
     await asyncio.sleep(config.drain_grace_s)
-    http.should_exit = True
-    if grpc_server is not None:
-        await asyncio.gather(http_task, grpc_server.stop(config.request_timeout_s))
-    else:
-        await http_task
+    await front.drain()

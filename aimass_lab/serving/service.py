@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,16 +24,19 @@ from .metrics import Metrics, ModelMetrics
 from .pool import Frame, Worker, WorkerPool
 from .request_log import RequestLog
 from .runners.base import find_format
+from .tally import Tally
 from .tensors import InferRequest, Tensor, encode
 
 if TYPE_CHECKING:
     from .shadow import Shadows
-    from .tracing import Trace, Tracing
+    from .tracing import Recorder, Tracing
 
 ENSEMBLE = "aimass_ensemble"
 """What the protocol's metadata calls a model that is made of others."""
 BACKGROUND_PATIENCE = 20
 """Times as long may a worker take that has the processor when nobody else wants it: late it is, but not hung."""
+
+_numbers = itertools.count(1)
 
 
 class Servable(ABC):
@@ -40,6 +45,8 @@ class Servable(ABC):
     platform: str
 
     def __init__(self, config: ServingConfig, folder: Path, *, background: bool = False) -> None:
+        self.number = next(_numbers)
+        """Tells it from others of the same name and version, before and after it."""
         self.config = config
         self.folder = folder
         """Of the bundle whose samples fit."""
@@ -47,6 +54,7 @@ class Servable(ABC):
         """Requests that were sent here and are not answered yet."""
         self.num_asked = 0
         """Requests that were sent here so far."""
+        self._use = _Use(self)
         self.background = background
         """Whether it is a shadow: it answers those who name its version, and has the processor when nobody else wants it."""
 
@@ -76,30 +84,36 @@ class Servable(ABC):
     async def close(self) -> None:
         """End what belongs to it."""
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
         """While a request is on its way through this version, it is not ended."""
-        self.num_users += 1
-        self.num_asked += 1
-        try:
-            yield
-        finally:
-            self.num_users -= 1
+        return self._use
+
+
+class _Use(contextlib.AbstractContextManager[None]):
+    """Counts those who are in the block; one for all of them."""
+
+    def __init__(self, model: Servable) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._model.num_users += 1
+        self._model.num_asked += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._model.num_users -= 1
 
 
 class Model(Servable):
     """One version of one model: its signature, its queue and its workers."""
 
-    def __init__(
-        self, folder: Path, config: ServingConfig, metrics: Metrics, journal: Journal, *, background: bool = False, devices: Sequence[str] = (CPU,)
-    ) -> None:
+    def __init__(self, folder: Path, config: ServingConfig, service: LocalService, *, background: bool = False, devices: Sequence[str] = (CPU,)) -> None:
         super().__init__(config, folder, background=background)
         self.platform = find_format(config.format).PLATFORM
-        self._metrics = ModelMetrics(metrics, config.name, config.version)
+        self._service = service
+        self._metrics = ModelMetrics(service.metrics, config.name, config.version)
         hang_s = config.request_timeout_s * (BACKGROUND_PATIENCE if background else 1)
-        self.batcher = Batcher(config, self._metrics, journal, hang_s=hang_s)
-        frames, on_restart = warm_up_frames(folder, config), self._metrics.restarts.inc
-        self.pool = WorkerPool(folder, config, frames, self._on_ready, on_restart, journal, devices=devices)
+        self.batcher = Batcher(config, self._metrics, service.journal, hang_s=hang_s)
+        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, self._on_restart, service.journal, devices=devices)
 
     @property
     def ready(self) -> bool:
@@ -127,30 +141,53 @@ class Model(Servable):
 
     def _on_ready(self, worker: Worker) -> None:
         self.batcher.offer(worker)
+        self._service.changed()
+
+    def _on_restart(self) -> None:
+        self._metrics.restarts.inc()
+        self._service.changed()
 
 
-class Service:
-    """The models by name and version, behind one door.
+class Catalogue(Protocol):
+    """What can be served, for those who ask and those who may change it."""
+
+    async def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
+        """Name, version and state of everything there is, or of what is `ready` alone."""
+
+    async def load(self, name: str) -> None:
+        """Serve the newest versions of a model that are there.
+
+        Raises:
+            RequestError: 404, there is none; 400, none could be loaded, with the reason.
+        """
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model until it is loaded again.
+
+        Raises:
+            RequestError: 404, there is none.
+        """
+
+
+class Service(ABC):
+    """The models by name and version, behind one door: what REST and gRPC talk to.
 
     Args:
-        metrics: Where answers are counted.
         door: Lets callers in.
         log: Where requests are written down.
-        journal: Where batches are, and what became of workers.
+        tally: Where answers are counted.
         canary: Share of the requests that name no version that the newest one gets, while one before it is served, too; None: all.
     """
 
-    def __init__(self, metrics: Metrics, door: Door, log: RequestLog, journal: Journal, *, canary: float | None = None) -> None:
+    def __init__(self, door: Door, log: RequestLog, tally: Tally, *, canary: float | None = None) -> None:
         self.models: dict[tuple[str, str], Servable] = {}
-        self.metrics = metrics
+        self._answering: dict[str, list[Servable]] = {}
         self.door = door
+        self.log = log
+        self.tally = tally
         self._canary = canary
-        self.shadows: Shadows | None = None
-        """Compares the answers of a version that is to come; None: nobody asked for it."""
         self.tracing: Tracing | None = None
         """Records requests; None: nobody asked for it."""
-        self.log = log
-        self.journal = journal
         self.started = False
         """Set once all workers have been ready; from then on requests wait for a worker that is being replaced."""
         self.draining = False
@@ -172,30 +209,30 @@ class Service:
         if version:
             if (model := self.models.get((name, version))) is not None:
                 return model
-        elif versions := sorted((v for (n, v), m in self.models.items() if n == name and not m.background), key=version_order):
-            before = len(versions) > 1 and self._canary is not None and random.random() >= self._canary
-            return self.models[name, versions[-2 if before else -1]]
+        elif answering := self._answering.get(name) or self._sort(name):
+            before = len(answering) > 1 and self._canary is not None and random.random() >= self._canary
+            return answering[-2 if before else -1]
         shown = repr(name[:80]) + (f" in version {version[:80]!r}" if version else "")
         raise RequestError(404, f"no model {shown}; there are: {', '.join(f'{n!r} version {v!r}' for n, v in self.models)}")
 
-    def add(self, model: Servable) -> None:
-        """Send requests to a version from now on."""
-        self.models[model.config.name, model.config.version] = model
-        model.show()
+    def _sort(self, name: str) -> list[Servable]:
+        """The versions of a model that answer those who name none, oldest first; kept until others are served."""
+        found = [model for (other, _), model in self.models.items() if other == name and not model.background]
+        if found:
+            self._answering[name] = found = sorted(found, key=lambda model: version_order(model.config.version))
+        return found
 
-    def remove(self, key: tuple[str, str]) -> Servable:
-        """Send no more requests to a version; those that it has go on."""
-        return self.models.pop(key)
-
-    def trace(self, protocol: str, model: Servable, find: Callable[[str], str | None]) -> contextlib.AbstractContextManager[Trace | None]:
+    def trace(self, protocol: str, model: Servable, find: Callable[[str], str | None]) -> contextlib.AbstractContextManager[Recorder | None]:
         """Record the request that is answered in the block, where that is wanted; see `Tracing.request`."""
         return contextlib.nullcontext() if self.tracing is None else self.tracing.request(protocol, model.config, find)
 
-    def shadow_of(self, model: Servable) -> Servable | None:
-        """The version that gets copies of what `model` is asked."""
-        if model.background:
-            return None
-        return next((other for (name, _), other in self.models.items() if name == model.config.name and other.background), None)
+    async def spend(self, caller: str) -> None:
+        """Count an inference request of a caller.
+
+        Raises:
+            RequestError: 429, with the time after which the next one is within the rate.
+        """
+        self.door.spend(caller)
 
     async def infer(self, model: Servable, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
         """Compute all outputs of a checked request.
@@ -205,12 +242,67 @@ class Service:
         """
         if not self.started:
             raise RequestError(503, "the model is still loading", retry_after_s=1.0)
+        return await model.infer(request, hangup)
+
+    @abstractmethod
+    async def exposition(self) -> bytes:
+        """The metrics of the whole server, in Prometheus' format."""
+
+
+class LocalService(Service):
+    """One whose models have their queues in this process.
+
+    Args:
+        metrics: What is counted.
+        door: Lets callers in.
+        log: Where requests are written down.
+        journal: Where batches are, and what became of workers.
+        canary: As of `Service`.
+    """
+
+    def __init__(self, metrics: Metrics, door: Door, log: RequestLog, journal: Journal, *, canary: float | None = None) -> None:
+        tally = Tally()
+        super().__init__(door, log, tally, canary=canary)
+        self.metrics = metrics
+        metrics.answers.tallies.append(tally)
+        self.journal = journal
+        self.shadows: Shadows | None = None
+        """Compares the answers of a version that is to come; None: nobody asked for it."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called whenever another answer to what is served, and whether it is ready, is due."""
+
+    def add(self, model: Servable) -> None:
+        """Send requests to a version from now on."""
+        self.models[model.config.name, model.config.version] = model
+        self._answering.clear()
+        model.show()
+        self.changed()
+
+    def remove(self, key: tuple[str, str]) -> Servable:
+        """Send no more requests to a version; those that it has go on."""
+        model = self.models.pop(key)
+        self._answering.clear()
+        self.changed()
+        return model
+
+    def shadow_of(self, model: Servable) -> Servable | None:
+        """The version that gets copies of what `model` is asked."""
+        if model.background:
+            return None
+        return next((other for (name, _), other in self.models.items() if name == model.config.name and other.background), None)
+
+    async def infer(self, model: Servable, request: InferRequest, hangup: Hangup | None = None) -> list[Tensor]:
+        """As of `Service`; the shadow, where there is one, may get a copy."""
         if self.shadows is None:
-            return await model.infer(request, hangup)
+            return await super().infer(model, request, hangup)
         began = time.monotonic()
-        outputs = await model.infer(request, hangup)
+        outputs = await super().infer(model, request, hangup)
         self.shadows.offer(model, request, outputs, time.monotonic() - began)
         return outputs
+
+    async def exposition(self) -> bytes:
+        """Which looks at every process of the server, and so in a thread."""
+        return await asyncio.to_thread(self.metrics.text)
 
 
 def warm_up_frames(folder: Path, config: ServingConfig) -> list[Frame]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .config import ServingConfig, TensorSpec
 from .errors import RequestError, ServerError
-from .service import Servable, Service
+from .service import LocalService, Servable
 from .tensors import Array, InferRequest, Tensor, relative_error
 
 TOLERANCE = 0.01
@@ -32,7 +32,7 @@ class Shadows:
         share: Of the answered requests, from 0 to 1.
     """
 
-    def __init__(self, service: Service, share: float) -> None:
+    def __init__(self, service: LocalService, share: float) -> None:
         self._service, self._share = service, share
         self._metrics = service.metrics
         self._items: Counter[Servable] = Counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from .config import ServingConfig, TensorSpec
 from .errors import ServerError, bad
 
 if TYPE_CHECKING:
-    from .tracing import Trace
+    from .tracing import Recorder
 
 Array = np.ndarray[Any, Any]
 Buffer = bytes | bytearray | memoryview
@@ -27,6 +28,10 @@ NUMPY: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 """Every datatype but BYTES, whose elements have no fixed size."""
 
+PACKED = {
+    "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d",
+}  # fmt: skip
+"""What `struct` calls a datatype that JSON has numbers for."""
 JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, "FP32": {int, float}, "FP64": {int, float}}
 
 
@@ -57,7 +62,7 @@ class InferRequest:
     timeout_s: float | None = None
     priority: int = 1
     """1 goes first."""
-    trace: Trace | None = None
+    trace: Recorder | None = None
     """What is recorded of it; None: nothing."""
 
     @property
@@ -157,13 +162,22 @@ def from_raw(spec: TensorSpec, shape: tuple[int, ...], data: Buffer) -> Tensor:
     return Tensor(spec, shape, data)
 
 
-def from_values(spec: TensorSpec, shape: tuple[int, ...], values: list[Any]) -> Tensor:
+def from_values(spec: TensorSpec, shape: tuple[int, ...], values: list[Any], *, may_hold_bools: bool = True) -> Tensor:
     """A tensor from a flat or nested list of Python values, as JSON gives them.
+
+    Args:
+        spec: Of the tensor.
+        shape: Of the tensor.
+        values: The elements.
+        may_hold_bools: False where there is none among them for sure: to `struct` they are numbers, and to look for them takes longer than all the rest.
 
     Raises:
         RequestError: 400, wrong nesting or count, or an element of the wrong type or out of range.
     """
     flat = flatten(spec, shape, values)
+    if not may_hold_bools and (code := PACKED.get(spec.datatype)) is not None:
+        with contextlib.suppress(struct.error, OverflowError):  # what it does not take is looked at below, where it is said what was wrong
+            return Tensor(spec, shape, struct.pack(f"<{len(flat)}{code}", *flat))
     types = set(map(type, flat))
     allowed: set[type] = JSON_TYPES.get(spec.datatype, {int})
     if spec.datatype == "FP16":

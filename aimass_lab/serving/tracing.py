@@ -11,7 +11,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .config import ServingConfig
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ModelKey = tuple[str, str]
+"""Name and version."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
@@ -40,43 +43,77 @@ class _Clock:
         return int(monotonic_s * 1e9) + self._offset_ns
 
 
-class Trace:
-    """One request that is recorded; the times given to it are those of `time.monotonic`."""
+class Recorder(ABC):
+    """Is told what becomes of a request; the times given to it are those of `time.monotonic`."""
 
-    def __init__(self, tracer: Tracer, span: Span, clock: _Clock) -> None:
-        from opentelemetry.trace import set_span_in_context
+    @abstractmethod
+    def queue(self, model: ModelKey, began: float, ended: float) -> None:
+        """It waited for a worker of a model."""
 
-        self._tracer, self._context, self._clock = tracer, set_span_in_context(span), clock
-
-    def queue(self, config: ServingConfig, began: float, ended: float) -> None:
-        """It waited for a worker."""
-        self._child("queue", config, began, ended)
-
-    def batch(self, config: ServingConfig, began: float, ended: float, *, items: int, requests: int, computed: tuple[float, float] | None) -> None:
+    @abstractmethod
+    def batch(self, model: ModelKey, began: float, ended: float, *, items: int, requests: int, computed: tuple[float, float] | None) -> None:
         """It was in a batch.
 
         Args:
-            config: Of the model.
+            model: Name and version.
             began: When the batch left for a worker.
             ended: When its outputs were back.
             items: In the batch.
             requests: In the batch.
             computed: When the worker had read it and when it had the outputs; None: the worker died.
         """
+
+
+class Notes(Recorder):
+    """What a process is told of a request that another one records, in a form that JSON holds."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, list[Any], dict[str, Any]]] = []
+
+    def queue(self, model: ModelKey, began: float, ended: float) -> None:
+        """Keep it."""
+        self.told.append(("queue", [model, began, ended], {}))
+
+    def batch(self, model: ModelKey, began: float, ended: float, *, items: int, requests: int, computed: tuple[float, float] | None) -> None:
+        """Keep it."""
+        self.told.append(("batch", [model, began, ended], {"items": items, "requests": requests, "computed": computed}))
+
+
+def tell(recorder: Recorder, told: Iterable[tuple[str, list[Any], dict[str, Any]]]) -> None:
+    """Tell a recorder what `Notes` kept."""
+    for kind, (model, *times), more in told:
+        record = recorder.queue if kind == "queue" else recorder.batch
+        record(tuple(model), *times, **more)
+
+
+class Trace(Recorder):
+    """One request that is recorded by OpenTelemetry."""
+
+    def __init__(self, tracer: Tracer, span: Span, clock: _Clock) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        self._tracer, self._context, self._clock = tracer, set_span_in_context(span), clock
+
+    def queue(self, model: ModelKey, began: float, ended: float) -> None:
+        """It waited for a worker of a model."""
+        self._child("queue", model, began, ended)
+
+    def batch(self, model: ModelKey, began: float, ended: float, *, items: int, requests: int, computed: tuple[float, float] | None) -> None:
+        """It was in a batch."""
         attributes = {"aimass.batch.items": items, "aimass.batch.requests": requests}
-        span = self._child("batch", config, began, ended, attributes, error=None if computed else "the worker died")
+        span = self._child("batch", model, began, ended, attributes, error=None if computed else "the worker died")
         if computed is not None:
             from opentelemetry.trace import set_span_in_context
 
-            self._child("compute", config, *computed, context=set_span_in_context(span))
+            self._child("compute", model, *computed, context=set_span_in_context(span))
 
     def _child(
-        self, name: str, config: ServingConfig, began: float, ended: float, attributes: Mapping[str, int] | None = None, *,
+        self, name: str, model: ModelKey, began: float, ended: float, attributes: Mapping[str, int] | None = None, *,
         context: Any = None, error: str | None = None,
     ) -> Span:  # fmt: skip
         from opentelemetry.trace import StatusCode
 
-        told: dict[str, str | int] = {"aimass.model": config.name, "aimass.version": config.version, **(attributes or {})}
+        told: dict[str, str | int] = {"aimass.model": model[0], "aimass.version": model[1], **(attributes or {})}
         span = self._tracer.start_span(name, context or self._context, attributes=told, start_time=self._clock(began))
         if error is not None:
             span.set_status(StatusCode.ERROR, error)

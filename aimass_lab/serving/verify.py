@@ -47,7 +47,8 @@ FOREIGN_SHARE = 0.1
 """More of the machine than this busy with other work makes the run noisy."""
 LATE_SHARE, LATE_S = 0.1, 1e-3
 """So is one whose generator is later than this share of the measured p99, and than this time."""
-SETTLE_REQUESTS = 20
+SETTLE_REQUESTS, SETTLE_S = 20, 1.0
+"""Before it counts, so many requests, or what comes in so long at the promised rate where that is slower: a large model would take many seconds for them."""
 TELL_EVERY_S = 0.5
 MAX_WINDOWS = 3
 """Runs of the load, as long as other work keeps one from being judged."""
@@ -216,8 +217,8 @@ def _measure(
         if (error := _fidelity(folder, config, server, findings)) is not None:
             measured["fidelity"] = error
             follower.settle({"fidelity": error}, {})
-        settling = max(rate, SETTLE_REQUESTS)
-        times = arrival_times("poisson", rate=settling, duration_s=SETTLE_REQUESTS / settling, seed=seed + 1)
+        settling = max(rate, 1 / SETTLE_S)
+        times = arrival_times("poisson", rate=settling, duration_s=min(SETTLE_REQUESTS / settling, SETTLE_S), seed=seed + 1)
         run_load(server.url, config, bodies, times, duration_s=len(times) / settling)
         times = arrival_times("poisson", rate=rate, duration_s=duration, seed=seed)
 

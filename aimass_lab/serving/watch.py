@@ -49,7 +49,7 @@ class Watch:
     """Reads the clocks of servers' processes, of this process and of the machine.
 
     Args:
-        pids: Of the servers' front ends, the parents of their workers.
+        pids: Of the servers' processes that have started all their others.
     """
 
     def __init__(self, *pids: int) -> None:

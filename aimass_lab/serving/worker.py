@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import os
 import select
-import signal
 import socket
 import sys
 import time
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from .child import die_with
 from .config import ServingConfig, load_config
 from .devices import CPU, require_kind
 from .errors import BundleError
@@ -26,19 +24,17 @@ from .heap import IDLE_S, give_back
 from .runners.base import Array, Runner, find_format
 from .tensors import Buffer, decode, encode
 
-PR_SET_PDEATHSIG = 1
-
 
 def main(bundle: str, descriptor: int, parent: int, device: str) -> None:
     """Load the model of the bundle, say so, and serve until the other end of the socket closes.
 
     Args:
         bundle: The bundle's folder.
-        descriptor: The inherited socket to the front end.
-        parent: The front end's process id.
+        descriptor: The inherited socket to the server.
+        parent: The server's process id.
         device: Where the model computes; the process sees no other.
     """
-    _die_with(parent)
+    die_with(parent)
     connection = socket.socket(fileno=descriptor)
     try:
         config = load_config(Path(bundle))
@@ -53,16 +49,6 @@ def main(bundle: str, descriptor: int, parent: int, device: str) -> None:
         began = time.monotonic()
         header, parts = answer(runner, config, *frame)
         _send(connection, header | {"computed": [began, time.monotonic()]}, parts)
-
-
-def _die_with(parent: int) -> None:
-    """Stop only by the front end's word: its signals are not ours, its death is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(1)
 
 
 def answer(runner: Runner, config: ServingConfig, header: dict[str, Any], payload: memoryview) -> tuple[dict[str, Any], list[Buffer]]:
@@ -161,7 +147,7 @@ def _next(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None:
-    """The next frame; None when the front end closed the connection."""
+    """The next frame; None when the server closed the connection."""
     lengths = _read(connection, LENGTHS.size)
     if lengths is None:
         return None
@@ -187,4 +173,4 @@ def _send(connection: socket.socket, header: dict[str, Any], parts: list[Buffer]
     try:
         connection.sendall(b"".join(pack(header, parts)))
     except BrokenPipeError:
-        sys.exit(0)  # the front end is gone, and with it the one who asked
+        sys.exit(0)  # the server is gone, and with it the one who asked

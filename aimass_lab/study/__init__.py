@@ -13,14 +13,15 @@ from .shipping import Shipping  # noqa: F401  its verbs come before those of the
 from .rehearsing import Rehearsing
 from .following import Following
 from .rotating import Rotating
-from .allocating import Allocating
+from .allocating import Allocating  # noqa: F401  as above
+from .scheduling import Scheduling
 from .showing import Showing, Workbench
 # isort: on
 
 __all__ = ["Study", "StudyState", "Workbench", "no_progress"]
 
 
-class Study(Measuring, Estimating, Trying, Rehearsing, Following, Rotating, Allocating, Showing):
+class Study(Measuring, Estimating, Trying, Rehearsing, Following, Rotating, Scheduling, Showing):
     """One model, its inputs, and everything found out about it.
 
     The model is never changed: it is run in place with everything put back afterwards, and every

@@ -142,7 +142,6 @@ def _techniques(study: StudyState, given: Sequence[str] | None) -> list[str]:
 def _variant(study: StudyState, technique: str, device: str) -> Variant | None:
     """A variant on a device: measured where it is attached, else predicted; None where nothing can be said."""
     from ..fleet.ways import Variant
-    from ..prediction import estimate_ladder
 
     served = study._served(technique)
     weights = served.info().weight_bytes
@@ -150,7 +149,7 @@ def _variant(study: StudyState, technique: str, device: str) -> Variant | None:
         profile = study._measured_profile(technique)
         return Variant(technique=technique, ladder=profile.ladder, cores=_cores(profile), weight_bytes=weights)
     try:
-        return Variant(technique=technique, ladder=estimate_ladder(served, device), weight_bytes=weights)
+        return Variant(technique=technique, ladder=study._estimated_ladder(technique, device), weight_bytes=weights)
     except AimassError:  # the answer says for which models nothing is known on which nodes
         return None
 

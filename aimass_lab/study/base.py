@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import InputError, StoreError
+from ..errors import InputError, StoreError, UnsupportedError
 from ..recipe import read_recipe
 from ..records import ORIGINAL, BatchPoint, HeldVariants, Profile, Recipe, Record
 from ..store import Store
 from ..verbs import Progress
-from ..workload import Workload
+from ..workload import Call, Workload
 from .held import held_variants
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..planning.simulations import Simulations
+    from ..tracing.trace import Trace
     from ..trial import Variant
 
 R = TypeVar("R", bound=Record)
@@ -60,6 +62,10 @@ class StudyState:
         self._variants: dict[str, Variant] = {}
         self._profiles: dict[str, Profile] = {}
         """The newest of each technique, on the model's own device."""
+        self._simulated: Simulations | None = None
+        """What the plans so far simulated."""
+        self._followed: tuple[str, Call, list[Trace]] | None = None
+        """What was served last, what it is called with, and its operators by batch size, whatever the device."""
 
     @property
     def model(self) -> nn.Module:
@@ -189,6 +195,38 @@ class StudyState:
     def _measured_ladder(self, technique: str) -> tuple[BatchPoint, ...]:
         """By batch size, from the newest profile of what is served; from a new one if there is none."""
         return self._measured_profile(technique).ladder
+
+    def _estimated_ladder(self, technique: str, device: str) -> tuple[BatchPoint, ...]:
+        """By batch size on a device that is not here: as the device's table gives it, else predicted.
+
+        Raises:
+            UnsupportedError: neither is possible.
+        """
+        from ..devices import load_devices
+        from ..prediction.ladder import estimate_ladder
+
+        entry = load_devices().get(device)
+        name = self.workload.name if technique == ORIGINAL else f"{self.workload.name} {technique}"
+        given = entry.ladder(name) if entry else ()
+        if given:
+            return given
+        try:
+            served = self._served(technique)
+            return estimate_ladder(served, device, traces=self._ladder_traces(served))
+        except UnsupportedError as error:
+            if entry is None or entry.kind in ("cpu", "gpu"):
+                raise
+            text = f'give what calls take there, in its table of your device catalogue: latency = {{ "{name}" = {{ "1" = "2ms", "8" = "9ms" }} }}'
+            raise UnsupportedError(error.message, help=text) from error
+
+    def _ladder_traces(self, served: Workload) -> list[Trace]:
+        """Operators of what is served, by batch size: the same for every device."""
+        from ..prediction.ladder import ladder_traces
+
+        digest = served.info().digest
+        if self._followed is None or self._followed[0] != digest or self._followed[1] is not served.call:
+            self._followed = digest, served.call, ladder_traces(served)
+        return self._followed[2]
 
     def _measured_profile(self, technique: str) -> Profile:
         from ..profiling import profile_model

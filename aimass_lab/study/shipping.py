@@ -13,7 +13,6 @@ from ..records import ORIGINAL, BatchPoint, Bundle, Environment, Experience, Num
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
 from ..verbs import Rate, Seconds, verb
-from ..workload import Workload
 from .base import StudyState
 
 if TYPE_CHECKING:
@@ -58,17 +57,18 @@ class Shipping(StudyState):
         """
         from ..planning import make_plan
         from ..planning.overhead import Overhead
+        from ..planning.simulations import Simulations
 
+        self._simulated = self._simulated or Simulations()
         technique = self._recipe(technique).name
         target = make_target(rate, p99, max_replicas=max_replicas, headroom=headroom, budget=budget)
         here = self._environment_device()
         names = tuple(device or (here,))
-        served = self._served(technique)
         rehearsed = self._rehearsed(technique) if here in names else None
-        service_time = {name: self._planned_ladder(technique, rehearsed) if name == here else self._estimated_ladder(served, name) for name in names}
+        service_time = {name: self._planned_ladder(technique, rehearsed) if name == here else self._estimated_ladder(technique, name) for name in names}
         overhead = Overhead.from_record(rehearsed.server_time) if rehearsed else Overhead.recorded()
         plan = make_plan(
-            served.info(),
+            self._served(technique).info(),
             service_time,
             target,
             prices=parse_prices(price),
@@ -77,6 +77,7 @@ class Shipping(StudyState):
             overhead=overhead,
             experience=self._experience(overhead.record) if names == (here,) else None,
             burstiness=burst,
+            known=self._simulated,
             progress=self.progress,
         )
         return self._keep("plan", msgspec.structs.replace(plan, technique=technique))
@@ -128,6 +129,7 @@ class Shipping(StudyState):
         name: str | None = None,
         version: str = "1",
         format: str | None = None,
+        frontends: int = 1,
         hashes: bool = False,
         force: bool = False,
     ) -> Bundle:
@@ -141,6 +143,7 @@ class Shipping(StudyState):
             name: Name of the service; made from the model's if not given.
             version: Version of the model that is served.
             format: How the model is written, such as onnx, openvino, safetensors or aot_inductor; the fastest of those that are installed if not given.
+            frontends: Processes of the server that take connections and read requests, for one queue.
             hashes: Ask the package index for hashes, so that pip installs what was pinned here and nothing else; needs uv, and the index.
             force: Replace a bundle that is already there.
         """
@@ -151,7 +154,8 @@ class Shipping(StudyState):
             plan = self._plan_for(rate, p99, None, technique)
             spec = self._make_spec(plan, name=name, image=None)
         asked = {"rate": None if rate is None else parse_rate(rate), "latency_p99_s": None if p99 is None else parse_seconds(p99)}
-        bundle = self._write_bundle(Path(out), technique, plan=plan, spec=spec, name=name, version=version, format=format, hashes=hashes, force=force, **asked)
+        how = {"name": name, "version": version, "format": format, "frontends": frontends, "hashes": hashes, "force": force}
+        bundle = self._write_bundle(Path(out), technique, plan=plan, spec=spec, **how, **asked)
         return self._keep("bundle", bundle)
 
     def _write_bundle(self, folder: Path, technique: str, **options: Any) -> Bundle:
@@ -245,11 +249,6 @@ class Shipping(StudyState):
         """Where the plan's latencies were measured; None where they are estimates for a device that is not here."""
         profile = self._profiles.get(plan.technique)
         return profile.environment if profile and plan.device == self._environment_device() else None
-
-    def _estimated_ladder(self, served: Workload, device: str) -> tuple[BatchPoint, ...]:
-        from ..prediction import estimate_ladder
-
-        return estimate_ladder(served, device)
 
     def _memory_limit(self, device: str) -> Number | None:
         """What a replica may use of `device`."""

@@ -172,7 +172,7 @@ class _Step:
             stack.enter_context(one_pass)
             with self._precision():
                 outputs = model(*call.args, **call.kwargs)
-                value = _scalar(outputs, self.loss)
+                value = scalar_loss(outputs, self.loss)
             saved = one_pass.memory.live_bytes
             one_pass.phase = "backward"
             value.backward()
@@ -217,7 +217,12 @@ class _Step:
             yield
 
 
-def _scalar(outputs: Any, loss: Callable[[Any], torch.Tensor] | None) -> torch.Tensor:
+def scalar_loss(outputs: Any, loss: Callable[[Any], torch.Tensor] | None = None) -> torch.Tensor:
+    """What a step minimises: `loss` of the outputs, else their own, else the sum of the means of all floating-point outputs.
+
+    Raises:
+        InputError: it is no scalar with a gradient.
+    """
     if loss is not None:
         value = loss(outputs)
     else:

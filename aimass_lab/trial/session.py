@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..environment import LoadMeter, read_environment
 from ..errors import DoesNotFitError, InputError, OutOfTime, UnsupportedError
-from ..preserve import COPY_LIMIT_BYTES, preserved
+from ..preserve import COPY_LIMIT_BYTES, preserved, private_copy
 from ..quiet import quiet
 from ..records import Environment, ModelInfo, Recipe, Setting, TrialResult
 from ..timing import timed
@@ -23,7 +23,7 @@ from .beginnings import Beginnings
 from .outputs import Outputs, Pair, compare_outputs
 from .result import Measured, Sizes, make_result, measure_sizes
 from .speed import Speeds, compare_speed, torch_threads
-from .variant import Variant, apply_recipe, private_copy
+from .variant import Variant, apply_recipe
 from .verdict import DEFAULT_MAX_DROP, DEFAULT_TOLERANCE
 
 if TYPE_CHECKING:

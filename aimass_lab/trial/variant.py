@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..compression.base import Context, Progress, Technique, weight_layers, weight_shares
-from ..errors import AimassError, DoesNotFitError, ModelError, UnsupportedError, first_line
-from ..preserve import COPY_LIMIT_BYTES, preserved
+from ..errors import AimassError, DoesNotFitError, UnsupportedError, first_line
+from ..preserve import COPY_LIMIT_BYTES, preserved, private_copy
 from ..quiet import import_quietly
 from ..recipe import check_recipe, check_step
 from ..records import LayerChange, Number, Recipe, Step, StepReport, Unit
@@ -135,31 +135,6 @@ def _check_memory(model: nn.Module, device: torch.device) -> None:
             f"a trial works on copies of the model, which need {format_bytes(needed)}; {format_bytes(max(free, 0))} are free on {device}",
             help="release earlier variants with undo, or other models, and try again",
         )
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode.
-
-    Raises:
-        ModelError: something in the model cannot be copied.
-        DoesNotFitError: the memory did not suffice.
-    """
-    import torch
-
-    try:
-        with torch.no_grad():
-            duplicate = copy.deepcopy(model)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise DoesNotFitError("there was not enough memory for a copy of the model") from error
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied: {first_line(error)}",
-            help="a trial works on copy.deepcopy(model): remove what cannot be copied from the module's attributes "
-            "(locks, open files, generators, results of earlier calls), or give the class a __deepcopy__",
-        ) from error
-    for module in duplicate.modules():
-        module.__dict__["training"] = False  # by attribute, because a model may override train() to do more than set the flag
-    return duplicate
 
 
 def _without_values(model: nn.Module) -> nn.Module:

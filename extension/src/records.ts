@@ -12,6 +12,8 @@ export type AnyOfThem =
   | StorageReading
   | Note
   | KernelUse
+  | GpuMemory
+  | GpuHolder
   | Service
   | KernelState
   | HeldModel
@@ -30,6 +32,7 @@ export interface Live {
   version: string;
   readings: Readings;
   kernels?: KernelUse[];
+  gpus?: GpuMemory[];
   services?: Service[];
   newest_run?: number;
   notes?: Note[];
@@ -202,6 +205,27 @@ export interface KernelUse {
   gpu_utilization?: Number | null;
 }
 /**
+ * Whose the memory of one GPU, or one MIG instance, is; holders, rest and free add up to all of it.
+ */
+export interface GpuMemory {
+  index: number;
+  mig_instance?: number | null;
+  uuid?: string | null;
+  holders?: GpuHolder[];
+  rest_bytes: Number;
+  free_bytes: Number;
+}
+/**
+ * Whoever holds memory of one GPU: a kernel of this server with its child processes, or another process.
+ */
+export interface GpuHolder {
+  kernel_id?: string | null;
+  name: string;
+  pids: number[];
+  memory_bytes?: Number | null;
+  utilization?: Number | null;
+}
+/**
  * A bundle that is being served.
  */
 export interface Service {
@@ -272,8 +296,10 @@ export interface CellUse {
  */
 export interface GpuAccount {
   index: number;
+  uuid?: string | null;
   tensors_bytes: Number;
   cached_bytes: Number;
+  context_bytes?: Number | null;
   elsewhere_bytes: Number;
   free_bytes: Number;
 }

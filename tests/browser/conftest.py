@@ -1,5 +1,7 @@
 """What browser tests share: one JupyterLab with the side panel, behind a base URL, for the files that take it; or one for a file alone."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +10,14 @@ from labserver import BUILT, TOKEN, close_kernels, running_lab, running_notebook
 
 @pytest.fixture(scope="session")
 def jupyter(tmp_path_factory):
-    """Its address and its folder."""
+    """Its address, its folder, and the file that is a GPU once it is there: see `driver/pynvml.py`."""
     folder = tmp_path_factory.mktemp("jupyter")
-    with running_lab(folder, panel=BUILT.exists(), base_url="/user/a%40b/", **{"aimass-lab:panel": {"interval": 0.5}}) as address:
-        yield SimpleNamespace(address=address, folder=folder)
+    gpu = folder / ".gpu.json"
+    driver = os.pathsep.join(filter(None, (str(Path(__file__).parents[1] / "driver"), os.environ.get("PYTHONPATH"))))
+    environment = {"PYTHONPATH": driver, "STAND_IN_GPU": str(gpu)}
+    settings = {"aimass-lab:panel": {"interval": 0.5}}
+    with running_lab(folder, panel=BUILT.exists(), base_url="/user/a%40b/", environment=environment, **settings) as address:
+        yield SimpleNamespace(address=address, folder=folder, gpu=gpu)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 """The side panel in a real browser, behind a base URL: what it shows, what its buttons do, and both themes."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 from labserver import BUILT, CHROMIUM, PATIENCE_MS, ask, command, contrast, opened, shoot, theme, wait_idle
@@ -19,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not BUILT.exists(), reason="the panel was not built: there is no Node.js here"),
 ]
 PANEL = "#aimass-lab-panel"
+GIB = 2**30
 MODEL = """
 import torch
 from torch import nn
@@ -54,6 +57,20 @@ def page(runs, address):
 
 def says(page, text, selector=PANEL):
     page.wait_for_function("([s, t]) => document.querySelector(s)?.innerText.includes(t)", arg=[selector, text])
+
+
+def fall_silent(page):
+    """Let the page believe that it is hidden; it closes its socket."""
+    live = [socket for socket in page.sockets if "aimass-lab/live" in socket.url and not socket.is_closed()]
+    assert len(live) == 1
+    with live[0].expect_event("close"):
+        page.evaluate(
+            "() => { Object.defineProperty(document, 'hidden', {value: true, configurable: true}); document.dispatchEvent(new Event('visibilitychange')) }"
+        )
+
+
+def wake(page):
+    page.evaluate("() => { delete document.hidden; document.dispatchEvent(new Event('visibilitychange')) }")
 
 
 def test_it_lives_behind_a_base_url_and_says_what_is_not_there(page):
@@ -164,6 +181,29 @@ def test_halves_of_different_versions_say_so(page):
     page.wait_for_function("panel => !document.querySelector(panel).innerText.includes('Versions differ')", arg=PANEL)
 
 
+def test_a_gpus_memory_is_shown_by_whose_it_is(page, jupyter):
+    """By a driver that stands in: see `driver/pynvml.py`."""
+
+    def use(*processes):
+        (jupyter.folder / ".gpu.next").write_text(json.dumps(processes))
+        (jupyter.folder / ".gpu.next").replace(jupyter.gpu)  # at once: the server may be reading it
+
+    kernel = int(ask(page, "import os; print(os.getpid())"))
+    use([kernel, 5 * GIB, 30], [os.getpid(), 2 * GIB, 0])
+    fall_silent(page)  # who looks again finds the driver
+    wake(page)
+    says(page, "Recorded GPU")
+    table = page.get_by_label("Whose memory of GPU 0 it is")
+    own = Path("/proc/self/comm").read_text().strip()
+    assert [row.split("\t")[:3] for row in table.locator("tbody").inner_text().splitlines()] == [
+        ["panel.ipynb", "5.00 GiB", "30 %"], [own, "2.00 GiB", "–"], ["the driver, and what it does not list", "13.0 GiB", ""], ["free", "60.0 GiB", ""]
+    ]  # fmt: skip
+    assert "5.00 GiB" in page.locator("table[aria-label='Kernels']").inner_text()
+    shoot(page, "panel-gpu", PANEL)
+    use([kernel, None, 30])
+    says(page, "processes memory: the driver keeps no account of single processes here")
+
+
 def test_runs_are_opened_and_compared(page, runs):
     says(page, "one line")
     for number in runs:
@@ -193,17 +233,12 @@ def test_the_panel_is_readable_in_every_theme_and_axe_finds_nothing(page, name):
 
 def test_a_hidden_panel_and_page_are_silent(page):
     says(page, "Processor")
-    live = [socket for socket in page.sockets if "aimass-lab/live" in socket.url and not socket.is_closed()]
-    assert len(live) == 1
-    with live[0].expect_event("close"):
-        page.evaluate(
-            "() => { Object.defineProperty(document, 'hidden', {value: true, configurable: true}); document.dispatchEvent(new Event('visibilitychange')) }"
-        )
+    fall_silent(page)
     count = "() => document.querySelector('.jp-aimass-Chart output').innerText + document.querySelectorAll('polyline')[0].getAttribute('points')"
     before, opened_until_then = page.evaluate(count), len(page.sockets)
     page.wait_for_timeout(1500)  # three times the interval
     assert (page.evaluate(count), len(page.sockets)) == (before, opened_until_then)
-    page.evaluate("() => { delete document.hidden; document.dispatchEvent(new Event('visibilitychange')) }")
+    wake(page)
     page.wait_for_function(f"before => ({count})() !== before", arg=before)
     assert "aimass-lab/live" in page.sockets[-1].url
 

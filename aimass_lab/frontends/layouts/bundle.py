@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ...headlines import format_number, headline
+from ...baseline import UNKNOWN_SPREAD, has_assumed_spread
+from ...headlines import format_measured, format_number, headline
 from ...records import Bundle, Check, Promise, RuntimeTrial, Service
 from ..page import Page, Table
 from .base import lay_out, notes_of
@@ -41,11 +42,32 @@ def _(record: Check) -> Page:
     findings = tuple((f.code, f.path, f.text) for f in record.findings)
     return Page(
         title=f"Check of {record.subject}",
-        headline={True: "PASS", False: "FAIL", None: "NOT JUDGED: other work kept the machine too busy"}[record.passed],
+        headline=_verdict(record),
         tone={True: "good", False: "bad", None: "plain"}[record.passed],
-        tables=((promise_table(record.promises),) if record.promises else ())
+        tables=((change_table(record),) if record.changes else ())
+        + ((promise_table(record.promises),) if record.promises else ())
         + ((Table(title="Findings", columns=("code", "where", "what"), rows=findings),) if findings else ()),
     )
+
+
+def change_table(record: Check) -> Table:
+    """Each figure beside what it was, those that got worse first."""
+    order = ("worse", "not judged", "better", "same")
+    rows = []
+    for change in sorted(record.changes, key=lambda change: order.index(change.verdict)):
+        ratio = "" if change.ratio is None else f"{format_measured(change.ratio)}"
+        assumed = has_assumed_spread(change.before) or has_assumed_spread(change.after)
+        spread = f"measured once: a spread of {UNKNOWN_SPREAD:.0%} is assumed" if assumed else ""
+        rows.append((change.verdict, change.name, format_measured(change.before), format_measured(change.after), ratio, spread))
+    return Table(title=f"Since {record.baseline}", columns=("", "figure", "before", "now", "now / before", ""), rows=tuple(rows))
+
+
+def _verdict(record: Check) -> str:
+    worse = [change.name for change in record.changes if change.verdict == "worse"]
+    since = f": worse than {record.baseline}: {', '.join(worse)}" if worse else ""
+    if record.passed is None and any(change.verdict == "not judged" for change in record.changes):
+        return f"NOT JUDGED: what got worse since {record.baseline} may be another machine's, or other work's"
+    return {True: "PASS", False: f"FAIL{since}", None: "NOT JUDGED: other work kept the machine too busy"}[record.passed]
 
 
 @lay_out.register

@@ -9,7 +9,7 @@ import { turns } from "./turns.js";
 import { whyNotCheaper } from "./cheaper.js";
 
 const PLOT = { width: 440, height: 240, margin: { left: 58, right: 14, top: 26, bottom: 38 } };
-const REST_MS = 250;
+const REST_MS = 80; // keys that repeat come closer together
 const DECADES = { rate: [0, 5], p99: [-3, 1] };
 
 /** Two significant digits: what a slider can point at. */

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...records import Finding, ServingSpec
@@ -134,7 +134,7 @@ def _kueue(objects: Objects) -> Iterator[Finding]:
             continue
         cluster_queue = queues.get(str(local_queue.spec.get("clusterQueue")))
         if cluster_queue is not None:
-            yield from _covered(workload, cluster_queue)
+            yield from _covered(workload, cluster_queue, _lenders(cluster_queue, queues))
 
 
 def _cluster_queue(queue: Object, flavors: set[str]) -> Iterator[Finding]:
@@ -153,13 +153,21 @@ def _cluster_queue(queue: Object, flavors: set[str]) -> Iterator[Finding]:
                     yield queue.finding("E-QUANTITY", f"{path}/resources/{index}/nominalQuota", f"{quota.get('nominalQuota')!r} is no quantity")
 
 
-def _covered(workload: Workload, queue: Object) -> Iterator[Finding]:
+def _lenders(queue: Object, queues: Mapping[str, Object]) -> list[Object]:
+    """Queues of the same cohort: what they do not use, it may borrow."""
+    cohort = queue.spec.get("cohortName")
+    return [other for other in queues.values() if other is not queue and cohort and other.spec.get("cohortName") == cohort]
+
+
+def _covered(workload: Workload, queue: Object, lenders: Sequence[Object]) -> Iterator[Finding]:
     quotas: dict[str, float] = {}
-    for _, group in entries(queue.spec.get("resourceGroups")):
-        for _, flavor in entries(group.get("flavors")):
-            for _, quota in entries(flavor.get("resources")):
-                name = str(quota.get("name"))
-                quotas[name] = quotas.get(name, 0.0) + (parse_quantity(quota.get("nominalQuota")) or 0.0)
+    for one in (queue, *lenders):
+        for _, group in entries(one.spec.get("resourceGroups")):
+            for _, flavor in entries(group.get("flavors")):
+                for _, quota in entries(flavor.get("resources")):
+                    name = str(quota.get("name"))
+                    if one is queue or name in quotas:
+                        quotas[name] = quotas.get(name, 0.0) + (parse_quantity(quota.get("nominalQuota")) or 0.0)
     for path, container in workload.mains():
         for name, value in mapping(at(container, "resources/requests")).items():
             field = f"{path}/resources/requests/{str(name).replace('/', '~1')}"
@@ -168,5 +176,5 @@ def _covered(workload: Workload, queue: Object) -> Iterator[Finding]:
                 text = f"requests {name}, which the queue {queue.name} does not cover: its pods stay pending"
                 yield workload.owner.finding("E-QUEUE", field, text)
             elif needed > quotas[name]:
-                text = f"needs {needed:g} of {name} for all replicas, and the queue {queue.name} has {quotas[name]:g}"
+                text = f"needs {needed:g} of {name} for all replicas, and the queue {queue.name} has {quotas[name]:g}{' with its cohort' if lenders else ''}"
                 yield workload.owner.finding("E-QUEUE", field, text)

@@ -3,6 +3,7 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
+import { formatNumber } from '../format';
 import { PanelModel } from '../model';
 import { PathName, Remark, Section, Value } from './parts';
 
@@ -28,7 +29,6 @@ export function Kernels(props: {
               <th className="jp-mod-number">{trans.__('cores')}</th>
               <th className="jp-mod-number">{trans.__('memory')}</th>
               {onGpu ? <th className="jp-mod-number">{trans.__('GPU memory')}</th> : null}
-              {onGpu ? <th className="jp-mod-number">{trans.__('GPU busy')}</th> : null}
             </tr>
           </thead>
           <tbody>
@@ -44,13 +44,8 @@ export function Kernels(props: {
                   <Value of={kernel.memory_bytes} />
                 </td>
                 {onGpu ? (
-                  <td className="jp-mod-number">
+                  <td className="jp-mod-number" title={trans.__('on all GPUs, busy %1', formatNumber(kernel.gpu_utilization))}>
                     <Value of={kernel.gpu_memory_bytes} />
-                  </td>
-                ) : null}
-                {onGpu ? (
-                  <td className="jp-mod-number">
-                    <Value of={kernel.gpu_utilization} />
                   </td>
                 ) : null}
               </tr>

@@ -8,6 +8,7 @@ import { PanelModel } from '../model';
 import type { GpuReading, Live } from '../records';
 import { hasQuota } from '../series';
 import { Chart, IChart } from './chart';
+import { GpuUsers } from './gpus';
 import { Remark, Section } from './parts';
 
 export function Machine(props: {
@@ -126,6 +127,9 @@ function Gpu(props: {
     typeof gpu.mig_instance === 'number'
       ? trans.__('GPU %1, instance %2', String(gpu.index), String(gpu.mig_instance))
       : trans.__('GPU %1', String(gpu.index));
+  const memory = (model.live?.gpus ?? []).find(
+    one => one.index === gpu.index && (one.mig_instance ?? null) === (gpu.mig_instance ?? null)
+  );
   const details = [
     gpu.name,
     gpu.power ? formatNumber(gpu.power) : '',
@@ -157,6 +161,7 @@ function Gpu(props: {
           tooltip={provenance(gpu.memory_used_bytes)}
         />
       ) : null}
+      {memory ? <GpuUsers memory={memory} label={label} model={model} trans={trans} /> : null}
     </>
   );
 }

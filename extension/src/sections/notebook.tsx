@@ -24,6 +24,9 @@ interface IProps {
 
 const SHOWN_RESULTS = 5;
 const SHOWN_CELLS = 12;
+/** Of the cells that are older: those that grew memory the most, by so much at least. */
+const SHOWN_GROWN = 3;
+const LEAST_GROWN = 2 ** 20;
 
 export function CurrentNotebook(props: IProps): JSX.Element {
   const { model, actions, trans } = props;
@@ -130,16 +133,18 @@ function State(props: IProps & { state: KernelState }): JSX.Element {
   );
 }
 
-/** What each cell took, newest first; the one that grew memory the most stands out. */
+/** What each cell took, newest first, and older ones that grew memory the most; the one that grew it most of all stands out. */
 function Cells(props: IProps & { state: KernelState }): JSX.Element | null {
   const { state, actions, trans } = props;
-  const cells = (state.cells ?? []).slice(0, SHOWN_CELLS);
-  if (!cells.length) {
+  const all = state.cells ?? [];
+  if (!all.length) {
     return null;
   }
-  const onGpu = cells.some(cell => cell.gpu_memory_growth_bytes);
+  const onGpu = all.some(cell => cell.gpu_memory_growth_bytes);
   const growth = (cell: CellUse) =>
     (onGpu ? cell.gpu_memory_growth_bytes : cell.memory_growth_bytes)?.value ?? 0;
+  const grown = [...all].sort((a, b) => growth(b) - growth(a)).slice(0, SHOWN_GROWN);
+  const cells = all.filter((cell, i) => i < SHOWN_CELLS || (grown.includes(cell) && growth(cell) > LEAST_GROWN));
   const most = Math.max(...cells.map(growth));
   return (
     <>
@@ -156,7 +161,7 @@ function Cells(props: IProps & { state: KernelState }): JSX.Element | null {
         </thead>
         <tbody>
           {cells.map((cell, i) => (
-            <tr key={i} className={growth(cell) === most && most > 2 ** 20 ? 'jp-mod-most' : ''}>
+            <tr key={i} className={growth(cell) === most && most > LEAST_GROWN ? 'jp-mod-most' : ''}>
               <td className="jp-aimass-CellName">
                 <button
                   type="button"
@@ -205,7 +210,10 @@ function Accounts(props: { state: KernelState; trans: TranslationBundle }): JSX.
         const parts: Array<[string, string, number]> = [
           ['tensors', trans.__('tensors'), gpu.tensors_bytes.value],
           ['cached', trans.__('kept by torch'), gpu.cached_bytes.value],
-          ['elsewhere', trans.__('contexts and others'), gpu.elsewhere_bytes.value],
+          ...(gpu.context_bytes
+            ? ([['context', trans.__('CUDA context and libraries'), gpu.context_bytes.value]] as Array<[string, string, number]>)
+            : []),
+          ['elsewhere', gpu.context_bytes ? trans.__('others') : trans.__('contexts and others'), gpu.elsewhere_bytes.value],
           ['free', trans.__('free'), gpu.free_bytes.value]
         ];
         return (

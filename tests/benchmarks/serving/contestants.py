@@ -96,6 +96,8 @@ class Contestant:
     models: tuple[str, ...] = tuple(zoo.ZOO)
     may_stop: bool = True
     """Whether it bears being stopped while others are measured."""
+    arguments: tuple[str, ...] = ()
+    """Of our own server."""
 
     def python(self, peers: Path) -> Path:
         """Its interpreter."""
@@ -113,7 +115,7 @@ class Contestant:
         """What starts it."""
         python = str(self.python(peers))
         if self.environment is None:
-            return [python, str(folder / zoo.BUNDLE / "run.py"), "serve", "--port", str(port), "--grpc-port", "0"]
+            return [python, str(folder / zoo.BUNDLE / "run.py"), "serve", "--port", str(port), "--grpc-port", "0", *self.arguments]
         if self.environment == "bentoml":
             return [
                 python,

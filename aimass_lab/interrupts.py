@@ -1,0 +1,60 @@
+"""Interrupts that wait until an import has ended: a library that was imported by half stays broken for as long as the process lives."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TypeVar
+
+LOOK_EVERY_S = 0.02
+
+T = TypeVar("T")
+
+
+def importing(frame: FrameType | None, *, below: FrameType | None = None) -> bool:
+    """Whether a thread is within an import.
+
+    Args:
+        frame: What the thread does now.
+        below: What it did when it began what is asked about; None: since it was started.
+    """
+    while frame is not None and frame is not below:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def spare_imports(work: Callable[[], T]) -> T:
+    """Do some work that an interrupt (Ctrl-C, or Jupyter's button) may end, but not within an import: it then ends as soon as the import has.
+
+    An import that is broken off leaves the modules that were done, without the package that they belong to; the next import of that package takes them
+    for granted, and misses what only their first import gives it. Nothing changes in other threads, and where somebody else handles interrupts.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return work()
+    begun, late, again = sys._getframe(), False, threading.Event()
+
+    def ask_again() -> None:
+        if not again.wait(LOOK_EVERY_S):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # the signal itself: it ends waiting, too
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal late
+        late = again.is_set() or importing(frame, below=begun)
+        if not late:
+            raise KeyboardInterrupt
+        if not again.is_set():
+            threading.Thread(target=ask_again, name="aimass-interrupt", daemon=True).start()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        return work()
+    finally:
+        again.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if late:
+            raise KeyboardInterrupt

@@ -1,0 +1,105 @@
+"""Ctrl-C in a cell: it ends a verb at once, and a library that is being imported stays whole."""
+
+from __future__ import annotations
+
+import _thread
+import importlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from aimass_lab.interrupts import importing, spare_imports
+from aimass_lab.verbs import announce
+
+PACKAGE = "library_that_takes_long"
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_kernel() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, as Python has it from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], ModuleType]]:
+    """Import a package that is interrupted, once, when its part is done and it is not."""
+    (tmp_path / PACKAGE).mkdir()
+    (tmp_path / PACKAGE / "part.py").write_text("VALUE = 1\n")
+    (tmp_path / PACKAGE / "__init__.py").write_text(
+        f"import signal, sys\nfrom {PACKAGE}.part import VALUE\n"
+        "if not hasattr(sys, 'interrupted'):\n    sys.interrupted = True\n    signal.raise_signal(signal.SIGINT)\nDEBUG = VALUE\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda: importlib.import_module(PACKAGE)
+    for name in (PACKAGE, f"{PACKAGE}.part"):
+        sys.modules.pop(name, None)
+    vars(sys).pop("interrupted", None)
+
+
+def test_without_it_the_library_is_broken_for_good(load: Callable[[], ModuleType]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    assert f"{PACKAGE}.part" in sys.modules
+    assert PACKAGE not in sys.modules
+    assert not hasattr(load(), "part"), "Python mends this by itself now, and nobody needs to"
+
+
+def test_a_verb_is_ended_once_the_import_is_done(load: Callable[[], ModuleType]) -> None:
+    goes_on = threading.Event()
+
+    def work() -> None:
+        load()
+        assert not goes_on.wait(60), "nobody sets it"
+        pytest.fail("the interrupt did not end what came after the import")
+
+    with pytest.raises(KeyboardInterrupt):
+        announce("bundle", work)
+    library = sys.modules[PACKAGE]
+    assert (vars(library)["DEBUG"], vars(library)["part"].VALUE) == (1, 1)
+    assert announce("bundle", load) is library
+
+
+def test_a_verb_that_ends_with_an_import_is_interrupted_too(load: Callable[[], ModuleType]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        announce("bundle", load)
+    assert vars(sys.modules[PACKAGE])["DEBUG"] == 1
+
+
+def test_elsewhere_it_takes_effect_at_once() -> None:
+    done = []
+
+    def work() -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        spare_imports(work)
+    assert not done
+
+
+def test_who_handles_interrupts_goes_on_doing_so() -> None:
+    seen: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    assert spare_imports(lambda: _thread.interrupt_main() or "done") == "done"
+    assert seen == [signal.SIGINT]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_another_thread_is_left_alone() -> None:
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(spare_imports(lambda: signal.getsignal(signal.SIGINT))))
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]
+
+
+def test_only_what_was_begun_since_counts_as_an_import() -> None:
+    assert not importing(sys._getframe())

@@ -59,7 +59,7 @@ def running_lab(folder, *, module="jupyterlab", base_url="/", panel=False, envir
         (extensions / "aimass-lab").symlink_to(BUILT, target_is_directory=True)
         options["LabServerApp.extra_labextensions_path"] = extensions
         options["LabApp.extra_labextensions_path"] = options["JupyterNotebookApp.extra_labextensions_path"] = extensions
-    silent = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": "false"}}  # or it asks, over the page
+    silent = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}  # or it asks, over the page
     for plugin, values in (silent | settings).items():
         package, name = plugin.split(":")
         path = folder / ".settings" / package / f"{name}.jupyterlab-settings"

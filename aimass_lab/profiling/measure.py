@@ -162,7 +162,7 @@ class Measurement:
         raise DoesNotFitError(
             f"a batch of {self.seen.batch_size} does not fit: it needs about {format_bytes(needed)} beside the weights, "
             f"and {format_bytes(free)} are free on {self.device}",
-            help=f"{advice}force=True tries nevertheless",
+            help=f"{advice}force=True (--force) tries nevertheless",
         )
 
     def _observe(self) -> None:

@@ -17,6 +17,7 @@ from .records import (
     History,
     JobPlan,
     JobPolicyRun,
+    JobsRun,
     KernelState,
     Ledger,
     Live,
@@ -223,7 +224,7 @@ def _(record: JobPlan) -> str:
     return f"{'' if record.feasible else 'not everything holds: '}{held} under {describe_policy(run)}{ended}{online}"
 
 
-def describe_policy(run: JobPolicyRun) -> str:
+def describe_policy(run: JobPolicyRun | JobsRun) -> str:
     """``"priority(ageing_s=inf)"``."""
     options = ", ".join(f"{name}={value}" for name, value in run.options.items())
     return f"{run.policy}({options})" if options else run.policy

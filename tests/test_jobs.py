@@ -206,21 +206,31 @@ def test_first_come_first_served_lets_calls_wait_for_the_whole_job():
 # --- with a real model -------------------------------------------------------------------
 
 
-def test_measured_calls_and_steps(study):
-    """The batch of the model itself and a training run, beside the model online; nothing of the model changes."""
+def test_a_plan_is_measured_run_here_and_held_against_what_was_foretold(study):
+    """Calls of the model itself, and training steps of a copy, beside the model online; the simulation given the run's times ends where it ended."""
     before = {name: value.clone() for name, value in study.model.state_dict().items()}
-    jobs = {"night": "batch(items=5000, by=1h)", "tune": "training(steps=50, batch=2)"}
-    rate, p99 = {"net": "5", "vote": "1"}, {"net": "30s", "vote": "1min"}
-    plan = study.schedule(job=jobs, rate=rate, p99=p99, ensemble={"vote": "net+net"}, policy=("fcfs", "edf"), seconds=0.05)
-    assert {job.name: job.work.source for job in plan.jobs} == {"night": "derived", "tune": "derived"}
+    threads = torch.get_num_threads()
+    jobs = {"night": "batch(items=20000, batch=64, by=1h)", "tune": "training(steps=200, batch=2, after=night)"}
+    rate, p99 = {"net": "300", "vote": "200"}, {"net": "30s", "vote": "1min"}
+    plan = study.schedule(job=jobs, rate=rate, p99=p99, ensemble={"vote": "net+net"}, policy="priority(ageing_s=inf)", seconds=0.05, run=0.2, devices=2)
     assert plan.job("tune").call_time.weakest_source == "measured"
+    assert plan.job("tune").work.weakest_source == "estimated", "nobody ran it yet"
     assert plan.job("tune").memory_bytes.value > 256 * 2**20
     assert plan.environment.device == "cpu"
     assert plan.online[1].call_time.value == pytest.approx(2 * plan.online[0].call_time.value)
     assert [outcome.model for outcome in plan.chosen.online] == ["net", "vote"]
-    assert all(torch.equal(value, before[name]) for name, value in study.model.state_dict().items())
-    assert len(plan.runs) == 2
     assert "assumes:step" in {note.code for note in plan.notes}
+    found = {(m.name, m.model): m for m in plan.ran.metrics}
+    assert set(found) == {("end", "night"), ("end", "tune"), *((name, model) for name in ("mean latency", "p99 latency") for model in ("net", "vote"))}
+    assert found["end", "night"].measured.value < found["end", "tune"].measured.value
+    for metric in plan.ran.metrics:
+        assert metric.measured.source == "measured"
+        assert metric.predicted.interval[0] <= metric.predicted.value <= metric.predicted.interval[1]
+    assert found["end", "tune"].mechanism_error.value == pytest.approx(0, abs=0.05)
+    assert "predicted, run, replayed" in render_text(plan)
+    assert torch.get_num_threads() == threads
+    assert all(torch.equal(value, before[name]) for name, value in study.model.state_dict().items())
+    assert study.model.training
 
 
 def test_another_devices_steps_are_predicted(study):
@@ -278,6 +288,8 @@ def test_a_step_that_cannot_be_made_says_why():
         ({"job": {"a": "batch(items=3, time=1s)"}, "rate": {"net": "5"}}, "there is no p99 for net"),
         ({"job": {"a": "batch(items=3, time=1s)"}, "ensemble": {"vote": "net+other"}}, "no model here is called 'other'"),
         ({"job": {"a": "batch(items=3, time=1s)"}, "ensemble": {"net": "net+net"}}, "needs a name of its own"),
+        ({"job": {"a": "batch(items=3, time=1s)"}, "run": 1}, "a cannot be run: the time of a call was given"),
+        ({"job": {"a": "training(steps=3)"}, "run": 1, "device": "l4"}, "not what the models are on"),
         ({"job": {"a": "batch(items=3, time=1s)"}, "devices": 0}, "devices must be at least 1"),
         ({"job": {"a": "batch(items=3, time=1s)"}, "policy": "best"}, "no scheduling policy called 'best'"),
         ({"job": {"a": "batch(items=3, time=1s)"}, "policy": "priority(ageing_s=-1)"}, "ageing_s"),

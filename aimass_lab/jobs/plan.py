@@ -68,22 +68,11 @@ def plan_jobs(name: str, given: Given, policies: Sequence[Policy], terms: Terms,
     """
     _check(given, policies, terms)
     tell = progress or (lambda share, text: None)
-    planned = _admit([job for _, job in given.jobs], {tenant.name: tenant for tenant in terms.tenants})
-    let_in = tuple(task for (task, _), job in zip(given.jobs, planned, strict=True) if job.refused is None)
-    question = Question(
-        devices=terms.devices,
-        online=tuple(model for model, _ in given.online),
-        tasks=let_in,
-        max_jobs=terms.max_jobs,
-        tenant_jobs={tenant.name: tenant.max_jobs for tenant in terms.tenants if tenant.max_jobs is not None},
-        seed=terms.seed,
-    )
-    if not let_in:
-        raise InputError(f"no job is let in: {planned[0].refused}", help="raise the tenant's device_seconds")
+    planned, question = question_of(given, terms)
     price = None if terms.price is None else Number(value=terms.price, unit="USD/h", source="user", method="given for the device")
     runs = []
     for k, policy in enumerate(policies):
-        tell(0.9 * k / len(policies), f"simulating {len(let_in)} jobs under {policy.name}")
+        tell(0.9 * k / len(policies), f"simulating {len(question.tasks)} jobs under {policy.name}")
         runs.append(policy_run(policy, simulate(question, policy), planned, given.online, price))
     best = min(range(len(runs)), key=lambda k: (runs[k].broken, runs[k].strain))
     record = runs[best].record
@@ -107,6 +96,27 @@ def plan_jobs(name: str, given: Given, policies: Sequence[Policy], terms: Terms,
         remedies=remedies,
         notes=(*given.notes, *_notes(question)),
     )
+
+
+def question_of(given: Given, terms: Terms) -> tuple[list[PlannedJob], Question]:
+    """All jobs, each let in or refused, and what is to be simulated of them.
+
+    Raises:
+        InputError: none is let in.
+    """
+    planned = _admit([job for _, job in given.jobs], {tenant.name: tenant for tenant in terms.tenants})
+    let_in = tuple(task for (task, _), job in zip(given.jobs, planned, strict=True) if job.refused is None)
+    if not let_in:
+        raise InputError(f"no job is let in: {planned[0].refused}", help="raise the tenant's device_seconds")
+    question = Question(
+        devices=terms.devices,
+        online=tuple(model for model, _ in given.online),
+        tasks=let_in,
+        max_jobs=terms.max_jobs,
+        tenant_jobs={tenant.name: tenant.max_jobs for tenant in terms.tenants if tenant.max_jobs is not None},
+        seed=terms.seed,
+    )
+    return planned, question
 
 
 def _admit(jobs: Sequence[PlannedJob], tenants: Mapping[str, JobTenant]) -> list[PlannedJob]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,8 @@ from ..timing import latency_number, sample_latency
 from ..tracing.training import OPTIMIZERS, scalar_loss
 
 if TYPE_CHECKING:
+    import torch
+
     from ..workload import Workload
 
 
@@ -30,9 +34,6 @@ class StepTimes:
 def time_training_step(workload: Workload, *, batch_size: int | None = None, optimizer: str = "adamw", budget_s: float = 1.0) -> StepTimes:
     """Train a copy of the model for some steps where it is, and time each; the model itself and the random state stay as they were.
 
-    The loss is the outputs' own where they have one, else the sum of the means of all floating-point outputs: what a loss of yours costs
-    besides is not in it, nor is the loading of data.
-
     Args:
         workload: Model and example inputs.
         batch_size: Items per step; as many as the example inputs hold if not given.
@@ -43,36 +44,57 @@ def time_training_step(workload: Workload, *, batch_size: int | None = None, opt
         InputError: no such optimizer, nothing to train, or no output with a gradient.
         ModelError: the model raised while it was trained.
     """
+    device = workload.torch_device
+    with LoadMeter() as meter, training_steps(workload, batch_size=batch_size, optimizer=optimizer) as step:
+        samples = sample_latency(step, device, budget_s=budget_s, warmup=2)
+    environment = read_environment(device, load=meter)
+    number = latency_number(samples, 50, environment=environment.id, quality="noisy" if meter.noisy else "ok")
+    return StepTimes(tuple(samples), number, environment, tuple(meter.notes()))
+
+
+@contextlib.contextmanager
+def training_steps(workload: Workload, *, batch_size: int | None = None, optimizer: str = "adamw") -> Iterator[Callable[[], None]]:
+    """Give a function that makes one training step on a copy of the model.
+
+    The loss is the outputs' own where they have one, else the sum of the means of all floating-point outputs: what a loss of yours costs
+    besides is not in it, nor is the loading of data.
+
+    Args:
+        workload: Model and example inputs.
+        batch_size: Items per step; as many as the example inputs hold if not given.
+        optimizer: "adamw", "sgd" or "none".
+
+    Raises:
+        InputError: no such optimizer, nothing to train, or no output with a gradient.
+        ModelError: the model raised while it was trained.
+    """
     import torch
 
     if optimizer not in OPTIMIZERS:
         raise InputError(f"no optimizer called {optimizer!r}", help=f"there are: {', '.join(OPTIMIZERS)}")
-    device = workload.torch_device
     call = workload.call if batch_size is None else workload.call.with_batch(batch_size)
     trained = copy.deepcopy(workload.model)
     parameters: list[torch.Tensor] = [p for p in trained.parameters() if p.requires_grad]
     if not parameters:
         raise InputError(f"{workload.name} has no parameter to train", help="set requires_grad on those that should be trained")
     make = OPTIMIZERS[optimizer]
-    update = None if make is None else make(parameters, device.type == "cuda")
+    update = None if make is None else make(parameters, workload.torch_device.type == "cuda")
 
     def step() -> None:
-        for parameter in parameters:
-            parameter.grad = None
-        scalar_loss(trained(*call.args, **call.kwargs)).backward()
-        if update is not None:
-            update.step()
-
-    with LoadMeter() as meter, preserved(trained, evaluate=False, values=False), torch.enable_grad():
-        for module in trained.modules():  # by attribute, because a model may override train() to do more than set the flag
-            module.__dict__["training"] = True
         try:
-            samples = sample_latency(step, device, budget_s=budget_s, warmup=2)
+            with torch.enable_grad():
+                for parameter in parameters:
+                    parameter.grad = None
+                scalar_loss(trained(*call.args, **call.kwargs)).backward()
+                if update is not None:
+                    update.step()
         except InputError:
             raise
         except Exception as error:
             text = f"a training step of {workload.name} on {call.describe()} raised {type(error).__name__}: {error}"
             raise ModelError(text, help="train it for one step yourself, or give the time of a step") from error
-    environment = read_environment(device, load=meter)
-    number = latency_number(samples, 50, environment=environment.id, quality="noisy" if meter.noisy else "ok")
-    return StepTimes(tuple(samples), number, environment, tuple(meter.notes()))
+
+    with preserved(trained, evaluate=False, values=False):
+        for module in trained.modules():  # by attribute, because a model may override train() to do more than set the flag
+            module.__dict__["training"] = True
+        yield step

@@ -10,7 +10,7 @@ from .codec import RECORDS, AnyRecord, any_from_json, from_json, json_schema, to
 from .demand import Bound, Demand, LengthPoint, LineDemand, MemoryPoint, ModuleDemand, OperatorDemand, PeakPlace, TrainingDemand
 from .fleet import FleetAllocation, FleetLimit, FleetModel, FleetNode, FleetNodeType, FleetObjective, FleetReplicas, FleetStatus
 from .history import Comparison, Difference, History, Run, Service
-from .jobs import JobKind, JobOutcome, JobPlan, JobPolicyRun, JobRemedy, JobTenant, OnlineModel, OnlineOutcome, PlannedJob
+from .jobs import JobKind, JobOutcome, JobPlan, JobPolicyRun, JobRemedy, JobsRun, JobTenant, OnlineModel, OnlineOutcome, PlannedJob
 from .model import Environment, ModelInfo, TensorSpec
 from .monitoring import ErrorBudget, Monitoring, MonitorPoint
 from .network import MessageForm, NetworkDemand, Traffic
@@ -99,6 +99,7 @@ __all__ = [
     "JobPolicyRun",
     "JobRemedy",
     "JobTenant",
+    "JobsRun",
     "KernelState",
     "KernelTime",
     "KernelUse",

@@ -9,6 +9,7 @@ import msgspec
 from .model import Environment, ModelInfo
 from .number import Note, Number, Record, digest_of
 from .recipe import OptionValue
+from .rotation import RotationMetric
 
 JobKind = Literal["batch", "training", "search"]
 
@@ -135,8 +136,25 @@ class JobRemedy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Whether everything holds then."""
 
 
+class JobsRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The jobs and requests run for real, shortened, under one policy."""
+
+    policy: str
+    options: dict[str, OptionValue] = {}
+    """Those that differ from their defaults."""
+    device: str
+    environment: str
+    """`Environment.id` of the run; one thread a call."""
+    shortened: Number
+    """How much more the jobs are than what was run of them."""
+    num_requests: int
+    """To models online."""
+    metrics: tuple[RotationMetric, ...]
+    """``"end"`` of each job, ``"mean latency"`` and ``"p99 latency"`` of each model online."""
+
+
 class JobPlan(Record, frozen=True, kw_only=True, tag="job_plan"):
-    """Jobs beside models online on the same devices, under one or more policies; simulated, not run."""
+    """Jobs beside models online on the same devices, under one or more policies."""
 
     name: str
     device: str
@@ -153,6 +171,8 @@ class JobPlan(Record, frozen=True, kw_only=True, tag="job_plan"):
     span: Number
     """Simulated time, within which requests come."""
     runs: tuple[JobPolicyRun, ...]
+    ran: JobsRun | None = None
+    """What came of it when it was run on this machine; None: it was not."""
     recommended: int
     """Place of the policy in `runs` that breaks the fewest promises."""
     feasible: bool

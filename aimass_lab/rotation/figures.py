@@ -64,16 +64,36 @@ def compare(outcome: Outcome, names: Sequence[str], measured: Measured) -> tuple
             continue
         real, replayed = (_summary([schedule.jobs[k] for k in answered if not schedule.jobs[k].dropped]) for schedule in (outcome.real, outcome.replayed))
         predicted = [_summary([s.jobs[k] for k in chosen if not s.jobs[k].dropped]) for s in outcome.predicted]
-        metrics += [_metric(key, name, len(answered), real[key], replayed[key], [p[key] for p in predicted], measured) for key in real]
+        metrics += [
+            metric_of(
+                key, name, "s" if key.endswith("latency") else "ratio", len(answered), real[key], replayed[key], [p[key] for p in predicted], measured,
+                METHODS[key].format(n=len(answered)),
+            )
+            for key in real
+        ]  # fmt: skip
     return tuple(metrics)
 
 
-def _metric(name: str, model: str, n: int, real: float, replayed: float, predicted: Sequence[float], measured: Measured) -> RotationMetric:
+def metric_of(
+    name: str, model: str, unit: Unit, n: int, real: float, replayed: float, predicted: Sequence[float], measured: Measured, method_of: str
+) -> RotationMetric:
+    """One figure with its error, split.
+
+    Args:
+        name: Of the figure.
+        model: Whose it is; empty: of all.
+        unit: Of all values.
+        n: Observations behind the measured value.
+        real: Measured.
+        replayed: Simulated with the times of the run.
+        predicted: One a simulation.
+        measured: Makes a measured number of a value, its unit, its method and the count.
+        method_of: How the measured value was obtained.
+    """
     import numpy as np
 
-    unit: Unit = "s" if name.endswith("latency") else "ratio"
     low, middle, high = (float(np.quantile(predicted, q)) for q in (0.05, 0.5, 0.95))
-    seen = measured(real, unit, METHODS[name].format(n=n), n)
+    seen = measured(real, unit, method_of, n)
     method = f"median of {len(predicted)} simulations on the profile"
     foretold = Number(value=middle, unit=unit, source="estimated", method=method, interval=(low, high), interval_kind=BAND_KIND)
     again = Number(value=replayed, unit=unit, source="estimated", method="simulated with the segment times of the run")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...headlines import describe_policy, format_measured, headline
-from ...records import JobPlan, JobPolicyRun, Number, PlannedJob
+from ...records import JobPlan, JobPolicyRun, JobsRun, Number, PlannedJob
 from ..page import Cell, Page, Table
 from .base import lay_out, notes_of
 
@@ -20,6 +20,7 @@ def _(record: JobPlan) -> Page:
         Table(title="Policies", columns=("policy", "everything holds", "late jobs", "models beyond their target", "last job ends", "busy"), rows=tuple(
             map(_policy, record.runs)
         )),
+        *((_ran(record.ran),) if record.ran else ()),
         Table(title="Less strict limits, simulated", columns=("change", "then everything holds"), rows=tuple(
             (remedy.change, "yes" if remedy.feasible else "no") for remedy in record.remedies
         )),
@@ -50,6 +51,14 @@ def _(record: JobPlan) -> Page:
         remarks=(record.binding,),
         notes=notes_of(record.notes),
     )
+
+
+def _ran(run: JobsRun) -> Table:
+    columns = ("of", "figure", "measured", "predicted", "replayed", "error", "of it mechanism", "of it times of calls")
+    rows = tuple((m.model, m.name, m.measured, format_measured(m.predicted), m.replayed, m.error, m.mechanism_error, m.service_error) for m in run.metrics)
+    length = "whole" if run.shortened.value == 1 else f"{run.shortened.value:.3g} times shorter"
+    title = f"Run here under {describe_policy(run)}, {length}, beside {run.num_requests} requests: predicted, run, replayed"
+    return Table(title=title, columns=columns, rows=rows)
 
 
 def _outcomes(record: JobPlan, run: JobPolicyRun) -> list[tuple[Cell, ...]]:

@@ -150,7 +150,7 @@ class Allocator:
             return Allocation(candidate=candidate, replicas=fewest, simulation=None, reason="alone")
         if fewest > at_most:
             return Allocation(candidate=candidate, replicas=fewest, simulation=None, reason="throughput")
-        limit = min(at_most, fewest + _PATIENCE if alone > self.load.latency_p99_s else fewest * 1024 + 1024)
+        limit = int(min(at_most, fewest + _PATIENCE if alone > self.load.latency_p99_s else fewest * 1024 + 1024))
         runs: dict[int, Simulation] = {}
 
         def works(replicas: int) -> bool:

@@ -15,7 +15,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError
 from ..scheduling import Policy, Queue, Request, make_policy
@@ -24,8 +24,12 @@ from .queueing import Arrivals, ServiceTimes
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from .queueing import Array
+
+    Whole = NDArray[Any]
+    """Whole numbers, of whatever width numpy takes for them."""
 
 WaitPolicy = Literal["adaptive", "always"]
 
@@ -100,7 +104,7 @@ def simulate_fcfs(
     return Trajectory(arrivals, np.repeat(starts + services, sizes), starts, services, sizes)
 
 
-def _one_by_one(arrivals: Array, service: ServiceTimes, draws: Array) -> tuple[Array, Array, Array]:
+def _one_by_one(arrivals: Array, service: ServiceTimes, draws: Whole) -> tuple[Array, Array, Whole]:
     """One worker without batches: Lindley's recursion (1952)."""
     import numpy as np
 
@@ -116,8 +120,8 @@ def _one_by_one(arrivals: Array, service: ServiceTimes, draws: Array) -> tuple[A
 
 
 def _one_worker(
-    arrivals: Array, service: ServiceTimes, draws: Array, max_batch_size: int, max_wait_s: float, wait_policy: WaitPolicy
-) -> tuple[Array, Array, Array]:
+    arrivals: Array, service: ServiceTimes, draws: Whole, max_batch_size: int, max_wait_s: float, wait_policy: WaitPolicy
+) -> tuple[Array, Array, Whole]:
     """One worker: the case that a plan runs hundreds of times, so its loop has no more in it than it needs."""
     import numpy as np
 
@@ -154,8 +158,8 @@ def _one_worker(
 
 
 def _many_workers(
-    arrivals: Array, service: ServiceTimes, draws: Array, max_batch_size: int, max_wait_s: float, wait_policy: WaitPolicy, num_workers: int
-) -> tuple[Array, Array, Array]:
+    arrivals: Array, service: ServiceTimes, draws: Whole, max_batch_size: int, max_wait_s: float, wait_policy: WaitPolicy, num_workers: int
+) -> tuple[Array, Array, Whole]:
     """Workers that share the queue: the first that is free takes the next batch."""
     import numpy as np
 
@@ -258,14 +262,14 @@ def _gather(requests: Sequence[Request], arrived: int, queue: Queue, free_s: flo
             return due, arrived
 
 
-def _draws(service: ServiceTimes, count: int, seed: int | Sequence[int]) -> Array:
+def _draws(service: ServiceTimes, count: int, seed: int | Sequence[int]) -> Whole:
     """Which of a row's equally likely times each batch takes: one draw a batch, in order of dispatch."""
     import numpy as np
 
     levels = service.quantiles.shape[1]
     if levels == 1:
-        return np.zeros(count, dtype=int)  # type: ignore[return-value]
-    return np.random.default_rng(seed).integers(0, levels, count)  # type: ignore[return-value]
+        return np.zeros(count, dtype=int)
+    return np.random.default_rng(seed).integers(0, levels, count)
 
 
 def _check(count: int, service: ServiceTimes, max_batch_size: int, max_wait_s: float, num_workers: int) -> None:

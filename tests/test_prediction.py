@@ -12,6 +12,7 @@ from torch import nn
 
 from aimass_lab import Study, Workload
 from aimass_lab.errors import InputError, UnknownNameError
+from aimass_lab.frontends.widgets.facts.base import FACTS
 from aimass_lab.prediction import interpolate
 from aimass_lab.prediction.batches import default_batch_sizes, largest_where
 from aimass_lab.prediction.by_rates import predict_by_rates
@@ -454,6 +455,8 @@ def test_what_a_trial_made_is_measured_when_it_is_asked_for():
     assert study.predict(batch=(4,), technique="bf16").points[0].basis == "effect"
     study.trial("bf16", seconds=0.2)
     assert study.predict(batch=(4,), technique="bf16").points[0].basis == "measured"
+    told = FACTS["effects"](study)  # what is shown beside the trial is what was said before it
+    assert {name: (one["index"], one["points"][0]["basis"]) for name, one in told.items()} == {"bf16": (1, "effect")}
     scored = {e.kind: e for e in study.store.entries() if e.technique == "bf16" and e.measured is not None}
     assert "effect: size" in scored
     assert scored["effect: size"].inside

@@ -145,9 +145,13 @@ def test_a_recipe_is_checked_without_running_anything(study, text, error):
     answer = check_text(study, text)
     assert json.loads(json.dumps(answer)) == answer
     if error is None:
-        assert answer == {"name": text, "error": None, "help": None}
+        assert answer == {"name": text, "error": None, "help": None, "unpredicted": None}
     else:
         assert error in answer["error"]
+
+
+def test_a_recipe_whose_effect_is_not_predicted_says_why(study):
+    assert "another runtime" in check_text(study, "onnxruntime")["unpredicted"]
 
 
 # --- work that a cell takes the place of

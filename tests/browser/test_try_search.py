@@ -8,6 +8,8 @@ from workbench_page import THEMES, check_looks, line_of_code, open_view, quiet
 
 from aimass_lab.frontends.lines import read_line
 from aimass_lab.frontends.widgets.source import script
+from aimass_lab.headlines import format_number
+from aimass_lab.records import Prediction, TrialResult, from_json
 from aimass_lab.units import parse_seconds
 
 pytestmark = [
@@ -102,6 +104,26 @@ def test_bounds_order_and_what_is_lacking_are_said_before_anything_runs(page):
     assert ask(page, "print(len(study.results))") == "0"
 
 
+def test_what_is_predicted_of_a_recipe_stands_apart_before_it_is_tried(page):
+    page.get_by_role("button", name="Profile and predict").click()
+    page.wait_for_selector(".aw-foreseen")
+    quiet(page)
+    record = from_json(ask(page, "from aimass_lab.records import to_json; print(to_json(study.results[-1]))"), Prediction)
+    assert (record.technique, record.points[0].basis) == ("low_rank(ratio=0.5) + int8_dynamic", "effect")
+    said = page.get_by_role("group", name="predicted, before it is tried").inner_text()
+    for number in (record.speedup, record.points[0].latency, record.weight_bytes):
+        assert format_number(number) in said
+    assert "measured" not in page.locator(".aw-foreseen .aw-src").all_inner_texts()
+    assert line_of_code(page) == 'study.trial("low_rank(ratio=0.5) + int8_dynamic")'
+    page.get_by_role("button", name="Remove").click()
+    add(page, "onnxruntime")
+    page.wait_for_selector(".aw-unforeseen:has-text('Not predicted: onnxruntime leaves the model to another runtime')")
+    page.get_by_role("button", name="Remove").click()
+    add(page, "int8_dynamic")
+    page.wait_for_selector(".aw-foreseen")
+    quiet(page)
+
+
 def test_a_try_gives_a_card_beside_the_original_and_leaves_the_model_alone(page):
     page.get_by_label("batch sizes, with commas").fill("4, 32")
     page.get_by_label("seconds to compare").fill("0.6")
@@ -110,7 +132,7 @@ def test_a_try_gives_a_card_beside_the_original_and_leaves_the_model_alone(page)
     page.wait_for_selector(".aw-card-name")
     quiet(page)
     assert page.locator(".aw-card-name").inner_text() == "low_rank(ratio=0.5) + int8_dynamic"
-    record = json.loads(ask(page, "from aimass_lab.records import to_json; print(to_json(study.results[-1]))"))
+    record = json.loads(ask(page, "print(to_json(study.results[-1]))"))
     assert page.locator(".aw-lead").inner_text().lower() == f"{record['recommendation']}.".lower()
     assert page.locator(".aw-tag").inner_text() == record["verdict"]
     assert page.locator(".aw-reasons li").all_inner_texts() == record["reasons"]
@@ -118,6 +140,17 @@ def test_a_try_gives_a_card_beside_the_original_and_leaves_the_model_alone(page)
     page.get_by_role("group", name="batch size of the table").get_by_role("button", name="32").click()
     assert "batch 32" in page.get_by_role("region", name="original and copy side by side").locator("thead").inner_text()
     assert ask(page, "print(model.training, all(torch.equal(before[n], t) for n, t in model.state_dict().items()))") == "True True"
+
+
+def test_the_prediction_stands_beside_what_was_measured(page):
+    rows = page.get_by_role("region", name="predicted, then measured").locator("tbody tr").all_inner_texts()
+    said = {row.split("\t")[0]: row.split("\t")[-1] for row in rows}
+    assert {"speed-up, batch 4", "latency, batch 4", "weights in memory"} <= set(said)
+    trial = from_json(ask(page, "print(to_json(study.results[-1]))"), TrialResult)
+    said_before = "[r for r in study.results if getattr(r, 'technique', None) == study.results[-1].setting.recipe.name]"
+    effect = from_json(ask(page, f"print(to_json({said_before}[-1]))"), Prediction)
+    low, high = effect.speedup.interval
+    assert said["speed-up, batch 4"] == ("inside" if low <= trial.speedup.value <= high else "outside")
 
 
 def test_the_worst_samples_are_pictures_with_the_classes_of_both(page):

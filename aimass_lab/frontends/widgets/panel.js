@@ -57,7 +57,7 @@ class Frame {
       selection: () => model.get("selection"),
       select: (module) => { model.set("selection", module); model.save_changes(); this.showCode([this.moduleLine()]); },
       lineOn: (verb, path) => lineOn(model.get("subject"), verb, path),
-      run: (lines, options = {}) => { this.showCode(lines); model.send({ kind: "run", lines, ...options }); },
+      run: (lines, { unshown = false, ...options } = {}) => { if (!unshown) this.showCode(lines); model.send({ kind: "run", lines, ...options }); },
       showCode: quiet ? () => {} : (lines) => this.showCode(lines),
       codeButton: (get) => h("button", { type: "button", class: "aw-button aw-code-button", "data-live": true, title: "show this as a line of code", "aria-label": "show this as a line of code", onclick: () => this.showCode([get()].flat()) }, "‹›"),
       recordLine: (kind) => this.recordLine(kind),

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 VIEWS = ("profile.js", "whatif.js", "tries.js", "search.js", "plan.js", "ship.js")
 """Each exports one view, see panel.js, and is listed there."""
-PARTS = ("lengths.js", "form.js", "verdict.js", "scatter.js", "loads.js", "cheaper.js", "policies.js", "turns.js", "proof.js")
+PARTS = ("lengths.js", "form.js", "foreseen.js", "verdict.js", "scatter.js", "loads.js", "cheaper.js", "policies.js", "turns.js", "proof.js")
 """Parts of a view that fill a file of their own."""
 MODULES = ("format.js", "dom.js", "plot.js", "code.js", *PARTS, *VIEWS, "saving.js", "panel.js")
 """In the order in which they need each other; the last one's default export is the widget."""

@@ -2,16 +2,18 @@
 
 import { figure, interval, percent, quantity } from "./format.js";
 import { fill, h, keeping, section } from "./dom.js";
+import { covers, foreseen } from "./foreseen.js";
 import { optionFields, recipeText, stepText } from "./form.js";
 import { card, ratioScale, smallWhisker, verdictTag } from "./verdict.js";
 
 const CHECK_AFTER_MS = 150;
+const FORESEE_AFTER_MS = 400;
 
 export const tryView = {
   name: "try",
   text: "Try",
   kinds: ["trial"],
-  facts: ["techniques", "tries", "samples"],
+  facts: ["techniques", "tries", "samples", "effects"],
   draw: (ctx) => new Try(ctx).view(),
   line: (ctx) => trialLine(ctx),
 };
@@ -21,9 +23,11 @@ function settings(ctx) {
   return Object.assign(ui, { steps: [], at: 0, batch: String(ctx.subject().batch), seconds: "6", chosen: null, ...ui });
 }
 
+const sizesOf = (ui) => ui.batch.split(/[\s,]+/).filter(Boolean).map((text) => (/^\d+$/.test(text) ? Number(text) : text));
+
 function trialLine(ctx) {
   const ui = settings(ctx);
-  const sizes = ui.batch.split(/[\s,]+/).filter(Boolean).map((text) => (/^\d+$/.test(text) ? Number(text) : text));
+  const sizes = sizesOf(ui);
   const usual = sizes.length === 1 && sizes[0] === ctx.subject().batch;
   const seconds = /^[\d.]+$/.test(ui.seconds) ? Number(ui.seconds) : ui.seconds;
   return ctx.line("trial", { batch: sizes.length && !usual ? sizes : null, seconds: ui.seconds && seconds !== 6 ? seconds : null }, [recipeText(ui.steps)]);
@@ -35,13 +39,14 @@ class Try {
     this.ui = settings(ctx);
     this.techniques = new Map(ctx.fact("techniques").map((one) => [one.name, one]));
     this.composer = h("div", { class: "aw-compose", "data-live": true });
+    this.expected = h("div", {});
     this.results = h("div", { class: "aw-view" });
   }
 
   view() {
     if (!this.ctx.quiet) this.compose();
     this.showResults();
-    return { node: h("div", { class: "aw-view" }, this.composer, this.results), update: () => keeping(this.results, () => this.showResults()) };
+    return { node: h("div", { class: "aw-view" }, this.composer, this.results), mark: () => this.foresee(), update: () => { keeping(this.results, () => this.showResults()); this.foresee(); } };
   }
 
   // --- the recipe
@@ -58,7 +63,7 @@ class Try {
       h("div", { class: "aw-bench" },
         h("label", { class: "aw-field" }, h("span", {}, "batch sizes"), h("input", { class: "aw-input", value: ui.batch, "aria-label": "batch sizes, with commas", oninput: (event) => { ui.batch = event.target.value; this.changed(); } })),
         h("label", { class: "aw-field" }, h("span", {}, "seconds to compare"), h("input", { class: "aw-input aw-short", value: ui.seconds, "aria-label": "seconds to compare", oninput: (event) => { ui.seconds = event.target.value.trim(); this.changed(); } })),
-        h("button", { type: "button", class: "aw-button aw-primary", onclick: () => this.start() }, "Try it"), this.status)));
+        h("button", { type: "button", class: "aw-button aw-primary", onclick: () => this.start() }, "Try it"), this.status), this.expected));
     this.changed();
   }
 
@@ -103,13 +108,50 @@ class Try {
   /** Show the line, and ask the kernel whether the recipe can be run: it knows the order of steps, the bounds, and what the samples allow. */
   changed() {
     const text = recipeText(this.ui.steps);
+    this.checked = null;
     this.ctx.showCode([trialLine(this.ctx)]);
     clearTimeout(this.asking);
     this.asking = setTimeout(async () => {
       this.say("being checked; a cell that runs comes first", "");
       const found = await this.ctx.ask("recipe", text);
-      if (text === recipeText(this.ui.steps)) this.say(found.error ? `${found.error}${found.help ? `. ${found.help}` : ""}` : "can be tried, by its order, options and samples", found.error ? "aw-bad" : "aw-good");
+      if (text !== recipeText(this.ui.steps)) return;
+      this.say(found.error ? `${found.error}${found.help ? `. ${found.help}` : ""}` : "can be tried, by its order, options and samples", found.error ? "aw-bad" : "aw-good");
+      this.checked = found;
+      this.foresee();
     }, CHECK_AFTER_MS);
+  }
+
+  // --- what is predicted of it
+
+  predictLine() {
+    return this.ctx.line("predict", { batch: sizesOf(this.ui), technique: this.checked.name });
+  }
+
+  /** Show what is predicted of the recipe in the form; ask for it where that takes no measurement, nothing else runs, and the hand rests. */
+  foresee() {
+    const { ctx, ui, checked } = this;
+    clearTimeout(this.resting);
+    const sizes = sizesOf(ui);
+    if (!checked?.name || !ui.steps.length || !sizes.length || !sizes.every((size) => Number.isInteger(size) && size > 0)) return fill(this.expected);
+    const effect = ctx.fact("effects")[checked.name];
+    if (covers(effect, sizes)) return keeping(this.expected, () => fill(this.expected, foreseen(effect, sizes, ctx.codeButton(() => this.predictLine()))));
+    const line = this.predictLine();
+    const asked = (ui.foreseen ??= []).includes(line);
+    const hint = (text) => fill(this.expected, h("p", { class: "aw-hint aw-unforeseen" }, text));
+    if (checked.unpredicted) return hint(`Not predicted: ${checked.unpredicted}. A try measures it.`);
+    if (ctx.fact("tries").some((one) => one.name === checked.name && one.record)) return hint("It was tried before anything was predicted of it: what was measured stands below.");
+    if (ctx.busy()) return hint("It is predicted when nothing else runs.");
+    if (asked) return hint("It could not be predicted: the line below the panel that failed says why. A try measures it.");
+    if (!ctx.record("profile")) {
+      return keeping(this.expected, () => fill(this.expected, h("p", { class: "aw-hint aw-unforeseen" }, "A prediction rests on a profile of the model, and there is none yet. ", h("button", { type: "button", class: "aw-button", onclick: () => this.predict(line) }, "Profile and predict"))));
+    }
+    hint("It is about to be predicted.");
+    this.resting = setTimeout(() => { if (this.expected.isConnected && this.checked === checked && !ctx.busy()) this.predict(line); }, FORESEE_AFTER_MS);
+  }
+
+  predict(line) {
+    this.ui.foreseen.push(line);
+    this.ctx.run([line], { unshown: true }); // what is shown stays the line of what the hand is at
   }
 
   say(text, tone) {

@@ -2,6 +2,7 @@
 
 import { figure, interval, percent, provenance, quantity } from "./format.js";
 import { choice, fill, h, number, section } from "./dom.js";
+import { kept } from "./foreseen.js";
 import { logarithmic } from "./plot.js";
 
 const BAND = 0.02; // a change of speed up to this is no gain: the trial's own rule, drawn
@@ -72,8 +73,15 @@ function pair(text, before, after, less) {
     h("td", { class: `aw-num aw-${better}` }, factor === null ? "" : `× ${quantity(factor, "ratio")}`));
 }
 
-function sides(ctx, record) {
+/** The part of the record that a section draws, as code. */
+const partOf = (ctx, one, field) => ctx.codeButton(() => {
+  const line = ctx.resultLine(one.index);
+  return line ? `${line}.${field}` : ctx.line("trial", {}, [one.name]);
+});
+
+function sides(ctx, one) {
   const { ui } = ctx;
+  const { record } = one;
   const holder = h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "original and copy side by side" });
   const draw = () => {
     const p = record.points.find((one) => one.batch_size === ui.batchShown) ?? record.points[0];
@@ -89,15 +97,16 @@ function sides(ctx, record) {
   const controls = h("div", { class: "aw-row", "data-live": true });
   const buttons = () => fill(controls, choice("batch size of the table", batches, ui.batchShown ?? batches[0][0], (size) => { ui.batchShown = size; buttons(); draw(); }));
   if (batches.length > 1) buttons();
-  return section("Side by side", controls, forest(record), holder);
+  return section("Side by side", [controls, partOf(ctx, one, "points")], forest(record), holder);
 }
 
-function outputs(record, samples) {
+function outputs(ctx, one) {
+  const [{ record }, samples, code] = [one, ctx.fact("samples"), partOf(ctx, one, "worst_samples")];
   const facts = [["metric lost", record.metric_drop], ["cosine similarity", record.fidelity], ["relative error", record.relative_error], ["same top class", record.agreement], ["divergence of classes", record.divergence]];
   const pairs = h("dl", { class: "aw-pairs" }, facts.filter(([, value]) => value).map(([text, value]) => h("div", { class: "aw-pair" }, h("dt", {}, text), h("dd", {}, number(value)))));
-  if (!record.worst_samples.length) return section("Outputs", null, pairs, h("p", { class: "aw-hint" }, `No output of ${record.fidelity.n} samples differs at all.`));
+  if (!record.worst_samples.length) return section("Outputs", code, pairs, h("p", { class: "aw-hint" }, `No output of ${record.fidelity.n} samples differs at all.`));
   const shown = record.worst_samples.slice(0, SAMPLES).filter((s) => samples[s.index]);
-  return section("Outputs", null, pairs, h("h4", { class: "aw-small-head" }, `The ${shown.length} samples of ${record.fidelity.n} that differ most`), h("div", { class: "aw-samples" }, shown.map((s) => sample(s, samples[s.index]))));
+  return section("Outputs", code, pairs, h("h4", { class: "aw-small-head" }, `The ${shown.length} samples of ${record.fidelity.n} that differ most`), h("div", { class: "aw-samples" }, shown.map((s) => sample(s, samples[s.index]))));
 }
 
 function sample(worst, drawn) {
@@ -108,7 +117,8 @@ function sample(worst, drawn) {
     h("figcaption", {}, h("b", {}, `#${worst.index}`), ` off by ${percent(worst.relative_error)}`, says ? [h("br"), says] : null, drawn.label === null || drawn.label === undefined ? null : [h("br"), `label ${drawn.label}`]));
 }
 
-function fellBack(record) {
+function fellBack(ctx, one) {
+  const { record } = one;
   const parts = record.steps.map((step) => {
     const changed = `${step.num_changed_layers.value} of ${step.num_layers.value} layers changed, ${percent(step.weight_share.value)} of the weights`;
     const more = step.num_left > step.layers.length ? `, of which ${step.layers.length} are listed` : "";
@@ -118,13 +128,19 @@ function fellBack(record) {
       rows.length ? h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": `layers that ${step.step.technique} left as they were` }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, ["layer", "type", "why"].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows))) : null,
     ];
   });
-  return parts.length ? section("What was changed, and what fell back", null, parts) : null;
+  return parts.length ? section("What was changed, and what fell back", partOf(ctx, one, "steps"), parts) : null;
 }
 
-function reasons(record) {
+function reasons(ctx, one) {
+  const { record } = one;
   const notes = [...record.notes, ...record.steps.flatMap((step) => step.notes)];
-  return section("Why", null, h("ul", { class: "aw-reasons" }, record.reasons.map((text) => h("li", {}, text))),
+  return section("Why", partOf(ctx, one, "reasons"), h("ul", { class: "aw-reasons" }, record.reasons.map((text) => h("li", {}, text))),
     notes.length ? h("details", { class: "aw-notes" }, h("summary", {}, `Notes (${notes.length})`), h("ul", {}, notes.map((note) => h("li", {}, note.text)))) : null);
+}
+
+function foretold(ctx, { name, record }) {
+  const effect = ctx.fact("effects")[name];
+  return kept(effect, record, ctx.codeButton(() => ctx.resultLine(effect.index) ?? "%aimass ledger"));
 }
 
 /** The whole card of one try: `{name, index, memory, record}` as the kernel gives it. */
@@ -133,5 +149,5 @@ export function card(ctx, one, actions) {
   const title = h("div", { class: "aw-section-head" }, h("h3", { class: "aw-card-name" }, one.name), h("div", { class: "aw-controls", "data-live": true }, actions));
   if (!record) return h("section", { class: "aw-section" }, title, h("p", { class: "aw-hint" }, "This copy was made by a search or a plan and not tried by itself: a try measures it beside the original."));
   return h("section", { class: "aw-section" }, title, h("p", { class: `aw-lead aw-${toneOf(record)}` }, `${sentence(record)}.`),
-    h("div", { class: "aw-columns" }, h("div", { class: "aw-view" }, sides(ctx, record), reasons(record)), h("div", { class: "aw-view" }, outputs(record, ctx.fact("samples")), fellBack(record))));
+    h("div", { class: "aw-columns" }, h("div", { class: "aw-view" }, sides(ctx, one), foretold(ctx, one), reasons(ctx, one)), h("div", { class: "aw-view" }, outputs(ctx, one), fellBack(ctx, one))));
 }

@@ -14,7 +14,7 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
 from ..scheduling import Policy, Queue, Request, make_policy
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .queueing import Array
-
-    Whole = NDArray[Any]
-    """Whole numbers, of whatever width numpy takes for them."""
 
 WaitPolicy = Literal["adaptive", "always"]
 

@@ -49,7 +49,7 @@ class Answers(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Requests by protocol and code, and the times of those that got outputs."""
-        sums = [sum(column) for column in zip(*(tally.numbers for tally in self.tallies), strict=True)]
+        sums = [sum(column) for column in zip([0.0] * (NUM_BYTES // 8), *(tally.numbers for tally in self.tallies), strict=True)]
         requests = CounterMetricFamily("aimass_requests", "Inference requests answered", labels=["protocol", "code"])
         times = HistogramMetricFamily("aimass_request_seconds", "Time of a request that got outputs", labels=["protocol"])
         for protocol, place in PROTOCOLS.items():

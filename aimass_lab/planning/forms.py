@@ -52,7 +52,8 @@ class Loop:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__doc__ = function.__doc__
-        self._python = Form(function, compiled=False)
+        self.python = Form(function, compiled=False)
+        """For what is called so often that calling compiled code would take longer than it saves."""
         self._compiled: Form | None = None
         self._steps = 0
 
@@ -64,9 +65,9 @@ class Loop:
         """
         self._steps += steps
         if self._steps < PAYS:
-            return self._python
+            return self.python
         if self._compiled is None:
-            self._compiled = _compile(self._python.run) or self._python
+            self._compiled = _compile(self.python.run) or self.python
         return self._compiled
 
 

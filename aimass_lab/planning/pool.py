@@ -214,8 +214,8 @@ class _Simulation:
 
         self.pool = pool
         self.arrivals = np.asarray(arrival_s, dtype=float)
-        # Requests that look at the line when they come are served one by one: nothing for compiled code to gain.
-        self.form = _serve.form(len(self.arrivals) if pool.max_waiting is None else 0)
+        # Requests that look at the line when they come are served one by one, in lists: nothing for compiled code to gain.
+        self.form = _serve.form(len(self.arrivals)) if pool.max_waiting is None else _serve.python
         self.finish = self.form.room(len(self.arrivals), math.nan)
         self.random = np.random.default_rng(seed)
         self.rows = self.form.numbers(pool.service.quantiles[: pool.max_batch_size + 1])
@@ -314,7 +314,7 @@ class _Simulation:
 
         chosen = self.random.integers(0, len(ready), len(times))
         if self.pool.max_waiting is not None:
-            for k, index, time in zip(chosen.tolist(), indices, times, strict=True):
+            for k, index, time in zip(chosen.tolist(), indices.tolist(), times.tolist(), strict=True):
                 self._enqueue(ready[k], index, time)
             return
         order = np.argsort(chosen.astype(np.min_scalar_type(len(ready))), kind="stable")  # small integers are sorted in linear time
@@ -323,15 +323,14 @@ class _Simulation:
             mine = order[start:stop]
             replica.take(times[mine], indices[mine], self.form)
 
-    def _enqueue(self, replica: _Replica, index: np.int64, time: np.float64) -> None:
-        import numpy as np
-
-        self._serve(replica, float(time))  # so that its line is as long as it is then
+    def _enqueue(self, replica: _Replica, index: int, time: float) -> None:
+        self._serve(replica, time)  # so that its line is as long as it is then
         if replica.load >= (self.pool.max_waiting or 0):
             self.inside -= 1
-            self.area -= self.until - float(time)
+            self.area -= self.until - time
         else:
-            replica.take(np.array([time]), np.array([index]), self.form)
+            replica.times.append(time)
+            replica.indices.append(index)
 
     def _serve(self, replica: _Replica, before: float) -> None:
         """Start every batch that starts before `before`."""

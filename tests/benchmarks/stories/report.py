@@ -95,5 +95,6 @@ NOT_MEASURED = """## Not measured here
 - **Ask too much**: no GPU, so nothing was read off `nvidia-smi`. What comes back is the kernel's resident memory, which is read right after the failure.
 - **Tune to a promise**: whether what is best after seconds is near the best there is, is measured [elsewhere](../search/RESULTS.md).
 - **Export the server**: “anywhere” is another folder of the same machine, with the same Python.
-- **Next month**: the machine is the same, only kernel and page are new; there is no `check --baseline` that would fail a CI job.
+- **Next month**: the machine is the same, only kernel and page are new; that `check --baseline` fails a CI job is tested in
+  `tests/test_baseline.py`, and not a step here.
 """

@@ -147,9 +147,13 @@ def address_space_capped(device: torch.device) -> Iterator[None]:
 
 
 def release_cached(device: torch.device) -> None:
-    """Give back what a failed call left behind."""
+    """Give back what a failed call left behind; what the C library's heap kept of it, too."""
+    import ctypes
     import gc
 
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)

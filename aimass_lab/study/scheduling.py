@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..errors import InputError
-from ..records import JobPlan, JobTenant, Number, OnlineModel
+from ..records import JobPlan, JobTenant, Note, Number, OnlineModel
 from ..units import parse_rate, parse_seconds
 from ..verbs import Model, Seconds, verb
 from .allocating import Allocating
@@ -99,13 +99,22 @@ class Scheduling(Allocating):
             chosen = policies[plan.recommended]
             with bench.real_calls(table, plan, {model.name: members[model.name] for model, _ in online}) as calls:
                 ran = run_for_real(question_of(given, terms)[1], chosen, calls, self.workload.torch_device, seconds=parse_seconds(run), progress=self.progress)
-            plan = msgspec.structs.replace(plan, ran=ran)
+            plan = msgspec.structs.replace(plan, ran=ran, notes=(*plan.notes, *_thread_notes(plan)))
         entry = load_devices().get(bench.device)
         named = {"resource": entry.resource, "node_selector": entry.node_selector} if entry else {}
         plan = msgspec.structs.replace(plan, export_format=job_exporter_text(exporter), **named)
         if out is not None:
             write_files(Path(out), exporter.export(plan))
         return self._keep("schedule", plan)
+
+
+def _thread_notes(plan: JobPlan) -> tuple[Note, ...]:
+    """Where the plan and its run did not compute alike."""
+    threads = plan.environment.threads if plan.environment else 1
+    if threads == 1:
+        return ()
+    text = f"the run has one thread a call, and the times of the plan were measured with {threads}: its own profile, not the plan, is what it is held against"
+    return (Note(code="one-thread", text=text),)
 
 
 def _policy(text: str) -> Any:

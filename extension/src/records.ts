@@ -68,6 +68,7 @@ export interface Number {
     | 'FLOP/s'
     | 'Hz'
     | 'J'
+    | 'USD'
     | 'USD/GB'
     | 'USD/h'
     | 'USD/item'

@@ -344,7 +344,7 @@ def test_what_is_saved_is_a_picture_of_both_that_needs_no_kernel(page, lab, fold
     command(page, "kernelmenu:shutdown")
     page.goto(lab)
     page.wait_for_selector(".aw-picture .aw-scatter")
-    assert page.locator(".aw-picture .aw-picture-head").all_inner_texts() == ["Try", "Search"]
+    assert page.locator(".aw-picture .aw-picture-head").all_inner_texts() == ["Profile", "Try", "Search"]  # it was profiled for the prediction
     assert page.locator(".aw-picture .aw-image").first.evaluate("image => image.naturalWidth") == 8
     assert page.locator(".aw-picture .aw-whisker").count() > 0
     assert page.foreign == []

@@ -33,5 +33,5 @@ export function kept(effect, record, codeButton) {
   }
   add("weights in memory", effect.weight_bytes, record.size_bytes);
   if (!pairs.length) return null;
-  return section("Predicted, then measured", codeButton, table("predicted, then measured", ["", "predicted", "band", "measured", "measured lies"], pairs));
+  return section("Predicted, then measured", codeButton, table("predicted, then measured", ["figure", "predicted", "band", "measured", "measured lies"], pairs));
 }

@@ -21,10 +21,11 @@ def process_tree(pid: int) -> list[psutil.Process]:
 
 def tree_bytes(pid: int) -> int:
     """Bytes that the process and its descendants hold together."""
-    return sum(map(_bytes, process_tree(pid)))
+    return sum(map(process_bytes, process_tree(pid)))
 
 
-def _bytes(process: psutil.Process) -> int:
+def process_bytes(process: psutil.Process) -> int:
+    """Bytes that one process holds; 0 when it is gone."""
     try:
         if KIND == "RSS":
             return int(process.memory_info().rss)

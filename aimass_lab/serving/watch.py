@@ -12,8 +12,11 @@ import numpy as np
 import psutil
 
 from .load import LOAD_THREAD, LoadResult
-from .memory import process_tree, tree_bytes
+from .memory import process_bytes, process_tree
 from .tensors import Array
+
+LOOK_EVERY_S = 1.0
+"""Which processes there are, and what they hold, takes milliseconds to find out, in which this process sends nothing and theirs cannot get memory."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +57,29 @@ class Watch:
 
     def __init__(self, *pids: int) -> None:
         self._pids = pids
+        self._processes: list[psutil.Process] = []
+        self._look_at_s = 0.0
         self.peak_bytes = 0
         self._readings: list[tuple[float, float, float | None]] = []
 
     def begin(self) -> None:
         """Start the clocks."""
         self._readings = []
+        self._look()
         self.sample()
 
     def sample(self) -> None:
-        """Read the memory and the clocks now."""
-        self.peak_bytes = max(self.peak_bytes, sum(map(tree_bytes, self._pids)))
-        waited = [waited_s(process.pid) for process in self._processes()]
+        """Read the clocks now, and the memory now and then."""
+        if time.perf_counter() >= self._look_at_s:
+            self._look()
+        waited = [waited_s(process.pid) for process in self._processes]
         waited += [waited_s(os.getpid(), thread.native_id) for thread in threading.enumerate() if thread.name == LOAD_THREAD]
         known = None if any(seconds is None for seconds in waited) else sum(seconds or 0.0 for seconds in waited)
-        self._readings.append((time.perf_counter(), busy_s() - self.own_s(), known))
+        self._readings.append((time.perf_counter(), busy_s() - self._known_s(), known))
 
     def end(self) -> Disturbance:
         """What other work took since `begin`."""
+        self._look()
         self.sample()
         ends = np.array([reading[0] for reading in self._readings])
         foreign = np.diff([reading[1] for reading in self._readings])
@@ -82,8 +90,12 @@ class Watch:
 
     def own_s(self) -> float:
         """Processor time of the server and of this process, from their beginnings."""
+        self._look()
+        return self._known_s()
+
+    def _known_s(self) -> float:
         total = time.process_time()
-        for process in self._processes():
+        for process in self._processes:
             try:
                 times = process.cpu_times()
             except psutil.Error:
@@ -91,8 +103,11 @@ class Watch:
             total += times.user + times.system
         return total
 
-    def _processes(self) -> list[psutil.Process]:
-        return [process for pid in self._pids for process in process_tree(pid)]
+    def _look(self) -> None:
+        """See which processes there are, and what they hold."""
+        self._processes = [process for pid in self._pids for process in process_tree(pid)]
+        self.peak_bytes = max(self.peak_bytes, sum(map(process_bytes, self._processes)))
+        self._look_at_s = time.perf_counter() + LOOK_EVERY_S
 
 
 def waited_s(pid: int, thread: int | None = None) -> float | None:

@@ -2,6 +2,18 @@
 
 from aimass_lab.records import Environment, ModelInfo, Number, Recipe, ServingSpec, Step, derived
 
+ENVIRONMENT = Environment(
+    device="cpu",
+    device_name="Some CPU",
+    memory_bytes=8 * 2**30,
+    cpu_cores=4,
+    threads=2,
+    python="3.11",
+    torch="2.13",
+    platform="linux",
+    taken_at="2025-01-01T00:00:00Z",
+)
+
 
 def number(value, unit="s", source="measured", interval=None, method="median of 31 calls"):
     return Number(value=value, unit=unit, source=source, method=method, interval=interval)
@@ -15,17 +27,7 @@ def make(**changes):
         "name": "digits",
         "model": ModelInfo(name="Digits", type="app.Digits", num_parameters=1000, weight_bytes=4000, dtype="float32", digest="0123456789ab"),
         "recipe": Recipe(steps=(Step(technique="int8_dynamic"),)),
-        "environment": Environment(
-            device="cpu",
-            device_name="Some CPU",
-            memory_bytes=8 * 2**30,
-            cpu_cores=4,
-            threads=2,
-            python="3.11",
-            torch="2.13",
-            platform="linux",
-            taken_at="2025-01-01T00:00:00Z",
-        ),
+        "environment": ENVIRONMENT,
         "device": "cpu",
         "accelerators": derived(0, "device", "one worker a replica", [("replicas", replicas)]),
         "replicas": replicas,

@@ -5,25 +5,15 @@ import json
 import msgspec
 import pytest
 import yaml
+from specs import ENVIRONMENT
 
 from aimass_lab.errors import InputError, SpecError
 from aimass_lab.export import check_spec_path
 from aimass_lab.planning.plan import make_plan
-from aimass_lab.records import BatchPoint, Environment, ModelInfo, Number, Recipe, ServingSpec, Target, json_schema, to_json
+from aimass_lab.records import BatchPoint, ModelInfo, Number, Recipe, ServingSpec, Target, json_schema, to_json
 from aimass_lab.spec import MAX_NAME, dns_label, errors_of, lint_spec, make_spec, read_spec, spec_numbers, write_spec
 
 MODEL = ModelInfo(name="net", type="test.Net", num_parameters=10, weight_bytes=40, dtype="float32", digest="0" * 12)
-ENVIRONMENT = Environment(
-    device="cpu",
-    device_name="Some CPU",
-    memory_bytes=8 * 2**30,
-    cpu_cores=4,
-    threads=2,
-    python="3.11",
-    torch="2.13",
-    platform="linux",
-    taken_at="2025-01-01T00:00:00Z",
-)
 
 
 def number(value, unit="s", source="measured", interval=None, method="median of 31 calls"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
@@ -40,7 +40,7 @@ class Figure:
     lower_is_better: bool
 
 
-def read_baseline(text: str, history: Any) -> Record:
+def read_baseline(text: str, history: Callable[[int], Record]) -> Record:
     """Read an earlier result.
 
     Args:
@@ -51,8 +51,7 @@ def read_baseline(text: str, history: Any) -> Record:
         InputError: it is none of these.
     """
     if text.isdigit():
-        found: Record = history(int(text))
-        return found
+        return history(int(text))
     path = Path(text)
     if path.is_dir():
         from .bundle import is_bundle, read_bundle

@@ -94,7 +94,7 @@ def private_copy(model: nn.Module) -> nn.Module:
             raise DoesNotFitError("there was not enough memory for a copy of the model") from error
         raise ModelError(
             f"{type(model).__name__} cannot be copied: {first_line(error)}",
-            help="a trial works on copy.deepcopy(model): remove what cannot be copied from the module's attributes "
+            help="what may change a model works on copy.deepcopy(model): remove what cannot be copied from the module's attributes "
             "(locks, open files, generators, results of earlier calls), or give the class a __deepcopy__",
         ) from error
     for module in duplicate.modules():

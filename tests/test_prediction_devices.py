@@ -19,7 +19,7 @@ from aimass_lab.errors import UnknownNameError, UnsupportedError
 from aimass_lab.prediction import processor
 from aimass_lab.prediction.bands import Band, launches
 from aimass_lab.prediction.calibration import Gpu, UnknownRateError, gpu_of, load_calibrations, price_rows
-from aimass_lab.prediction.effects import predict_effect
+from aimass_lab.prediction.effects import Effects
 from aimass_lab.prediction.roofline import LightConstants, MatrixConstants, Rates, attention_seconds, light_seconds, matrix_seconds
 from aimass_lab.prediction.target import estimate_latency, find_target, predict_on_device
 from aimass_lab.recipe import read_recipe
@@ -324,7 +324,7 @@ def test_bands_add_up_and_never_cross():
 def test_predicted_weights_are_those_of_the_applied_technique(technique):
     model = TinyTransformer(width=64).eval()
     workload = Workload(model, torch.zeros(2, 6, dtype=torch.long))
-    effect = predict_effect(workload, technique, "h100-sxm")
+    effect = Effects(workload, technique).at("h100-sxm")
     applied = apply_recipe(workload, read_recipe(technique)).model
     low, high = effect.weight_bytes.interval
     assert low <= weight_bytes(applied) <= high
@@ -347,7 +347,7 @@ def test_steps_that_change_shapes_are_predicted_of_the_very_shapes_that_they_lea
     torch.manual_seed(0)
     workload = Workload(model().eval(), inputs)
     before = snapshot(workload.model)
-    effect = predict_effect(workload, technique, "h100-sxm")
+    effect = Effects(workload, technique).at("h100-sxm")
     assert_same(before, snapshot(workload.model))
     applied = apply_recipe(workload, read_recipe(technique))
     assert effect.weight_bytes.value < weight_bytes(workload.model)
@@ -374,9 +374,9 @@ def test_half_of_the_blocks_take_half_of_the_time_and_what_leaves_shapes_takes_t
     torch.manual_seed(0)
     blocks = nn.Sequential(*(Residual() for _ in range(8))).eval()
     workload = Workload(blocks, torch.randn(64, 256), train=torch.randn(8, 256))
-    assert predict_effect(workload, "layer_dropping(ratio=0.5) + recover", "h100-sxm").latency_ratio.value == pytest.approx(0.5, rel=0.02)
+    assert Effects(workload, "layer_dropping(ratio=0.5) + recover").at("h100-sxm").latency_ratio.value == pytest.approx(0.5, rel=0.02)
     for technique in ("unstructured_pruning", "n_m_pruning", "connection_pruning", "clustering", "recover"):
-        effect = predict_effect(workload, technique, "h100-sxm")
+        effect = Effects(workload, technique).at("h100-sxm")
         assert effect.latency_ratio.value == 1.0, technique
         assert effect.weight_bytes.value == weight_bytes(blocks), technique
 
@@ -394,7 +394,7 @@ def test_an_effect_that_is_not_predicted_says_why(technique, words):
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     workload = Workload(model.to("meta"), torch.empty(4, 64, device="meta")) if "meta" in words else Workload(model, torch.zeros(4, 64))
     with pytest.raises(UnsupportedError, match=re.escape(words)):
-        predict_effect(workload, technique, "h100-sxm")
+        Effects(workload, technique).at("h100-sxm")
 
 
 def big(device="meta"):
@@ -403,7 +403,7 @@ def big(device="meta"):
 
 def test_what_sixteen_bits_do_on_tensor_cores():
     """float32 without TF32 runs at 67 TFLOP/s and bfloat16 at 989: between twice and fifteen times as fast."""
-    effect = predict_effect(Workload(big(), torch.empty(4096, 4096, device="meta")), "bfloat16", "h100-sxm")
+    effect = Effects(Workload(big(), torch.empty(4096, 4096, device="meta")), "bfloat16").at("h100-sxm")
     assert 1 / 15 < effect.latency_ratio.value < 0.5
     assert effect.latency_ratio.source == effect.latency.source == "estimated"
     assert "predicted effect of bf16" in effect.latency.method
@@ -412,7 +412,7 @@ def test_what_sixteen_bits_do_on_tensor_cores():
 
 
 def test_eight_bit_weights_cost_widening_in_eager_mode():
-    effect = predict_effect(Workload(big(), torch.empty(16, 4096, device="meta")), "int8_weight_only", "a100-80")
+    effect = Effects(Workload(big(), torch.empty(16, 4096, device="meta")), "int8_weight_only").at("a100-80")
     assert effect.latency_ratio.value > 1
     assert effect.weight_bytes.value < 0.26 * weight_bytes(big())
     assert effect.peak_memory_bytes.value > effect.weight_bytes.value + 4096 * 4096 * 4  # the matrix that is widened
@@ -420,14 +420,14 @@ def test_eight_bit_weights_cost_widening_in_eager_mode():
 
 def test_compiling_joins_light_operators():
     model = nn.Sequential(nn.Linear(64, 64), *(nn.GELU() for _ in range(20)))
-    effect = predict_effect(Workload(model, torch.zeros(8, 64)), "compile", "h100-sxm")
+    effect = Effects(Workload(model, torch.zeros(8, 64)), "compile").at("h100-sxm")
     assert effect.latency_ratio.value < 0.3
     assert effect.weight_bytes.value == weight_bytes(model)
 
 
 def test_what_runs_the_operators_comes_on_top_of_their_precision():
     workload = Workload(nn.Sequential(nn.Linear(64, 64), *(nn.GELU() for _ in range(20))), torch.zeros(8, 64))
-    both, bf16, compiled = (predict_effect(workload, recipe, "h100-sxm") for recipe in ("bf16 + compile", "bf16", "compile"))
+    both, bf16, compiled = (Effects(workload, recipe).at("h100-sxm") for recipe in ("bf16 + compile", "bf16", "compile"))
     assert both.technique == "bf16 + compile"
     assert both.latency_ratio.value < min(bf16.latency_ratio.value, compiled.latency_ratio.value)
     assert both.weight_bytes == bf16.weight_bytes
@@ -437,30 +437,30 @@ def test_what_runs_the_operators_comes_on_top_of_their_precision():
 def test_two_precisions_one_upon_the_other_are_not_guessed():
     workload = Workload(TinyMLP(), torch.zeros(2, 8))
     with pytest.raises(UnsupportedError, match="bf16 and int8_dynamic one upon the other"):
-        predict_effect(workload, "bf16 + int8_dynamic", "l4")
+        Effects(workload, "bf16 + int8_dynamic").at("l4")
 
 
 def test_no_technique_changes_nothing():
-    effect = predict_effect(Workload(TinyMLP(), torch.zeros(2, 8)), "none", "l4")
+    effect = Effects(Workload(TinyMLP(), torch.zeros(2, 8)), "none").at("l4")
     assert effect.latency_ratio.value == 1
     assert effect.latency_ratio.interval == (1, 1)
 
 
 def test_a_technique_that_would_change_nothing_is_refused():
     with pytest.raises(UnsupportedError, match="would change nothing"):
-        predict_effect(Workload(nn.Sequential(nn.Conv2d(1, 2, 3)), torch.zeros(1, 1, 8, 8)), "int8_dynamic", "l4")
+        Effects(Workload(nn.Sequential(nn.Conv2d(1, 2, 3)), torch.zeros(1, 1, 8, 8)), "int8_dynamic").at("l4")
     with pytest.raises(UnknownNameError, match="int9"):
-        predict_effect(Workload(TinyMLP(), torch.zeros(2, 8)), "int9", "l4")
+        Effects(Workload(TinyMLP(), torch.zeros(2, 8)), "int9").at("l4")
 
 
 def test_a_processor_without_the_instructions_says_so(monkeypatch, plain_processor):
     from aimass_lab.prediction import effects
 
     monkeypatch.setattr(effects, "_processor_flags", lambda: frozenset({"avx2"}))
-    slow = predict_effect(Workload(TinyMLP(), torch.zeros(2, 8)), "bf16", "cpu")
+    slow = Effects(Workload(TinyMLP(), torch.zeros(2, 8)), "bf16").at("cpu")
     assert any(note.code == "effect:slow-kernels" for note in slow.notes)
     monkeypatch.setattr(effects, "_processor_flags", lambda: frozenset({"avx512_bf16"}))
-    fast = predict_effect(Workload(TinyMLP(), torch.zeros(2, 8)), "bf16", "cpu")
+    fast = Effects(Workload(TinyMLP(), torch.zeros(2, 8)), "bf16").at("cpu")
     assert not any(note.code == "effect:slow-kernels" for note in fast.notes)
 
     def width(effect):

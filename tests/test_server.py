@@ -212,7 +212,7 @@ def test_a_kernel_is_measured_and_one_that_runs_elsewhere_says_so():
 def test_a_process_that_ended_takes_nothing():
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
-    assert ProcessTrees().read(done.pid) == (0, None, None)
+    assert ProcessTrees().read(done.pid) == (frozenset(), None, None)
 
 
 def test_children_count_with_their_parent():
@@ -220,8 +220,8 @@ def test_children_count_with_their_parent():
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         grandchild = psutil.Process(int(parent.stdout.readline()))
         trees = ProcessTrees(clock=time.perf_counter)
-        count, cpu, memory = trees.read(parent.pid)
+        family, cpu, memory = trees.read(parent.pid)
         alone = psutil.Process(parent.pid).memory_full_info().pss
         grandchild.kill()
-    assert (count, cpu) == (2, None)  # a rate needs two looks
+    assert (family, cpu) == ({parent.pid, grandchild.pid}, None)  # a rate needs two looks
     assert memory.value > alone

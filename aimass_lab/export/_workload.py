@@ -9,7 +9,7 @@ from typing import Any
 from ..devices import load_devices, resource_name
 from ..errors import SpecError
 from ..manifests.server import DRAIN_S, GRPC_PORT, HTTP_PORT, LIVE, READY, TOKEN_VARIABLE, USER, command
-from ..records import Environment, ServingSpec, to_json
+from ..records import Environment, Number, ServingSpec, to_json
 from ..spec import spec_numbers
 from ..units import format_quantity, format_seconds
 from ._yaml import Said
@@ -131,7 +131,7 @@ def container(spec: ServingSpec) -> dict[str, Any]:
 
 def resources(spec: ServingSpec) -> dict[str, Any]:
     """Memory: limit equals request. Processor: no limit, as throttling would lengthen the tail."""
-    memory = Said(f"{math.ceil(spec.memory_bytes.value / _MIB)}Mi", provenance(spec.memory_bytes))
+    memory = Said(mebibytes(spec.memory_bytes), provenance(spec.memory_bytes))
     requests: dict[str, Any] = {"cpu": Said(cores(spec.cpu_cores.value), provenance(spec.cpu_cores)), "memory": memory}
     limits: dict[str, Any] = {"memory": Said(memory.value, "as requested")}
     if spec.accelerators.value:
@@ -143,6 +143,11 @@ def resources(spec: ServingSpec) -> dict[str, Any]:
 def cores(value: float) -> str:
     """As Kubernetes writes them: whole ones, or thousandths."""
     return str(int(value)) if value == int(value) else f"{math.ceil(value * 1000)}m"
+
+
+def mebibytes(number: Number, times: int = 1) -> str:
+    """Bytes as Kubernetes writes them."""
+    return f"{math.ceil(number.value / _MIB) * times}Mi"
 
 
 def accelerator_resource(spec: ServingSpec) -> str:

@@ -9,11 +9,12 @@ import msgspec
 
 from ..errors import SpecError
 from ..options import changed_options, read_call, read_options
-from ..records import Number, ServingSpec, from_json, to_json
+from ..records import JobPlan, Number, ServingSpec, from_json, to_json
 from ..registry import Registry
 from ..spec import errors_of, lint_spec
 
 Member = TypeVar("Member")
+Source = TypeVar("Source", ServingSpec, JobPlan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,7 @@ class Exporter:
                 f"nothing is exported from a spec with errors: {found[0].code} at {found[0].path}: {found[0].text}",
                 help=f"{len(found)} error{'s' if len(found) > 1 else ''} in all; aimass check lists them",
             )
-        # As a reader of its JSON will see it, where whole numbers may have become floats: else the export of what was read back differs.
-        return self.write(msgspec.structs.replace(from_json(to_json(spec), ServingSpec), export_format=exporter_text(self)))
+        return self.write(as_read(spec, exporter_text(self)))
 
     def write(self, spec: ServingSpec) -> dict[str, str]:
         """What `export` gives, for a spec without errors."""
@@ -56,6 +56,11 @@ def read_exporter(text: str) -> Exporter:
 def exporter_text(exporter: Exporter) -> str:
     """The text that `read_exporter` makes this exporter of."""
     return member_text(EXPORTERS, exporter)
+
+
+def as_read(record: Source, export_format: str) -> Source:
+    """A record as a reader of its JSON will see it, where whole numbers may have become floats: else the export of what was read back differs."""
+    return msgspec.structs.replace(from_json(to_json(record), type(record)), export_format=export_format)
 
 
 def read_member(registry: Registry[type[Member]], text: str) -> Member:

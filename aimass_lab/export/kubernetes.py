@@ -11,11 +11,9 @@ from ..manifests.server import GRPC_PORT, HTTP_PORT
 from ..records import ServingSpec
 from ..spec import CPU_SIGNAL_LIMIT
 from ._alerts import prometheus_rule, service_monitor
-from ._workload import accelerator_resource, config_map, deployment, header, metadata, selector, service
+from ._workload import accelerator_resource, config_map, deployment, header, mebibytes, metadata, selector, service
 from ._yaml import Said, dump
 from .base import EXPORTERS, Exporter, provenance
-
-_MIB = 2**20
 
 
 @EXPORTERS.register("kubernetes")
@@ -173,7 +171,7 @@ def quota(spec: ServingSpec, *, counts: bool) -> dict[str, Any]:
     """What the most replicas need, and one more while a new version rolls out."""
     pods = int(spec.max_replicas.value) + 1
     why = f"{pods} pods: at most {pods - 1} replicas ({provenance(spec.max_replicas)}), one more in a roll-out"
-    memory = f"{math.ceil(spec.memory_bytes.value / _MIB) * pods}Mi"
+    memory = mebibytes(spec.memory_bytes, pods)
     hard: dict[str, Any] = {
         "pods": Said(str(pods), why),
         "requests.cpu": Said(f"{math.ceil(spec.cpu_cores.value * 1000) * pods}m", f"{pods} x {provenance(spec.cpu_cores)}"),

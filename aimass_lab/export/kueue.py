@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..records import ServingSpec
-from ._workload import accelerator_resource, config_map, deployment, header, metadata, service
+from ._workload import accelerator_resource, config_map, deployment, header, mebibytes, metadata, service
 from ._yaml import Said, dump
 from .base import EXPORTERS, Exporter, provenance
 
 API = "kueue.x-k8s.io/v1beta2"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_MIB = 2**20
 
 
 @EXPORTERS.register("kueue")
@@ -43,16 +42,22 @@ class Kueue(Exporter):
         times = f"{pods} pods: at most {pods - 1} replicas, one more in a roll-out;"
         quotas = [
             {"name": "cpu", "nominalQuota": Said(f"{math.ceil(spec.cpu_cores.value * 1000) * pods}m", f"{times} {provenance(spec.cpu_cores)}")},
-            {"name": "memory", "nominalQuota": Said(f"{math.ceil(spec.memory_bytes.value / _MIB) * pods}Mi", f"{times} {provenance(spec.memory_bytes)}")},
+            {"name": "memory", "nominalQuota": Said(mebibytes(spec.memory_bytes, pods), f"{times} {provenance(spec.memory_bytes)}")},
         ]
         if spec.accelerators.value:
             count = Said(int(spec.accelerators.value) * pods, f"{times} {provenance(spec.accelerators)}")
             quotas.append({"name": accelerator_resource(spec), "nominalQuota": count})
-        group = {"coveredResources": [quota["name"] for quota in quotas], "flavors": [{"name": spec.name, "resources": quotas}]}
-        cohort = {"cohortName": self.cohort} if self.cohort else {}
-        return {
-            "apiVersion": API,
-            "kind": "ClusterQueue",
-            "metadata": metadata(spec),
-            "spec": {**cohort, "namespaceSelector": {}, "resourceGroups": [group]},
-        }
+        return cluster_queue(metadata(spec), spec.name, quotas, {"cohortName": self.cohort} if self.cohort else {})
+
+
+def cluster_queue(named: dict[str, Any], flavor: str, quotas: list[dict[str, Any]], more: dict[str, Any]) -> dict[str, Any]:
+    """A ClusterQueue with quotas of one flavour.
+
+    Args:
+        named: Its metadata.
+        flavor: Of the nodes.
+        quotas: Resource and nominal quota of each.
+        more: What its spec has besides.
+    """
+    group = {"coveredResources": [quota["name"] for quota in quotas], "flavors": [{"name": flavor, "resources": quotas}]}
+    return {"apiVersion": API, "kind": "ClusterQueue", "metadata": named, "spec": {**more, "namespaceSelector": {}, "resourceGroups": [group]}}

@@ -166,7 +166,8 @@ def _kept(cells: list[CellUse]) -> list[CellUse]:
         return growth.value if growth else 0.0
 
     older = cells[KEPT_CELLS:]
-    return cells[:KEPT_CELLS] + [cell for cell in older if cell in sorted(older, key=grown, reverse=True)[:KEPT_GROWN]]
+    most = sorted(older, key=grown, reverse=True)[:KEPT_GROWN]
+    return cells[:KEPT_CELLS] + [cell for cell in older if cell in most]
 
 
 def _module(value: Any, torch: Any) -> Any:

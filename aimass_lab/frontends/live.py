@@ -12,7 +12,7 @@ from ..bundle.served import ServedBundles
 from ..errors import StoreError
 from ..readings import Sampler
 from ..readings.base import Reasons, Sources
-from ..readings.kernels import ProcessTrees, gpu_memory, gpu_use, process_tree
+from ..readings.kernels import ProcessTrees, gpu_memory, gpu_use
 from ..records import KernelUse, Live, Note, Readings, Service, to_json
 from ..store import Store
 
@@ -116,27 +116,30 @@ class LiveFeed:
         trees.begin({kernel.pid for kernel in kernels if kernel.pid is not None})
         if time.monotonic() - self._served_at > SERVICES_EVERY_S:
             self._served, self._served_at = self._services.find(), time.monotonic()
-        families = {k.kernel_id: process_tree(k.pid) for k in kernels if k.pid is not None} if readings.gpus else {}
+        families: dict[str, frozenset[int]] = {}
+        measured = tuple(self._measure(kernel, trees, families, readings, reasons) for kernel in kernels)
         return Live(
             version=__version__,
             readings=readings,
-            kernels=tuple(self._measure(kernel, trees, families.get(kernel.kernel_id, frozenset()), readings, reasons) for kernel in kernels),
+            kernels=measured,
             gpus=gpu_memory(readings, {k.kernel_id: (k.path or k.name, families[k.kernel_id]) for k in kernels if k.kernel_id in families}),
             services=self._served,
             newest_run=_newest_run(reasons),
             notes=tuple(reasons.notes),
         )
 
-    def _measure(self, kernel: KernelUse, trees: ProcessTrees, family: frozenset[int], readings: Readings, reasons: Reasons) -> KernelUse:
+    def _measure(self, kernel: KernelUse, trees: ProcessTrees, families: dict[str, frozenset[int]], readings: Readings, reasons: Reasons) -> KernelUse:
+        """What a kernel takes; its processes are noted in `families`."""
         import msgspec
 
         if kernel.pid is None:
             reasons.add("kernel.process", f"the kernel {kernel.name} runs where this server cannot look")
             return kernel
-        count, cpu, memory = trees.read(kernel.pid)
+        family, cpu, memory = trees.read(kernel.pid)
+        families[kernel.kernel_id] = family
         gpu_memory, gpu_share = gpu_use(family, readings, reasons)
         return msgspec.structs.replace(
-            kernel, num_processes=count, cpu=cpu, memory_bytes=memory, gpu_memory_bytes=gpu_memory, gpu_utilization=gpu_share
+            kernel, num_processes=len(family), cpu=cpu, memory_bytes=memory, gpu_memory_bytes=gpu_memory, gpu_utilization=gpu_share
         )  # fmt: skip
 
 

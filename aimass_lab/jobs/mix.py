@@ -119,7 +119,7 @@ class Mix:
     def without_jobs(self) -> Mix:
         """The same calls alone."""
         kept = [k for k, request in enumerate(self.requests) if not request.job]
-        requests = [_renumbered(self.requests[k], i) for i, k in enumerate(kept)]
+        requests = [replace(self.requests[k], index=i) for i, k in enumerate(kept)]
         return Mix(requests, [self.segments_s[k] for k in kept], {}, [self.source[k] for k in kept])
 
 
@@ -155,7 +155,7 @@ def draw_mix(online: Sequence[Online], tasks: Sequence[Task], *, span_s: float, 
             )  # fmt: skip
             found.append((request, _draws(row, calls, rng), task.name))
     found.sort(key=lambda one: one[0].arrival_s)
-    requests = [_renumbered(request, k) for k, (request, _, _) in enumerate(found)]
+    requests = [replace(request, index=k) for k, (request, _, _) in enumerate(found)]
     source = [name for _, _, name in found]
     return Mix(requests, [times for _, times, _ in found], _needs(requests, tasks), source)
 
@@ -163,11 +163,6 @@ def draw_mix(online: Sequence[Online], tasks: Sequence[Task], *, span_s: float, 
 def _draws(row: np.ndarray, count: int, rng: np.random.Generator) -> list[float]:
     drawn: list[float] = row[rng.integers(0, len(row), count)].tolist()
     return drawn
-
-
-def _renumbered(request: Request, index: int) -> Request:
-    r = request
-    return Request(index, r.arrival_s, r.num_items, r.priority, r.deadline_s, r.expected_s, r.tenant, r.weight, r.job)
 
 
 def _needs(requests: Sequence[Request], tasks: Sequence[Task]) -> dict[int, list[int]]:

@@ -78,15 +78,6 @@ class _Changed:
     """Of tensors that live for one operator only."""
 
 
-def predict_effect(workload: Workload, technique: str, device: str | None = None, *, batch_size: int | None = None) -> Effect:
-    """Predict weights, peak memory and latency under a recipe; see `Effects`.
-
-    Raises:
-        AimassError: as `Effects` and `Effects.at`.
-    """
-    return Effects(workload, technique).at(device, batch_size=batch_size)
-
-
 class Effects:
     """What a recipe is predicted to change in one model.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..environment import LoadMeter, read_environment
 from ..errors import InputError, ModelError
-from ..preserve import preserved
+from ..preserve import preserved, private_copy
 from ..records import Environment, Note, Number
 from ..timing import latency_number, sample_latency
 from ..tracing.training import OPTIMIZERS, scalar_loss
@@ -42,7 +41,8 @@ def time_training_step(workload: Workload, *, batch_size: int | None = None, opt
 
     Raises:
         InputError: no such optimizer, nothing to train, or no output with a gradient.
-        ModelError: the model raised while it was trained.
+        ModelError: the model cannot be copied, or raised while it was trained.
+        DoesNotFitError: there is no memory for a copy.
     """
     device = workload.torch_device
     with LoadMeter() as meter, training_steps(workload, batch_size=batch_size, optimizer=optimizer) as step:
@@ -66,14 +66,15 @@ def training_steps(workload: Workload, *, batch_size: int | None = None, optimiz
 
     Raises:
         InputError: no such optimizer, nothing to train, or no output with a gradient.
-        ModelError: the model raised while it was trained.
+        ModelError: the model cannot be copied, or raised while it was trained.
+        DoesNotFitError: there is no memory for a copy.
     """
     import torch
 
     if optimizer not in OPTIMIZERS:
         raise InputError(f"no optimizer called {optimizer!r}", help=f"there are: {', '.join(OPTIMIZERS)}")
     call = workload.call if batch_size is None else workload.call.with_batch(batch_size)
-    trained = copy.deepcopy(workload.model)
+    trained = private_copy(workload.model)
     parameters: list[torch.Tensor] = [p for p in trained.parameters() if p.requires_grad]
     if not parameters:
         raise InputError(f"{workload.name} has no parameter to train", help="set requires_grad on those that should be trained")

@@ -45,9 +45,7 @@ class GpuProcesses:
         memory = self.memory()
         shares = self.shares(since_s) if memory else {}
         if any(size is None for size in memory.values()):
-            self._reasons.add(
-                f"{self._label}.processes.memory", "the driver keeps no account of single processes here, as under Windows and in some containers"
-            )
+            self._reasons.add(f"{self._label}.processes.memory", NO_ACCOUNT)
         return tuple(
             GpuProcess(
                 pid=pid,

@@ -35,17 +35,17 @@ class ProcessTrees:
         self._cpu = {pid: seen for pid, seen in self._cpu.items() if pid in pids}
         self._memory = {pid: seen for pid, seen in self._memory.items() if pid in pids}
 
-    def read(self, pid: int) -> tuple[int, Number | None, Number | None]:
-        """Number of processes, cores kept busy, bytes of memory; (0, None, None) when it has ended."""
+    def read(self, pid: int) -> tuple[frozenset[int], Number | None, Number | None]:
+        """The process and its descendants, cores kept busy, bytes of memory; nobody, None and None when it has ended."""
         try:
             root = psutil.Process(pid)
             tree = [root, *root.children(recursive=True)]
         except psutil.Error:
-            return 0, None, None
+            return frozenset(), None, None
         cpu = self._cores(pid, tree)
         if pid not in self._memory or self._looks % SHARED_EVERY == 0:
             self._memory[pid] = _memory(tree)
-        return len(tree), cpu, self._memory[pid]
+        return frozenset(process.pid for process in tree), cpu, self._memory[pid]
 
     def _cores(self, pid: int, tree: list[psutil.Process]) -> Number | None:
         spent_s = 0.0
@@ -74,14 +74,6 @@ def _memory(tree: list[psutil.Process]) -> Number:
             whole += 1
     method = f"proportional set size of {len(tree)} process(es)" + (f", {whole} of them by resident memory" if whole else "")
     return measured(total, "B", method)
-
-
-def process_tree(pid: int) -> frozenset[int]:
-    """A process and its descendants; only itself when it has ended."""
-    found = {pid}
-    with contextlib.suppress(psutil.Error):
-        found.update(child.pid for child in psutil.Process(pid).children(recursive=True))
-    return frozenset(found)
 
 
 def gpu_use(tree: frozenset[int], readings: Readings, reasons: Reasons) -> tuple[Number | None, Number | None]:

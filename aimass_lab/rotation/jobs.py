@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from ..environment import LoadMeter, read_environment
 from ..errors import InputError
-from ..jobs import Question, Task, draw_mix
+from ..jobs import Question, draw_mix
 from ..options import changed_options
 from ..planning.queueing import ServiceTimes
 from ..records import JobsRun, Number, Unit
 from ..scheduling import Job, Policy, Schedule, SimulatedLane, run_jobs
 from .figures import metric_of
-from .lanes import Pace, reader
+from .lanes import DeviceLane, Pace, reader
 
 if TYPE_CHECKING:
     import torch
@@ -123,30 +123,19 @@ def _extent(question: Question, seconds: float) -> tuple[float, float]:
     left = question.devices - sum(model.busy for model in question.online)
     if left <= 0:
         raise InputError(f"the models online alone keep more than {question.devices} devices busy, so a run would not end", help="lower a rate, or add devices")
-    takes_s = max(task.at_s for task in question.tasks) + max(sum(task.work_s for task in question.tasks) / left, max(map(_alone, question.tasks)))
+    takes_s = max(task.at_s for task in question.tasks) + max(
+        sum(task.work_s for task in question.tasks) / left, max(task.alone_s(task.parallel) for task in question.tasks)
+    )
     factor = max(1.0, takes_s * question.devices / seconds)
     return factor, ROOM * takes_s / factor
 
 
-def _alone(task: Task) -> float:
-    return task.alone_s(task.parallel)
-
-
-class _Lane:
-    """A device on which whole calls run, on a clock that stands still while nothing does."""
+class _Lane(DeviceLane):
+    """A device on which whole calls run."""
 
     def __init__(self, mix: Mix, functions: Sequence[Call], pace: Pace, read: Callable[[], float]) -> None:
-        self._mix, self._functions, self._pace, self._read = mix, functions, pace, read
-        self._time_s = 0.0
-        self.segments_s: dict[int, list[tuple[int, float]]] = {}
-        self.overheads_s: list[float] = []
-
-    def now_s(self) -> float:
-        return self._time_s
-
-    def wait_until(self, time_s: float) -> None:
-        self._time_s = max(self._time_s, time_s)
-        self._pace.lap()
+        super().__init__(pace)
+        self._mix, self._functions, self._read = mix, functions, read
 
     def run(self, job: Job) -> tuple[float, bool]:
         index = job.request.index
@@ -155,9 +144,7 @@ class _Lane:
         self._functions[index]()
         used = self._read() - began
         self._pace.lap()
-        self._time_s += overhead + used
-        self.segments_s.setdefault(index, []).append((job.done, used))
-        self.overheads_s.append(overhead)
+        self._ran(job, used, overhead)
         return used, job.done + 1 == len(self._mix.segments_s[index])
 
 

@@ -82,7 +82,37 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-class ModelLane:
+class DeviceLane:
+    """What lanes have in common: the device's clock, which stands still while nothing runs, and what was run.
+
+    Args:
+        pace: The processor time of the loop; shared by all lanes.
+    """
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._time_s = 0.0
+        self.segments_s: dict[int, list[tuple[int, float]]] = {}
+        """Number and device time of every segment that was run here, by request."""
+        self.overheads_s: list[float] = []
+        """What choosing and handing over took besides, by segment."""
+
+    def now_s(self) -> float:
+        """The time."""
+        return self._time_s
+
+    def wait_until(self, time_s: float) -> None:
+        """Let the idle time pass at once."""
+        self._time_s = max(self._time_s, time_s)
+        self._pace.lap()
+
+    def _ran(self, job: Job, used_s: float, overhead_s: float) -> None:
+        self._time_s += used_s + overhead_s
+        self.segments_s.setdefault(job.request.index, []).append((job.done, used_s))
+        self.overheads_s.append(overhead_s)
+
+
+class ModelLane(DeviceLane):
     """A core, or a GPU, that runs one segment at a time.
 
     Args:
@@ -94,29 +124,22 @@ class ModelLane:
     """
 
     def __init__(self, pieces: Sequence[Pieces], stream_of: Sequence[int], crew: Crew, *, clock: Clock = "device", pace: Pace | None = None) -> None:
+        super().__init__(pace or Pace())
         self._pieces = pieces
         self._stream_of = stream_of
         self._crew = crew
         self._clock: Clock = clock
-        self._pace = pace or Pace()
-        self._time_s = 0.0
         self._origin_s = time.perf_counter()
-        self.segments_s: dict[int, list[tuple[int, float]]] = {}
-        """Number and device time of every segment that was run here, by request."""
-        self.overheads_s: list[float] = []
-        """What choosing and handing over took besides, by segment."""
 
     def now_s(self) -> float:
         """The time."""
-        return self._time_s if self._clock == "device" else time.perf_counter() - self._origin_s
+        return super().now_s() if self._clock == "device" else time.perf_counter() - self._origin_s
 
     def wait_until(self, time_s: float) -> None:
         """Let the idle time pass: on the device's clock at once, on the wall's by sleeping."""
-        if self._clock == "device":
-            self._time_s = max(self._time_s, time_s)
-        elif (left := time_s - self.now_s()) > 0:
+        if self._clock == "wall" and (left := time_s - self.now_s()) > 0:
             time.sleep(left)
-        self._pace.lap()
+        super().wait_until(time_s)
 
     def run(self, job: Job) -> tuple[float, bool]:
         """Run the next segment; return the device time that it took, and whether it was the last.
@@ -132,9 +155,7 @@ class ModelLane:
         used = worker.step()
         took = time.perf_counter() - started
         overhead = before + (self._pace.lap() if self._clock == "device" else took - used)
-        self._time_s += used + overhead
-        self.segments_s.setdefault(index, []).append((job.done, used))
-        self.overheads_s.append(overhead)
+        self._ran(job, used, overhead)
         if worker.finished:
             self._crew.release(index)
         return used, worker.finished

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from ...headlines import describe_policy
 from ...manifests.server import USER
-from ...records import JobPlan, Number, PlannedJob, to_json
+from ...records import JobPlan, PlannedJob, to_json
 from ...spec import dns_label
 from ...units import format_seconds
-from .._workload import DIGEST, PROVENANCE, cores, offered_as
+from .._workload import DIGEST, PROVENANCE, cores, mebibytes, offered_as
 from .._yaml import Said
 from ..base import provenance
 from .base import JOBS_FILE, object_name
@@ -19,7 +18,6 @@ from .base import JOBS_FILE, object_name
 KEPT_S = 86_400
 """For which a job that has ended can still be looked at."""
 RETRIES = 3
-_MIB = 2**20
 
 
 def header(plan: JobPlan, *more: str) -> list[str]:
@@ -112,11 +110,6 @@ def _resources(plan: JobPlan, one: PlannedJob) -> dict[str, Any]:
         count = Said(one.accelerators, f"{plan.device}: one a worker")
         requests[device_resource(plan)] = limits[device_resource(plan)] = count
     return {"requests": requests, "limits": limits}
-
-
-def mebibytes(number: Number) -> str:
-    """As Kubernetes writes them."""
-    return f"{math.ceil(number.value / _MIB)}Mi"
 
 
 def device_resource(plan: JobPlan) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
 from ...errors import SpecError
-from ...records import JobPlan, PlannedJob, from_json, to_json
+from ...records import JobPlan, PlannedJob
 from ...registry import Registry
 from ...spec import dns_label
-from ..base import member_text, read_member
+from ..base import as_read, member_text, read_member
 
 JOBS_FILE = "aimass-jobs.json"
 """Under which a plan of jobs lies beside what was made from it."""
@@ -34,8 +32,7 @@ class JobExporter:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise SpecError(f"two jobs would be called {twice} on a cluster", help="give them names that differ in letters and digits")
-        # As a reader of its JSON will see it, where whole numbers may have become floats: else the export of what was read back differs.
-        return self.write(msgspec.structs.replace(from_json(to_json(plan), JobPlan), export_format=job_exporter_text(self)))
+        return self.write(as_read(plan, job_exporter_text(self)))
 
     def write(self, plan: JobPlan) -> dict[str, str]:
         """What `export` gives, for a plan that can be written."""

@@ -8,14 +8,14 @@ from typing import Any
 
 from ...records import JobPlan, PlannedJob
 from ...spec import dns_label
+from .._workload import mebibytes
 from .._yaml import Said, dump
 from ..base import provenance
-from ..kueue import API, QUEUE_LABEL
+from ..kueue import API, QUEUE_LABEL, cluster_queue
 from ._objects import config_map, device_resource, header, job, metadata, priority_class, priority_name, priority_value
 from .base import JOB_EXPORTERS, JobExporter, object_name
 
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-_MIB = 2**20
 
 
 @JOB_EXPORTERS.register("kueue")
@@ -56,24 +56,17 @@ class KueueJobs(JobExporter):
         assert most_cores.cores is not None and most_memory.memory_bytes is not None  # noqa: PT018  an exporter checks both
         quotas = [
             {"name": "cpu", "nominalQuota": Said(f"{math.ceil(_cores(most_cores) * 1000) * devices}m", f"{why}; {provenance(most_cores.cores)}")},
-            {"name": "memory", "nominalQuota": Said(f"{math.ceil(_memory(most_memory) / _MIB) * devices}Mi", f"{why}; {provenance(most_memory.memory_bytes)}")},
+            {"name": "memory", "nominalQuota": Said(mebibytes(most_memory.memory_bytes, devices), f"{why}; {provenance(most_memory.memory_bytes)}")},
         ]
         if any(one.accelerators for one in plan.jobs):
             quotas.append({"name": device_resource(plan), "nominalQuota": Said(devices, why)})
         weight = next((t.weight for t in plan.tenants if t.name == tenant), 1.0)
-        group = {"coveredResources": [quota["name"] for quota in quotas], "flavors": [{"name": _flavor(plan), "resources": quotas}]}
-        return {
-            "apiVersion": API,
-            "kind": "ClusterQueue",
-            "metadata": metadata(plan, _queue(plan, tenant)),
-            "spec": {
-                "cohortName": self.cohort or f"{dns_label(plan.name)}-jobs",
-                "fairSharing": {"weight": Said(f"{weight:g}", "the tenant's")},
-                "namespaceSelector": {},
-                "preemption": {"reclaimWithinCohort": "Any", "withinClusterQueue": "LowerPriority"},
-                "resourceGroups": [group],
-            },
+        sharing = {
+            "cohortName": self.cohort or f"{dns_label(plan.name)}-jobs",
+            "fairSharing": {"weight": Said(f"{weight:g}", "the tenant's")},
+            "preemption": {"reclaimWithinCohort": "Any", "withinClusterQueue": "LowerPriority"},
         }
+        return cluster_queue(metadata(plan, _queue(plan, tenant)), _flavor(plan), quotas, sharing)
 
 
 def _queue(plan: JobPlan, tenant: str) -> str:

@@ -34,7 +34,7 @@ from aimass_lab.bundle import write_bundle  # noqa: E402
 from aimass_lab.bundle.writer import SERVER  # noqa: E402
 from aimass_lab.prediction.bookkeeping import learnt_by_kind  # noqa: E402
 from aimass_lab.prediction.ledger import NO_CORRECTION, apply_correction, outcomes_of, rehearsal_kind  # noqa: E402
-from aimass_lab.records import LedgerEntry, Number, Rehearsal, from_json, to_json  # noqa: E402
+from aimass_lab.records import LedgerEntry, Number, Rehearsal, RehearsalQuantity, from_json, to_json  # noqa: E402
 from aimass_lab.rehearsal import Asked, rehearse  # noqa: E402
 from aimass_lab.rehearsal.measure import CALIBRATION_S  # noqa: E402
 from aimass_lab.serving.load import quantile  # noqa: E402
@@ -51,7 +51,7 @@ KILLS = 5
 TRIES = 3
 DRIFT_WINDOWS, PAUSE_S = 12, 0.01
 MAX_BATCH, MAX_WAIT_S = 8, 0.002
-FIGURES = ("latency p50", "latency p99", "throughput")
+FIGURES: tuple[RehearsalQuantity, ...] = ("latency p50", "latency p99", "throughput")
 GOALS = {"latency p50": 0.05, "latency p99": 0.10, "throughput": 0.01}
 COVERED = 0.8
 PARTS = {"mechanism": "the mechanism's own", "service": "what batches and server took otherwise", "arrivals": "what these arrivals did otherwise"}
@@ -223,8 +223,9 @@ def report(found: dict[str, Any]) -> str:
     if "drift" in found:
         median, p99 = ([1e3 * seconds for seconds in found["drift"][name]] for name in ("median", "p99"))
         lines += [
-            f"How even the machine is: one call, alone, again and again on one thread, in {len(median)} windows of {CALIBRATION_S:g} s, as long as a calibration: median "
-            f"{min(median):.1f} to {max(median):.1f} ms, p99 {min(p99):.1f} to {max(p99):.1f} ms. What a calibration saw cannot foretell the next minute better than that.",
+            f"How even the machine is: one call, alone, again and again on one thread, in {len(median)} windows of {CALIBRATION_S:g} s, like a calibration: "
+            f"median {min(median):.1f} to {max(median):.1f} ms, p99 {min(p99):.1f} to {max(p99):.1f} ms. "
+            "What a calibration saw cannot foretell the next minute better than that.",
             "",
         ]
     return "\n".join([*lines, *goals(runs), *(line for figure in FIGURES for line in table(figure, runs)), *kills(found.get("kills", {}))]) + "\n"
@@ -238,11 +239,11 @@ def goals(runs: dict[str, Rehearsal]) -> list[str]:
     poisson = [key for key, record in runs.items() if record.pattern == "poisson"]
     if not poisson:
         return []
-    alone = {figure: {key: (record.metric(figure).error.value, record.metric(figure).inside) for key, record in runs.items()} for figure in FIGURES}  # type: ignore[arg-type]
+    alone = {figure: {key: by_itself(record, figure) for key, record in runs.items()} for figure in FIGURES}
     both = (alone, taught(runs))
     lines = [
-        "*Each by itself*: as the table below has it. *With the ledger*: what the verb shows, which corrects and widens a prediction by what the runs before it "
-        "on this machine taught, from the third on; here in the order in which they were measured.",
+        "*Each by itself*: as the table below has it. *With the ledger*: what the verb shows, which corrects and widens a prediction by what the runs before "
+        "it on this machine taught, from the third on; here in the order in which they were measured.",
         "",
         "| goal | each by itself | with the ledger |",
         "| --- | --- | --- |",
@@ -256,9 +257,14 @@ def goals(runs: dict[str, Rehearsal]) -> list[str]:
         cells = " | ".join(shown(f"{share:.0%}", share >= COVERED) for share in shares)
         lines.append(f"| the 90 % band of {figure} holds at least {COVERED:.0%} of {len(runs)} runs | {cells} |")
     for part in ("mechanism", "service", "arrivals"):
-        middle = statistics.median(abs(getattr(record.metric("latency p99"), f"{part}_error").value) for record in runs.values())  # type: ignore[arg-type]
+        middle = statistics.median(abs(getattr(record.metric("latency p99"), f"{part}_error").value) for record in runs.values())
         lines.append(f"| (no goal) of p99's error, {PARTS[part]}, median | {middle:.1%} | |")
     return [*lines, ""]
+
+
+def by_itself(record: Rehearsal, figure: RehearsalQuantity) -> Outcome:
+    metric = record.metric(figure)
+    return metric.error.value, metric.inside
 
 
 def taught(runs: dict[str, Rehearsal]) -> dict[str, dict[str, Outcome]]:
@@ -268,7 +274,7 @@ def taught(runs: dict[str, Rehearsal]) -> dict[str, dict[str, Outcome]]:
     for key, record in runs.items():
         learnt = learnt_by_kind(known)
         for figure in FIGURES:
-            metric = record.metric(figure)  # type: ignore[arg-type]
+            metric = record.metric(figure)
             said = apply_correction(metric.predicted, learnt.get(rehearsal_kind(figure), NO_CORRECTION))
             low, high = said.interval or (said.value, said.value)
             found[figure][key] = (said.value / metric.measured.value - 1, low <= metric.measured.value <= high)
@@ -276,7 +282,7 @@ def taught(runs: dict[str, Rehearsal]) -> dict[str, dict[str, Outcome]]:
     return found
 
 
-def table(figure: str, runs: dict[str, Rehearsal]) -> list[str]:
+def table(figure: RehearsalQuantity, runs: dict[str, Rehearsal]) -> list[str]:
     rows = []
     for key, record in runs.items():
         m = record.metric(figure)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..outputs import output_tensors
 from ..preserve import preserved
-from ..workload import Call, call_model, output_tensors, weight_bytes
+from ..workload import Call, call_model, weight_bytes
 from .fakes import Fakes, check_initialised
 from .formulas import tensor_bytes
 from .one_pass import OnePass

@@ -56,3 +56,14 @@ def test_an_unknown_name_is_answered_with_the_known(shapes):
 def test_every_family_of_ours_has_members(family: Registry):
     assert len(family) >= 2
     assert all(family[name] for name in family)
+
+
+def test_a_family_that_was_found_by_half_is_found_again(shapes):
+    """As an interrupt leaves it, or another thread that asks meanwhile finds it."""
+    (shapes / "square.py").write_text("import sys\nif not vars(sys).pop('interrupted', False):\n    sys.interrupted = True\n    raise KeyboardInterrupt\n"
+                                      "from .base import SHAPES\n@SHAPES.register('square')\ndef f(): return '#'\n")  # fmt: skip
+    from shapes_family.base import SHAPES
+
+    with pytest.raises(KeyboardInterrupt):
+        list(SHAPES)
+    assert list(SHAPES) == ["round", "square"]

@@ -21,6 +21,7 @@ from .cli import call_function, find_models, overview
 from .pace import Pace
 
 if TYPE_CHECKING:
+    from ..verbs import Verb
     from .kernel import KernelLink
 
 
@@ -64,7 +65,7 @@ class AimassMagics(Magics):
 
     def _line(self, name: str, words: list[str]) -> Any:
         verb = get_verb(name)
-        words, inputs = self._take_inputs(words) if verb.of_study else (words, None)
+        words, inputs = self._take_inputs(verb, words) if verb.of_study else (words, None)
         model, values, as_json = parse_arguments(verb, words, model_required=False)
         with _NotebookProgress(self.link) as progress:
             if verb.of_study:
@@ -97,20 +98,35 @@ class AimassMagics(Magics):
             return None
         return result
 
-    def _take_inputs(self, words: list[str]) -> tuple[list[str], Any]:
-        """Take the inputs out of ``model x --batch 8``: the word after the model, if it names a variable that can be called with."""
-        if len(words) < 2 or words[0].startswith("-") or not words[1].isidentifier():
+    def _take_inputs(self, verb: Verb, words: list[str]) -> tuple[list[str], Any]:
+        """Take the inputs out of ``model x --batch 8``: the word after the model, if it names what a model can be called with.
+
+        Raises:
+            InputError: it names something else, and the verb has no argument that it could be instead.
+        """
+        if len(words) < 2 or words[0].startswith("-") or words[1].startswith("-"):
             return words, None
         import torch
 
-        value = self._shell.user_ns.get(words[1])
+        from ..workload import ACCEPTED_INPUTS, as_call
+
+        value = self._value(words[1])
         if isinstance(value, (torch.Tensor, tuple, Mapping)):
             return [words[0], *words[2:]], value
-        if value is not None and not isinstance(value, (str, int, float, type)) and not callable(value):
-            from ..workload import as_call
-
-            as_call(value)  # says what is wrong with it
+        if any(parameter.positional for parameter in verb.parameters) and (value is None or callable(value) or isinstance(value, (str, int, float))):
+            return words, None
+        if value is None:
+            raise InputError(f"there is no variable {words[1]!r}", help=f"{verb.name} MODEL INPUTS, with the name of {ACCEPTED_INPUTS}")
+        as_call(value)  # says what is wrong with it
         return words, None
+
+    def _value(self, name: str) -> Any:
+        """What a name such as ``net`` or ``pipeline.model`` stands for in the notebook; None if nothing."""
+        first, *attributes = name.split(".")
+        value = self._shell.user_ns.get(first)
+        for attribute in attributes:
+            value = getattr(value, attribute, None)
+        return value
 
     def _study(self, name: str | None, inputs: Any) -> Any:
         """The study of the model that `name` names; the last one without a name."""
@@ -135,7 +151,7 @@ class AimassMagics(Magics):
         from ..workload import Workload
         from .locate import locate_workload
 
-        value = self._shell.user_ns.get(name)
+        value = self._value(name)
         if isinstance(value, study_type):
             return value
         if isinstance(value, Workload):

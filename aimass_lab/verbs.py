@@ -298,7 +298,12 @@ def _reader_of(hint: Any) -> Callable[[Any], Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and -math.inf < value < math.inf
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+LARGEST_BATCH = 2**63 - 1
 ACCEPTED_INPUTS = "a tensor, a tuple (positional arguments), or a dict or HF-style batch (keyword arguments)"
 
 
@@ -87,6 +88,8 @@ class Call:
             raise InputError(f"batch size {batch_size!r} is not a positive integer")
         if batch_size == self.batch_size:
             return self
+        if batch_size > LARGEST_BATCH:
+            raise InputError(f"batch size {batch_size} is more than a tensor can count", help=f"the most there is a number for: {LARGEST_BATCH}")
         device = next((t.device for t in self.tensors() if self.is_batched(t)), None)
         if device is None:
             raise InputError(

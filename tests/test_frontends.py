@@ -268,6 +268,8 @@ def test_a_model_and_its_inputs_may_be_attributes(shell, net):
         ("%aimass demand net gen", "a generator can be read only once"),
         ("%aimass demand net arr", "torch.from_numpy"),
         ("%aimass demand net rows", "cannot be used"),
+        ("%aimass trial net", "'net' is a model, and there is no technique"),
+        ("%aimass monitor nowhere", "nothing answers at nowhere/metrics"),
         ("%aimass demand net y", "there is no variable 'y'"),
         ("%aimass demand net x[:2]", "there is no variable 'x[:2]'"),
         ("%aimass demand net x --batch", "expected one argument"),

@@ -52,6 +52,11 @@ def test_an_unknown_name_is_answered_with_the_known(shapes):
     assert "did you mean 'round'?" in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "near"), [("L4", "l4"), ("int8", "int8_dynamic"), ("Profile", "profile")])
+def test_a_name_in_other_letters_or_begun_is_answered_with_the_nearest(name, near):
+    assert f"did you mean {near!r}?" in str(UnknownNameError("thing", name, ["bf16", "int8_dynamic", "int8_static", "l4", "profile"]))
+
+
 @pytest.mark.parametrize("family", [TECHNIQUES, EXPORTERS, JOB_EXPORTERS, SAMPLERS, SCALERS, POLICIES], ids=lambda family: family.kind)
 def test_every_family_of_ours_has_members(family: Registry):
     assert len(family) >= 2

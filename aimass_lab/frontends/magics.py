@@ -46,7 +46,7 @@ class AimassMagics(Magics):
     def aimass(self, line: str, cell: str | None = None) -> Any:
         """Profile, shrink, plan and serve a model: ``%aimass VERB ...``; ``%aimass`` alone lists the verbs."""
         try:
-            words = shlex.split(_COMMENT.sub("", line))
+            words = _split(line)
             if cell is not None:
                 return self._cell(words, cell)
             if not words or words[0] in ("-h", "--help"):
@@ -55,9 +55,7 @@ class AimassMagics(Magics):
             return self._line(words[0], words[1:])
         except HelpShown:
             return None
-        except (AimassError, ValueError) as error:
-            if isinstance(error, ValueError) and not isinstance(error, AimassError):
-                error = InputError(f"the line cannot be read: {error}")
+        except AimassError as error:
             # UsageError is shown without a traceback of ours, and still fails the cell.
             raise UsageError(str(error)) from error
 
@@ -67,6 +65,8 @@ class AimassMagics(Magics):
         verb = get_verb(name)
         words, inputs = self._take_inputs(verb, words) if verb.of_study else (words, None)
         model, values, as_json = parse_arguments(verb, words, model_required=False)
+        if verb.of_study and model is None:
+            self._refuse_a_model_alone(verb, values)
         with _NotebookProgress(self.link) as progress:
             if verb.of_study:
                 study = self._study(model, inputs)
@@ -119,6 +119,19 @@ class AimassMagics(Magics):
             raise InputError(f"there is no variable {words[1]!r}", help=f"{verb.name} MODEL INPUTS, with the name of {ACCEPTED_INPUTS}")
         as_call(value)  # says what is wrong with it
         return words, None
+
+    def _refuse_a_model_alone(self, verb: Verb, values: Mapping[str, Any]) -> None:
+        """``%aimass trial model``: the only word is the model, and was taken for what should be tried.
+
+        Raises:
+            InputError: so it was.
+        """
+        from torch import nn
+
+        for parameter in verb.parameters:
+            word = values[parameter.name]
+            if parameter.positional and isinstance(word, str) and isinstance(self._value(word), nn.Module):
+                raise InputError(f"{word!r} is a model, and there is no {parameter.name}", help=f"%aimass {verb.name} {word} {parameter.name.upper()}")
 
     def _value(self, name: str) -> Any:
         """What a name such as ``net`` or ``pipeline.model`` stands for in the notebook; None if nothing."""
@@ -270,6 +283,15 @@ class _Line:
 
 _COMMENT = re.compile(r"(^|\s)#\s.*$")
 """As after any other line of Python; a # inside a word is part of it."""
+
+
+def _split(line: str) -> list[str]:
+    try:
+        return shlex.split(_COMMENT.sub("", line))
+    except ValueError as error:
+        raise InputError(f"the line cannot be read: {error}") from None
+
+
 _QUESTION = re.compile(r"^\s*%{1,2}aimass(\s+\w+)?\s*\?{1,2}\s*$")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..network.strategies import Strategy
 from ..records import ORIGINAL, Demand, NetworkDemand, Prediction, ResourceDemand, SequenceDemand
 from ..units import parse_rate, parse_seconds
@@ -19,7 +21,7 @@ class Estimating(StudyState):
         batch: int | None = None,
         device: str | None = None,
         training: bool = False,
-        optimizer: str = "adamw",
+        optimizer: Literal["adamw", "sgd", "none"] = "adamw",
         length: tuple[Count, ...] | None = None,
         calibrate: bool = False,
     ) -> Demand:

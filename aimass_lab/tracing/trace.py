@@ -60,6 +60,17 @@ def trace_call(model: nn.Module, call: Call, *, batch_size: int | None = None, m
     return _trace_real(model, call.with_batch(size), reason)
 
 
+def decides_by_values(model: nn.Module, call: Call) -> bool:
+    """Whether the forward pass reads values out of a tensor, to branch or to size something by them: another input may take another way."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+
+    try:
+        trace_call(model, call, may_run=False)
+    except ModelError as error:
+        return isinstance(error.__cause__, DataDependentOutputException)
+    return False
+
+
 def _advice(cause: BaseException, on_meta: bool) -> str:
     frame = cause.__traceback__
     while frame is not None:

@@ -82,8 +82,10 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        low = name.lower()
+        same, close = [known for known in names if known.lower() == low], difflib.get_close_matches(low, names, n=1)
+        near = next(iter([*same, *close, *(known for known in names if low and known.startswith(low))]), None)
+        hint = f"did you mean {near!r}? " if near else ""
         super().__init__(f"no {kind} called {name!r}", help=f"{hint}there are: {', '.join(names) or 'none'}")
 
 

@@ -1,4 +1,4 @@
-"""Interrupts that wait until an import has ended: a library that was imported by half stays broken for as long as the process lives."""
+"""Interrupts that wait for what must not be left half done: an import, which would stay broken for as long as the process lives, and putting a model back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,34 @@ from typing import TypeVar
 LOOK_EVERY_S = 0.02
 
 T = TypeVar("T")
+
+_WHOLE: set[str] = set()
+"""Files whose functions are ended before an interrupt is heeded."""
+
+
+def keep_whole(file: str) -> None:
+    """Let no interrupt break into the functions of a file: what is between the beginning and the end of a context manager in it is none of them.
+
+    Args:
+        file: The module's ``__file__``.
+    """
+    _WHOLE.add(file)
+
+
+def must_end_first(frame: FrameType | None, *, below: FrameType | None = None) -> bool:
+    """Whether a thread does what nothing may break into: importing, or what a file does that is kept whole.
+
+    Args:
+        frame: What the thread does now.
+        below: What it did when it began what is asked about; None: since it was started.
+    """
+    if importing(frame, below=below):
+        return True
+    while frame is not None and frame is not below:
+        if frame.f_code.co_filename in _WHOLE:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def importing(frame: FrameType | None, *, below: FrameType | None = None) -> bool:
@@ -29,7 +57,7 @@ def importing(frame: FrameType | None, *, below: FrameType | None = None) -> boo
 
 
 def spare_imports(work: Callable[[], T]) -> T:
-    """Do some work that an interrupt (Ctrl-C, or Jupyter's button) may end, but not within an import: it then ends as soon as the import has.
+    """Do some work that an interrupt (Ctrl-C, or Jupyter's button) may end, but not within an import, nor while a model is put back: it then ends right after.
 
     An import that is broken off leaves the modules that were done, without the package that they belong to; the next import of that package takes them
     for granted, and misses what only their first import gives it. Nothing changes in other threads, and where somebody else handles interrupts.
@@ -44,7 +72,7 @@ def spare_imports(work: Callable[[], T]) -> T:
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal late
-        late = again.is_set() or importing(frame, below=begun)
+        late = again.is_set() or must_end_first(frame, below=begun)
         if not late:
             raise KeyboardInterrupt
         if not again.is_set():

@@ -96,8 +96,8 @@ def line(seen: MonitorPoint) -> str:
 
 
 def _get(url: str, token: str | None) -> bytes:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             content: bytes = answer.read()
             return content

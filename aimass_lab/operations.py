@@ -11,7 +11,7 @@ from .errors import BundleError, InputError
 from .records import AnyRecord, Check, Comparison, History, Ledger, Monitoring, Readings, Record, Service, ServingSpec, TraceSummary
 from .store import Store
 from .units import parse_seconds
-from .verbs import Progress, Seconds, verb
+from .verbs import Amount, Count, Part, Progress, Seconds, verb
 
 if TYPE_CHECKING:
     from .serving.launch import Server
@@ -52,7 +52,7 @@ def check(
     seconds: Seconds | None = None,
     crd: tuple[str, ...] = (),
     baseline: str | None = None,
-    tolerance: float = 0.05,
+    tolerance: Amount = 0.05,
     progress: Progress | None = None,
     seen: Callable[[Check], None] | None = None,
 ) -> Check:
@@ -113,7 +113,7 @@ def monitor(
     seconds: Seconds = 10.0,
     every: Seconds = 1.0,
     p99: Seconds | None = None,
-    attainment: float = 0.99,
+    attainment: Part = 0.99,
     token: str | None = None,
     progress: Progress | None = None,
 ) -> Monitoring:
@@ -139,7 +139,7 @@ def monitor(
 
 
 @verb
-def history(*, model: str | None = None, limit: int = 20) -> History:
+def history(*, model: str | None = None, limit: Count = 20) -> History:
     """List what was measured, newest first.
 
     Args:

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .errors import DoesNotFitError, ModelError, first_line
+from .interrupts import keep_whole
 from .workload import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+keep_whole(__file__)  # an interrupt that left a model half put back would leave it in another mode
 
 COPY_LIMIT_BYTES = 2**30
 """Parameters up to this size are copied, so that even a write behind torch's back is put back."""

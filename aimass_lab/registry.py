@@ -49,11 +49,11 @@ class Registry(Mapping[str, Member], Generic[Member]):
 
     def _load(self) -> dict[str, Member]:
         if not self._loaded:
-            self._loaded = True  # first, because a member's file may read the registry
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(package.__path__):
                 if module.name != "base" and not module.name.startswith("_"):
                     importlib.import_module(f"{self.package}.{module.name}")
+            self._loaded = True  # last: who comes meanwhile, or after an interrupt, must not take a part of the family for all of it
         return self._members
 
     def __getitem__(self, name: str) -> Member:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 
 from .errors import InputError
@@ -129,6 +130,52 @@ def parse_bandwidth(text: str | float) -> float:
     scales = {f"{size}/s": float(factor) for size, factor in _BYTES.items() if size.endswith("B")}
     scales |= {f"{prefix}bit/s": factor / 8 for prefix, factor in (("", 1.0), ("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12))}
     return _parse(text, scales, "B/s", "a bandwidth such as 10Gbit/s, 1.25GB/s or 1.25e9 (bytes per second)")
+
+
+def parse_count(text: str | int) -> int:
+    """``"8"`` -> ``8``.
+
+    Raises:
+        InputError: not a whole number of at least 1.
+    """
+    number = _plain(text)
+    if number is None or not number.is_integer() or number < 1:
+        raise InputError(f"{text!r} is not a whole number of at least 1")
+    return int(number)
+
+
+def parse_amount(text: str | float) -> float:
+    """``"0.5"`` -> ``0.5``.
+
+    Raises:
+        InputError: not a number, or below 0.
+    """
+    number = _plain(text)
+    if number is None or not 0 <= number < math.inf:
+        raise InputError(f"{text!r} is not a number of at least 0")
+    return number
+
+
+def parse_part(text: str | float) -> float:
+    """``"0.99"`` -> ``0.99``.
+
+    Raises:
+        InputError: not a number above 0 and at most 1.
+    """
+    number = _plain(text)
+    if number is None or not 0 < number <= 1:
+        raise InputError(f"{text!r} is not a number above 0 and at most 1")
+    return number
+
+
+def _plain(text: str | float) -> float | None:
+    """A number without a unit; None if it is none."""
+    if isinstance(text, bool) or not isinstance(text, (str, numbers.Real)):
+        return None
+    try:
+        return float(text)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _parse(text: str | float, scales: dict[str, float], bare: str, wanted: str) -> float:

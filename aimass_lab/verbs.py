@@ -6,19 +6,25 @@ in a notebook. Its signature gives the arguments and its docstring the help, so 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import math
+import numbers
+import os
 import re
 import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
+import msgspec
+
 from .errors import DoesNotFitError, InputError, without_traceback
 from .interrupts import spare_imports
-from .units import parse_bandwidth, parse_bytes, parse_rate, parse_seconds
+from .units import parse_amount, parse_bandwidth, parse_bytes, parse_count, parse_part, parse_rate, parse_seconds
 
 Rate = Annotated[float | str, parse_rate]
 """Per second: 400, "400/s" or "24000/min"."""
@@ -28,6 +34,12 @@ Bytes = Annotated[float | str, parse_bytes]
 """A size: 1e9 or "512MiB"."""
 Bandwidth = Annotated[float | str, parse_bandwidth]
 """One direction of a link: 1.25e9 (bytes per second), "10Gbit/s" or "1.25GB/s"."""
+Count = Annotated[int, parse_count]
+"""A number of things, at least one."""
+Amount = Annotated[float, parse_amount]
+"""How much of something, 0 or more."""
+Part = Annotated[float, parse_part]
+"""A part of a whole, above 0 and at most 1."""
 
 
 def model_name(text: str) -> str:
@@ -55,6 +67,8 @@ class Parameter:
     help: str
     parse: Callable[[str], Any]
     """Text to value; raises `InputError`."""
+    check: Callable[[Any], Any]
+    """One value from Python to the same, read where it is a text; raises `InputError` where the verb could do nothing with it."""
     default: Any
     required: bool
     positional: bool
@@ -97,6 +111,8 @@ class Watcher(Protocol):
 
 WATCHERS: list[Watcher] = []
 _inside = threading.local()
+_TURN = threading.Lock()
+"""Held by the thread whose verb works on a model: of two at once, each would spoil the other's figures, and neither could put the model back."""
 
 
 def verb(function: Function) -> Function:
@@ -118,11 +134,12 @@ def verb(function: Function) -> Function:
     hints = typing.get_type_hints(annotations, globalns=function.__globals__, include_extras=True)
     parameters = tuple(_parameter(p, hints[p.name], helps, name) for p in signature.parameters.values() if p.name not in NOT_ASKED)
     summary, _, rest = head.partition("\n")
-    called = _called(function, name, {p.name for p in parameters if p.multiple == "list"})
+    of_study = "self" in signature.parameters
+    called = _called(function, name, parameters, of_study)
     VERBS[name] = Verb(
         name=name,
         function=called,
-        of_study="self" in signature.parameters,
+        of_study=of_study,
         summary=summary.strip(),
         description=rest.strip(),
         parameters=parameters,
@@ -135,7 +152,7 @@ def announce(name: str, work: Callable[[], Any]) -> Any:
 
     An interrupt ends it, but breaks off no import.
     """
-    if getattr(_inside, "verb", False):
+    if _is_inside():
         return work()
     _inside.verb, result = True, None
     for watcher in WATCHERS:
@@ -149,22 +166,51 @@ def announce(name: str, work: Callable[[], Any]) -> Any:
     return result
 
 
-def _called(function: Function, name: str, lists: Set[str]) -> Function:
-    """The same function as a verb: one value of `lists` need not be put into a tuple, and watchers are told."""
+def _is_inside() -> bool:
+    """Whether this thread is within a verb already."""
+    return getattr(_inside, "verb", False)
+
+
+def _called(function: Function, name: str, parameters: Iterable[Parameter], of_study: bool) -> Function:
+    """The same function as a verb: one value of a list need not be put into a tuple, no nonsense gets in, and watchers are told.
+
+    Verbs of studies take turns: one in another thread is waited for.
+    """
+    by_name = {parameter.name: parameter for parameter in parameters}
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        for option in lists & options.keys():
-            value = options[option]
-            if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
-                options[option] = (value,)
+        given = signature.bind_partial(*args, **options)
+        for option, value in given.arguments.items():
+            if option in by_name:
+                given.arguments[option] = _read(by_name[option], value)
         try:
-            return announce(name, lambda: function(*args, **options))
+            with contextlib.nullcontext() if _is_inside() or not of_study else _TURN:
+                return announce(name, lambda: function(*given.args, **given.kwargs))
         except DoesNotFitError as error:
             without_traceback(error)
             raise error  # a bare raise would bring the traceback back, in Python 3.10
 
     return cast("Function", call)
+
+
+def _read(parameter: Parameter, value: Any) -> Any:
+    """Read a value that came from Python.
+
+    Raises:
+        InputError: the verb could do nothing with it: a text for a number, a number that is none, a list for one thing.
+    """
+    if value is None and parameter.default is None and not parameter.required:
+        return None
+    if parameter.multiple == "pairs":
+        if not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+            raise InputError(f"{parameter.name}: {value!r} is not a dict by name")
+        return value
+    if parameter.multiple == "no":
+        return parameter.check(value)
+    many = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    return tuple(map(parameter.check, value if many else (value,)))
 
 
 def _parse_docstring(doc: str) -> tuple[str, dict[str, str]]:
@@ -196,6 +242,7 @@ def _parameter(parameter: inspect.Parameter, hint: Any, helps: dict[str, str], v
         name=parameter.name,
         help=helps[parameter.name],
         parse=_parser_of(inner, parameter.name),
+        check=_checker_of(inner, parameter.name),
         default=None if parameter.default is parameter.empty else parameter.default,
         required=parameter.default is parameter.empty,
         positional=parameter.kind is not parameter.KEYWORD_ONLY,
@@ -203,7 +250,7 @@ def _parameter(parameter: inspect.Parameter, hint: Any, helps: dict[str, str], v
         multiple=multiple,
         names_model=inner == Model,
         choices=choices,
-        metavar="NAME=VALUE" if multiple == "pairs" else "N" if inner is int else parameter.name.upper(),
+        metavar="NAME=VALUE" if multiple == "pairs" else "N" if inner in (int, Count) else parameter.name.upper(),
     )
 
 
@@ -223,8 +270,56 @@ def _parser_of(hint: Any, name: str) -> Callable[[str], Any]:
     return str
 
 
+def _checker_of(hint: Any, name: str) -> Callable[[Any], Any]:
+    """What a value must be that no text was read into."""
+    if hint == Model:
+        return lambda value: value  # whoever finds the model says what is wrong with it
+    read = typing.get_args(hint)[1] if typing.get_origin(hint) is Annotated else _reader_of(hint)
+
+    def check(value: Any) -> Any:
+        try:
+            return read(value)
+        except InputError as error:
+            raise InputError(f"{name}: {error.message}", help=error.help) from None
+
+    return check
+
+
+def _reader_of(hint: Any) -> Callable[[Any], Any]:
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    fits, wanted = (choices.__contains__, " or ".join(map(str, choices))) if choices else _KINDS[hint]
+
+    def read(value: Any) -> Any:
+        if not fits(value):
+            raise InputError(f"{value!r} is not {wanted}")
+        return value
+
+    return read
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda value: isinstance(value, bool), "True or False"),
+    int: (lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool), "a whole number"),
+    float: (_is_number, "a finite number"),
+    str: (lambda value: isinstance(value, (str, os.PathLike, msgspec.Struct)), "text"),  # a path and a recipe have a text
+}
+"""Of each type of an argument: whether a value is one, and what is wanted."""
+
+
 def _number(text: str, kind: type[int] | type[float], name: str) -> int | float:
     try:
-        return kind(text)
+        number = kind(text)
     except ValueError:
         raise InputError(f"{text!r} is not a {'whole ' if kind is int else ''}number, which {name!r} must be") from None
+    if not -math.inf < number < math.inf:
+        raise InputError(f"{text!r} is not a finite number, which {name!r} must be")
+    return number

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+LARGEST_BATCH = 2**63 - 1
 ACCEPTED_INPUTS = "a tensor, a tuple (positional arguments), or a dict or HF-style batch (keyword arguments)"
 
 
@@ -87,6 +88,8 @@ class Call:
             raise InputError(f"batch size {batch_size!r} is not a positive integer")
         if batch_size == self.batch_size:
             return self
+        if batch_size > LARGEST_BATCH:
+            raise InputError(f"batch size {batch_size} is more than a tensor can count", help=f"the most there is a number for: {LARGEST_BATCH}")
         device = next((t.device for t in self.tensors() if self.is_batched(t)), None)
         if device is None:
             raise InputError(
@@ -219,9 +222,16 @@ class Workload:
         if (data is None) != (metric is None):
             missing, given = ("data", "metric") if data is None else ("metric", "data")
             raise InputError(f"{given} was given without {missing}", help="give both, data=(inputs, labels) and metric=f(outputs, labels), or neither")
+        for what, function in (("metric", metric), ("loss", loss)):
+            if function is not None and not callable(function):
+                raise InputError(f"{what} is a {type(function).__name__}, which cannot be called", help=f"give a function: {what}=f(outputs, labels)")
+        if isinstance(batch_axis, bool) or not isinstance(batch_axis, int) or batch_axis < 0:
+            raise InputError(f"batch_axis {batch_axis!r} is not the number of an axis", help="count from the front: 0 is the first")
         self.model = model
         self.call = as_call(inputs, batch_axis)
-        self.data = None if data is None else (as_call(data[0], batch_axis), data[1])
+        if self.call.batch_size == 0:
+            raise InputError(f"there is no item in the example inputs ({self.call.describe()})", help="give at least one")
+        self.data = None if data is None else _as_data(data, batch_axis)
         self.metric = metric
         self.loss = loss
         self.train = None if train is None else _as_train(train, batch_axis)
@@ -253,6 +263,19 @@ class Workload:
         return describe_model(self.model, self.call, self.name)
 
 
+def _as_data(data: Any, batch_axis: int) -> tuple[Call, torch.Tensor]:
+    """Read labelled data.
+
+    Raises:
+        InputError: it is no pair, the inputs cannot be used, or there is not one label for each item.
+    """
+    import torch
+
+    if not isinstance(data, (tuple, list)) or len(data) != 2 or not isinstance(data[1], torch.Tensor):
+        raise InputError(f"data is a {type(data).__name__} and not a pair of inputs and a tensor of labels", help="data=(inputs, labels)")
+    return _with_labels("data", as_call(data[0], batch_axis), data[1])
+
+
 def _as_train(train: Any, batch_axis: int) -> tuple[Call, torch.Tensor | None]:
     """Read training samples: a pair whose second is a tensor of labels, one for each item of the first, or inputs alone.
 
@@ -264,11 +287,14 @@ def _as_train(train: Any, batch_axis: int) -> tuple[Call, torch.Tensor | None]:
     pair = isinstance(train, tuple) and len(train) == 2 and isinstance(train[1], torch.Tensor)
     if not pair or isinstance(train[0], (int, float, bool)):
         return as_call(train, batch_axis), None
-    call, labels = as_call(train[0], batch_axis), train[1]
-    if labels.dim() == 0 or len(labels) != call.batch_size:
+    return _with_labels("train", as_call(train[0], batch_axis), train[1])
+
+
+def _with_labels(what: str, call: Call, labels: torch.Tensor) -> tuple[Call, torch.Tensor]:
+    if labels.dim() == 0 or len(labels) != call.batch_size or not len(labels):
+        also = "; inputs alone, of several positional arguments, are given as a Call" if what == "train" else ""
         raise InputError(
-            f"train has {call.batch_size} items and labels of shape {list(labels.shape)}",
-            help="one label per item: train=(inputs, labels); inputs alone, of several positional arguments, are given as a Call",
+            f"{what} has {call.batch_size} items and labels of shape {list(labels.shape)}", help=f"one label per item: {what}=(inputs, labels){also}"
         )
     return call, labels
 
@@ -367,19 +393,3 @@ def _model_error(model: nn.Module, call: Call, error: Exception) -> ModelError:
         f"{type(model).__name__} raised {type(error).__name__} on {call.describe()}: {first_line(error)}",
         help="call the model with these inputs yourself to see the whole traceback; it is also attached to this error",
     )
-
-
-def output_tensors(outputs: Any) -> list[tuple[str, torch.Tensor]]:
-    """Name and tensor of everything in a model's outputs.
-
-    HF's ``ModelOutput`` keeps its field names; other containers give ``output``, ``output_1`` ...
-    """
-    import torch
-    from torch.utils import _pytree
-
-    if isinstance(outputs, torch.Tensor):
-        return [("output", outputs)]
-    if isinstance(outputs, Mapping):
-        return [(str(k), v) for k, v in outputs.items() if isinstance(v, torch.Tensor)]
-    leaves = [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
-    return [("output" if i == 0 else f"output_{i}", leaf) for i, leaf in enumerate(leaves)]

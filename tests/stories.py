@@ -190,7 +190,7 @@ def drag_the_batch(walk: Walk) -> list[Step]:
 
 
 ANSWERS = """
-from aimass_lab.workload import output_tensors
+from aimass_lab.outputs import output_tensors
 
 def answers(call):
     model.eval()

@@ -397,7 +397,7 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path, moved: Path) -> N
 # --- the folder ------------------------------------------------------------------------------
 
 
-def test_nothing_is_overwritten(tmp_path: Path, moved: Path) -> None:
+def test_nothing_is_overwritten(tmp_path: Path, moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "mine"
     kept.mkdir()
     (kept / "thesis.txt").write_text("x")
@@ -409,6 +409,12 @@ def test_nothing_is_overwritten(tmp_path: Path, moved: Path) -> None:
         write_bundle(kept / "thesis.txt", digits(), calibrate=False, force=True)
     with pytest.raises(BundleError, match="force=True"):
         write_bundle(moved, digits(), calibrate=False)
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for own in (".", tmp_path / "here" / "below"):  # empty, but a process whose folder is replaced is nowhere
+        with pytest.raises(BundleError, match="this process works in it"):
+            write_bundle(own, digits(), calibrate=False)
+    shutil.rmtree(tmp_path / "here")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "mine"]
     assert check_hashes(moved) == ()
 

@@ -14,10 +14,11 @@ from aimass_lab.compression.base import TECHNIQUES
 from aimass_lab.errors import UnsupportedError
 from aimass_lab.formats import FORMATS
 from aimass_lab.formats.signature import relative_error
+from aimass_lab.outputs import output_tensors
 from aimass_lab.quiet import quiet
 from aimass_lab.recipe import read_recipe
 from aimass_lab.trial import apply_recipe
-from aimass_lab.workload import Workload, output_tensors
+from aimass_lab.workload import Workload
 
 REFUSED = {
     "bf16": "ONNX Runtime cannot run",

@@ -167,6 +167,20 @@ def test_what_cannot_be_exported_names_the_operator(tmp_path: Path, capfd: pytes
     assert "stack" not in capfd.readouterr().err.lower()
 
 
+@pytest.mark.parametrize("format", ["onnx", "exported_program", "torchscript"])
+def test_a_model_that_decides_by_values_is_refused_and_says_where(tmp_path: Path, format: str) -> None:
+    """Also by the one whose exporter would keep the way that the example inputs took, for all inputs."""
+
+    class Branching(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if x.sum() > 0 else -x
+
+    with pytest.raises(UnsupportedError, match="its forward decides by the values in a tensor") as raised:
+        FORMATS[format]().export(Branching(4, 4), as_call(torch.randn(2, 4)), tmp_path / FORMATS[format].file_name)
+    assert "torch.where" in (raised.value.help or "")
+    assert ("if x.sum() > 0" in raised.value.message) is (format != "torchscript")
+
+
 def test_bfloat16_is_refused_with_what_can_be_bundled(tmp_path: Path) -> None:
     class Inside(nn.Module):
         def __init__(self) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -249,6 +250,14 @@ def test_a_study_or_a_workload_can_be_named(shell, net):
     assert outcome.result.batch_size == 1
 
 
+def test_a_model_and_its_inputs_may_be_attributes(shell, net):
+    shell.user_ns["pipeline"] = SimpleNamespace(model=net.model, batch=SimpleNamespace(x=net.call.args[0]))
+    outcome, _ = run(shell, "%aimass demand pipeline.model pipeline.batch.x")
+    assert outcome.result.batch_size == 4
+    again, _ = run(shell, "%aimass demand pipeline.model --batch 2")
+    assert again.result.batch_size == 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -259,6 +268,10 @@ def test_a_study_or_a_workload_can_be_named(shell, net):
         ("%aimass demand net gen", "a generator can be read only once"),
         ("%aimass demand net arr", "torch.from_numpy"),
         ("%aimass demand net rows", "cannot be used"),
+        ("%aimass trial net", "'net' is a model, and there is no technique"),
+        ("%aimass monitor nowhere", "nothing answers at nowhere/metrics"),
+        ("%aimass demand net y", "there is no variable 'y'"),
+        ("%aimass demand net x[:2]", "there is no variable 'x[:2]'"),
         ("%aimass demand net x --batch", "expected one argument"),
         ("%aimass demand 'net", "the line cannot be read"),
         ("%aimass fly net x", "no verb called 'fly'"),

@@ -10,10 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from models import TinyCNN
 
 from aimass_lab.interrupts import importing, spare_imports
+from aimass_lab.preserve import preserved
 from aimass_lab.verbs import announce
 
 PACKAGE = "library_that_takes_long"
@@ -65,6 +68,27 @@ def test_a_verb_is_ended_once_the_import_is_done(load: Callable[[], ModuleType])
     library = sys.modules[PACKAGE]
     assert (vars(library)["DEBUG"], vars(library)["part"].VALUE) == (1, 1)
     assert announce("bundle", load) is library
+
+
+class Rude(list[int]):
+    """An attribute of a model at whose putting back somebody presses Ctrl-C."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        super().__setitem__(key, value)
+
+
+def test_a_model_is_put_back_before_an_interrupt_is_heeded() -> None:
+    model = TinyCNN()
+    model.log = Rude([1])  # an attribute of the root, which comes before the layers
+
+    def work() -> None:
+        with preserved(model):
+            assert not model.features[1].training
+
+    with pytest.raises(KeyboardInterrupt):
+        announce("profile", work)
+    assert all(module.training for module in model.modules())
 
 
 def test_a_verb_that_ends_with_an_import_is_interrupted_too(load: Callable[[], ModuleType]) -> None:

@@ -14,7 +14,8 @@ FLOORS = {
     1: {
         "baseline", "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "fleet", "formats", "headlines", "jobs",
         "manifests", "monitoring",
-        "network", "options", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
+        "network", "options", "outputs",
+        "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
     },
     2: {"rotation", "trial"},

@@ -312,7 +312,7 @@ def test_what_was_measured_is_given_back_and_the_rest_has_a_band_and_a_basis(pro
     prediction = predict_from_profile(workload, known, batch_sizes=(12, 4, 64))
     assert [p.batch_size for p in prediction.points] == [4, 12, 64]
     measured, between, beyond = prediction.points
-    assert (measured.basis, between.basis, beyond.basis) == ("measured", "interpolated", "interpolated")
+    assert (measured.basis, between.basis, beyond.basis) == ("measured", "interpolated", "extrapolated")
     assert measured.latency == known.ladder[2].latency_p50
     assert between.latency.source == "estimated"
     assert between.latency.quality == "ok"

@@ -52,7 +52,23 @@ def test_an_unknown_name_is_answered_with_the_known(shapes):
     assert "did you mean 'round'?" in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "near"), [("L4", "l4"), ("int8", "int8_dynamic"), ("Profile", "profile")])
+def test_a_name_in_other_letters_or_begun_is_answered_with_the_nearest(name, near):
+    assert f"did you mean {near!r}?" in str(UnknownNameError("thing", name, ["bf16", "int8_dynamic", "int8_static", "l4", "profile"]))
+
+
 @pytest.mark.parametrize("family", [TECHNIQUES, EXPORTERS, JOB_EXPORTERS, SAMPLERS, SCALERS, POLICIES], ids=lambda family: family.kind)
 def test_every_family_of_ours_has_members(family: Registry):
     assert len(family) >= 2
     assert all(family[name] for name in family)
+
+
+def test_a_family_that_was_found_by_half_is_found_again(shapes):
+    """As an interrupt leaves it, or another thread that asks meanwhile finds it."""
+    (shapes / "square.py").write_text("import sys\nif not vars(sys).pop('interrupted', False):\n    sys.interrupted = True\n    raise KeyboardInterrupt\n"
+                                      "from .base import SHAPES\n@SHAPES.register('square')\ndef f(): return '#'\n")  # fmt: skip
+    from shapes_family.base import SHAPES
+
+    with pytest.raises(KeyboardInterrupt):
+        list(SHAPES)
+    assert list(SHAPES) == ["round", "square"]

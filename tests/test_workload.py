@@ -1,20 +1,37 @@
 """Workloads: every form of inputs that people hold, and an answer to every form that cannot be used."""
 
 from collections import UserDict
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from models import DictModel, RaisingModel, TiedModel, TinyCNN, TinyMLP, features, ids
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, TensorDataset
 
 from aimass_lab.errors import DoesNotFitError, InputError, ModelError
-from aimass_lab.workload import Call, Workload, as_call, call_model, digest_model, is_out_of_memory, output_tensors, weight_bytes
+from aimass_lab.outputs import opened, output_tensors
+from aimass_lab.workload import Call, Workload, as_call, call_model, digest_model, is_out_of_memory, weight_bytes
 
 
 class BatchEncoding(UserDict):
     """What HF tokenizers return: a mapping that is no dict."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    hidden: torch.Tensor
+
+
+@dataclass
+class Answer:
+    scores: torch.Tensor
+    extra: Extra
+
+    def __post_init__(self):
+        assert len(self.scores)
 
 
 def test_a_tensor_is_one_positional_argument():
@@ -57,6 +74,28 @@ def test_a_model_must_be_a_module():
 def test_data_and_metric_come_together(extra):
     with pytest.raises(InputError, match="without"):
         Workload(TinyMLP(), features(), **extra)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"data": features(), "metric": len}, "data is a Tensor and not a pair"),
+        ({"data": (features(), [0, 1]), "metric": len}, "data is a tuple and not a pair of inputs and a tensor of labels"),
+        ({"data": (features(), torch.ones(5)), "metric": len}, r"data has 2 items and labels of shape \[5\]"),
+        ({"data": (features(), torch.ones(2)), "metric": 0.5}, "metric is a float, which cannot be called"),
+        ({"loss": "mse"}, "loss is a str, which cannot be called"),
+        ({"batch_axis": -1}, "batch_axis -1 is not the number of an axis"),
+        ({"batch_axis": "0"}, "batch_axis '0' is not"),
+    ],
+)
+def test_what_goes_with_a_model_is_looked_at_when_it_is_given(extra, message):
+    with pytest.raises(InputError, match=message):
+        Workload(TinyMLP(), features(), **extra)
+
+
+def test_inputs_hold_an_item_at_least():
+    with pytest.raises(InputError, match=r"no item in the example inputs \(float32\[0, 8\]\)"):
+        Workload(TinyMLP(), torch.ones(0, 8))
 
 
 def test_inputs_on_another_device_than_the_model_are_refused():
@@ -174,3 +213,17 @@ def test_output_tensors_have_names():
     assert [n for n, _ in output_tensors(x)] == ["output"]
     assert [n for n, _ in output_tensors({"logits": x, "cache": object()})] == ["logits"]
     assert [n for n, _ in output_tensors((x, [x, 3]))] == ["output", "output_1"]
+    assert [n for n, _ in output_tensors({"score": x, "states": (x, {"deep": x}), "one": [x]})] == ["score", "states_0", "states_1", "one"]
+
+
+def test_a_dataclass_is_opened_by_its_fields_and_put_together_again():
+    """Also one that is frozen, checks what it is made of, and lies in another: torch's own functions see nothing in it."""
+    x = features()
+    outputs = (Answer(scores=x, extra=Extra(hidden=2 * x)), "note")
+    assert tree_leaves(outputs) == [outputs[0], "note"]
+    assert [name for name, _ in output_tensors(outputs[0])] == ["scores", "extra"]
+    doubled = tree_map(lambda leaf: 2 * leaf if isinstance(leaf, torch.Tensor) else leaf, opened(outputs))
+    assert isinstance(doubled[0], Answer)
+    assert isinstance(doubled[0].extra, Extra)
+    assert torch.equal(doubled[0].extra.hidden, 4 * x)
+    assert opened({"scores": x})["scores"] is x

@@ -64,12 +64,14 @@ def check_free(folder: Path, *, force: bool) -> None:
     """Refuse to overwrite.
 
     Raises:
-        BundleError: `folder` exists and is not empty, and is no bundle that `force` allows to replace.
+        BundleError: `folder` exists and is not empty, and is no bundle that `force` allows to replace; or this process works in it.
     """
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir():
         raise BundleError(f"will not overwrite {folder}: it is a file", help="name a folder that does not exist yet")
+    if Path.cwd().is_relative_to(folder.resolve()):  # whoever works in a folder that is replaced works nowhere
+        raise BundleError(f"will not replace {folder.resolve()}: this process works in it", help="name a folder that does not exist yet")
     if not any(folder.iterdir()):
         return
     if not force:

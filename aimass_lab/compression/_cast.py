@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
+from ..outputs import opened
+
 
 @dataclass(frozen=True)
 class CastInputs:
@@ -30,7 +32,7 @@ class CastOutputs:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         """Cast the outputs back; those of other types are left alone."""
-        return _cast(outputs, self.outer, only=self.inner)
+        return _cast(opened(outputs), self.outer, only=self.inner)
 
 
 def _cast(values: Any, dtype: torch.dtype, only: torch.dtype | None = None) -> Any:

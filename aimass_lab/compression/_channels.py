@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AimassError, UnsupportedError
+from ..outputs import output_tensors
 from ..preserve import preserved
 from ..quiet import import_quietly
-from ..workload import Call, call_model, output_tensors
+from ..workload import Call, call_model
 from ._attention import Attention, heads_in_order, keep_columns, keep_rows, write_back
 from ._importance import trainable
 

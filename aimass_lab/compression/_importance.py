@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UnsupportedError
+from ..outputs import output_tensors
 from ..preserve import preserved
 from ..records import Note
-from ..workload import call_model, output_tensors
+from ..workload import call_model
 from .base import Context
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..outputs import output_tensors
 from ..preserve import preserved
-from ..workload import Call, call_model, output_tensors
+from ..workload import Call, call_model
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AimassError
-from ..workload import Call, call_model, output_tensors
+from ..outputs import output_tensors
+from ..workload import Call, call_model
 from .base import weight_layers
 
 if TYPE_CHECKING:

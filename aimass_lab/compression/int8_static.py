@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import AimassError, UnsupportedError
 from ..options import Positive
+from ..outputs import output_tensors
 from ..quiet import import_quietly
 from ..records import Note
-from ..workload import Call, call_model, output_tensors
+from ..workload import Call, call_model
 from ._linear_weights import device_name
 from ._processor import no_int8_products
 from ._sensitivity import OutputError

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError, first_line
-from ..workload import Call, output_tensors
+from ..outputs import output_tensors
+from ..workload import Call
 from .batches import item_axis
 from .signals import Kind, Signal, counted, read_items, token_mask
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
-from ..workload import Call, call_model, output_tensors
+from ..outputs import output_tensors
+from ..workload import Call, call_model
 from .batches import item_axis
 from .hidden import Places
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from .signature import Signature
 
 if TYPE_CHECKING:
     from torch import nn
+
+_CULPRIT = re.compile(r"following call raised this error:.*line (\d+), in (\w+)\n\s*([^\n]+)", re.DOTALL)
+"""Where torch.export says what could not be decided: line, function, and the line itself."""
 
 
 def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
@@ -39,7 +43,7 @@ def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
         with quiet_export():
             program = torch.export.export(Flat(model, call), tuple(call.tensors()), dynamic_shapes=shapes)
     except Exception as error:  # the exporter lets through whatever the model or a converter raises
-        raise UnsupportedError(f"torch.export does not take {type(model).__name__}: {cause_of(error)}") from error
+        raise refusal(f"torch.export does not take {type(model).__name__}", error) from error
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):  # paths and source lines of the user's machine
@@ -57,11 +61,39 @@ def without_subclasses(model: nn.Module) -> nn.Module:
     return import_quietly("torchao.utils").unwrap_tensor_subclass(copy.deepcopy(model))
 
 
+def refusal(what: str, error: BaseException, *, help: str | None = None) -> UnsupportedError:
+    """Say why an exporter does not take a model.
+
+    Args:
+        what: Who does not take which model.
+        error: What the exporter raised.
+        help: What to do, where the model itself does not decide by values, which no graph can follow.
+    """
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    bottom = _bottom(error)
+    if not isinstance(bottom, GuardOnDataDependentSymNode):
+        return UnsupportedError(f"{what}: {first_line(bottom)}", help=help)
+    line = _CULPRIT.search(str(bottom))
+    where = f", at line {line[1]} of {line[2]}: {line[3]}" if line else ""
+    return decides_by_values(what, where)
+
+
+def decides_by_values(what: str, where: str = "") -> UnsupportedError:
+    """Say that a graph has one way through, and the model has several."""
+    text = "torch.where computes both sides and chooses between their values, torch.cond keeps a branch; or wrap the part without the decision"
+    return UnsupportedError(f"{what}: its forward decides by the values in a tensor{where}", help=text)
+
+
 def cause_of(error: BaseException) -> str:
     """The first line of what lies at the bottom: it names the operator or the line of the model."""
+    return first_line(_bottom(error))
+
+
+def _bottom(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    return error
 
 
 def repack(source: Path, target: Path, keep: Callable[[str], bool]) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import msgspec
 import torch
 from torch import nn
 from torch.utils import _pytree
 
 from ..errors import InputError, UnsupportedError
+from ..outputs import opened
 from ..records import TensorSpec
 from ..workload import Call, call_model
 from .signature import Signature, with_tensors
@@ -20,8 +22,7 @@ PLAIN = (bool, int, float, str, bytes, type(None))
 """Types of outputs, besides tensors, that are the same at every call of an exported model."""
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """Stands where a tensor is in a structure of containers."""
 
     index: int
@@ -49,9 +50,10 @@ def flat_call(call: Call) -> Call:
 def named_leaves(outputs: Any) -> list[tuple[str, torch.Tensor]]:
     """Name and tensor of everything in a model's outputs, nested tensors included.
 
-    A key of a mapping is a name, with a number where its value holds several tensors; elsewhere
+    A key of a mapping or a field of a dataclass is a name, with a number where its value holds several tensors; elsewhere
     they are ``output``, ``output_1`` ...
     """
+    outputs = opened(outputs)
     if isinstance(outputs, Mapping):
         parts = [(str(key), _tensors(value)) for key, value in outputs.items()]
         return [(key if len(tensors) == 1 else f"{key}_{i}", tensor) for key, tensors in parts for i, tensor in enumerate(tensors)]
@@ -105,7 +107,7 @@ class Interface:
         return {**self.__dict__, **nested}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        flat = {name: _pytree.tree_flatten(state[name]) for name in self._structured}
+        flat = {name: _pytree.tree_flatten(opened(state[name])) for name in self._structured}
         self.__dict__.update(state, **{name: (tuple(leaves), structure) for name, (leaves, structure) in flat.items()})
 
     def take_apart(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -203,7 +205,7 @@ def _arguments(call: Call, parameters: inspect.Signature | None) -> tuple[tuple[
 
 
 def _results(outputs: Any) -> dict[str, Any]:
-    leaves, structure = _pytree.tree_flatten(outputs)
+    leaves, structure = _pytree.tree_flatten(opened(outputs))
     kept: list[Any] = []
     dropped: list[str] = []
     num_tensors = 0

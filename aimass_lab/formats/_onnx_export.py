@@ -12,7 +12,7 @@ from ..errors import UnsupportedError
 from ..quiet import quiet_export
 from ..units import format_bytes
 from ..workload import Call, weight_bytes
-from ._export import cause_of
+from ._export import refusal
 from ._onnx_module import SERVABLE
 from .signature import Signature
 
@@ -64,7 +64,7 @@ def export_graph(model: nn.Module, call: Call, signature: Signature) -> Any:
             )
     except Exception as error:  # the exporter lets through whatever the model or a converter raises
         name = type(getattr(model, "model", model)).__name__
-        raise UnsupportedError(f"{name} cannot be exported to ONNX: {cause_of(error)}", help=SERVABLE) from error
+        raise refusal(f"{name} cannot be exported to ONNX", error, help=SERVABLE) from error
     _name_nodes(program.model)
     _strip(program.model)
     return program.model

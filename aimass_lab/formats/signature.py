@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, DoesNotFitError, InputError, ModelError
+from ..outputs import output_tensors
 from ..records import TensorSpec
-from ..workload import Call, call_model, output_tensors
+from ..workload import Call, call_model
 
 if TYPE_CHECKING:
     import numpy as np

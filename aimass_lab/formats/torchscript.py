@@ -37,9 +37,12 @@ class TorchScript(Format):
 
         from ..errors import UnsupportedError
         from ..quiet import quiet_export
-        from ._export import cause_of, repack, without_subclasses
+        from ..tracing.trace import decides_by_values as has_ways
+        from ._export import cause_of, decides_by_values, repack, without_subclasses
         from ._interface import Flat
 
+        if has_ways(model, call):  # the trace would hold the way of the example inputs, for all inputs
+            raise decides_by_values(f"TorchScript does not take {type(model).__name__}")
         flat = Flat(without_subclasses(model), call)
         with tempfile.TemporaryDirectory(prefix="aimass-") as folder, quiet_export():
             traced = Path(folder) / "model.pt"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .. import interrupts, preserve, registry
+from .. import interrupts
 
 LOOK_EVERY_S = 0.01
 ASK_AGAIN_S = 5.0
@@ -144,7 +144,7 @@ class Worker:
         thread = self._thread
         if not self._in_work or thread is None or thread.ident is None or time.monotonic() - self._asked_at < ASK_AGAIN_S:
             return
-        if _must_end_first(thread.ident):
+        if interrupts.must_end_first(sys._current_frames().get(thread.ident)):
             return  # asked again by `hold`, or heeded at the next progress
         self._asked_at = time.monotonic()
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(self._asked))
@@ -227,15 +227,3 @@ class Worker:
             raise self._asked
         job.share, job.text = share, text
         job.changed(job)
-
-
-def _must_end_first(thread: int) -> bool:
-    """Whether a thread does what nothing may break into: putting a model back, or importing, which would be left half done for good."""
-    frame = sys._current_frames().get(thread)
-    if interrupts.importing(frame):
-        return True
-    while frame is not None:
-        if frame.f_code.co_filename in (preserve.__file__, registry.__file__):
-            return True
-        frame = frame.f_back
-    return False

@@ -92,5 +92,5 @@ def _run(function: Callable[[], T], reference: str) -> T:
             return function()
     except AimassError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that is no module may end the process
         raise ModelError(f"{reference} raised {type(error).__name__}: {error}", help="run it in Python to see the whole traceback") from error

@@ -21,6 +21,7 @@ from .cli import call_function, find_models, overview
 from .pace import Pace
 
 if TYPE_CHECKING:
+    from ..verbs import Verb
     from .kernel import KernelLink
 
 
@@ -45,7 +46,7 @@ class AimassMagics(Magics):
     def aimass(self, line: str, cell: str | None = None) -> Any:
         """Profile, shrink, plan and serve a model: ``%aimass VERB ...``; ``%aimass`` alone lists the verbs."""
         try:
-            words = shlex.split(_COMMENT.sub("", line))
+            words = _split(line)
             if cell is not None:
                 return self._cell(words, cell)
             if not words or words[0] in ("-h", "--help"):
@@ -54,9 +55,7 @@ class AimassMagics(Magics):
             return self._line(words[0], words[1:])
         except HelpShown:
             return None
-        except (AimassError, ValueError) as error:
-            if isinstance(error, ValueError) and not isinstance(error, AimassError):
-                error = InputError(f"the line cannot be read: {error}")
+        except AimassError as error:
             # UsageError is shown without a traceback of ours, and still fails the cell.
             raise UsageError(str(error)) from error
 
@@ -64,8 +63,10 @@ class AimassMagics(Magics):
 
     def _line(self, name: str, words: list[str]) -> Any:
         verb = get_verb(name)
-        words, inputs = self._take_inputs(words) if verb.of_study else (words, None)
+        words, inputs = self._take_inputs(verb, words) if verb.of_study else (words, None)
         model, values, as_json = parse_arguments(verb, words, model_required=False)
+        if verb.of_study and model is None:
+            self._refuse_a_model_alone(verb, values)
         with _NotebookProgress(self.link) as progress:
             if verb.of_study:
                 study = self._study(model, inputs)
@@ -97,20 +98,48 @@ class AimassMagics(Magics):
             return None
         return result
 
-    def _take_inputs(self, words: list[str]) -> tuple[list[str], Any]:
-        """Take the inputs out of ``model x --batch 8``: the word after the model, if it names a variable that can be called with."""
-        if len(words) < 2 or words[0].startswith("-") or not words[1].isidentifier():
+    def _take_inputs(self, verb: Verb, words: list[str]) -> tuple[list[str], Any]:
+        """Take the inputs out of ``model x --batch 8``: the word after the model, if it names what a model can be called with.
+
+        Raises:
+            InputError: it names something else, and the verb has no argument that it could be instead.
+        """
+        if len(words) < 2 or words[0].startswith("-") or words[1].startswith("-"):
             return words, None
         import torch
 
-        value = self._shell.user_ns.get(words[1])
+        from ..workload import ACCEPTED_INPUTS, as_call
+
+        value = self._value(words[1])
         if isinstance(value, (torch.Tensor, tuple, Mapping)):
             return [words[0], *words[2:]], value
-        if value is not None and not isinstance(value, (str, int, float, type)) and not callable(value):
-            from ..workload import as_call
-
-            as_call(value)  # says what is wrong with it
+        if any(parameter.positional for parameter in verb.parameters) and (value is None or callable(value) or isinstance(value, (str, int, float))):
+            return words, None
+        if value is None:
+            raise InputError(f"there is no variable {words[1]!r}", help=f"{verb.name} MODEL INPUTS, with the name of {ACCEPTED_INPUTS}")
+        as_call(value)  # says what is wrong with it
         return words, None
+
+    def _refuse_a_model_alone(self, verb: Verb, values: Mapping[str, Any]) -> None:
+        """``%aimass trial model``: the only word is the model, and was taken for what should be tried.
+
+        Raises:
+            InputError: so it was.
+        """
+        from torch import nn
+
+        for parameter in verb.parameters:
+            word = values[parameter.name]
+            if parameter.positional and isinstance(word, str) and isinstance(self._value(word), nn.Module):
+                raise InputError(f"{word!r} is a model, and there is no {parameter.name}", help=f"%aimass {verb.name} {word} {parameter.name.upper()}")
+
+    def _value(self, name: str) -> Any:
+        """What a name such as ``net`` or ``pipeline.model`` stands for in the notebook; None if nothing."""
+        first, *attributes = name.split(".")
+        value = self._shell.user_ns.get(first)
+        for attribute in attributes:
+            value = getattr(value, attribute, None)
+        return value
 
     def _study(self, name: str | None, inputs: Any) -> Any:
         """The study of the model that `name` names; the last one without a name."""
@@ -135,7 +164,7 @@ class AimassMagics(Magics):
         from ..workload import Workload
         from .locate import locate_workload
 
-        value = self._shell.user_ns.get(name)
+        value = self._value(name)
         if isinstance(value, study_type):
             return value
         if isinstance(value, Workload):
@@ -254,6 +283,15 @@ class _Line:
 
 _COMMENT = re.compile(r"(^|\s)#\s.*$")
 """As after any other line of Python; a # inside a word is part of it."""
+
+
+def _split(line: str) -> list[str]:
+    try:
+        return shlex.split(_COMMENT.sub("", line))
+    except ValueError as error:
+        raise InputError(f"the line cannot be read: {error}") from None
+
+
 _QUESTION = re.compile(r"^\s*%{1,2}aimass(\s+\w+)?\s*\?{1,2}\s*$")
 
 

@@ -81,7 +81,8 @@ NO_CORRECTION = Correction(1.0, 1.0, 0)
 
 def kind_of(quantity: Quantity, basis: str, number: Number) -> str:
     """What predictions of `quantity` on this basis are scored under; those beyond the measured range apart."""
-    basis = "beyond the range" if basis == "interpolated" and number.quality == "extrapolated" else basis
+    if basis in ("interpolated", "extrapolated"):  # the memory of a point may be within the range where its latency is not
+        basis = "beyond the range" if number.quality == "extrapolated" else "interpolated"
     return f"{basis}: {quantity}"
 
 

@@ -112,7 +112,8 @@ class _FromProfile:
         latency = self._latency(estimate)
         memory = own.peak_memory_bytes if own else self._memory(size)
         return PredictedPoint(
-            batch_size=size, basis="interpolated", latency=latency, throughput=throughput_of(size, latency), peak_memory_bytes=memory
+            batch_size=size, basis="interpolated" if estimate.inside else "extrapolated", latency=latency,
+            throughput=throughput_of(size, latency), peak_memory_bytes=memory,
         )  # fmt: skip
 
     def _memory(self, size: int) -> Number | None:
@@ -127,7 +128,7 @@ class _FromProfile:
 
     def _latency(self, estimate: Estimate) -> Number:
         quality: Quality = "extrapolated" if not estimate.inside else "noisy" if estimate.noisy else "ok"
-        where = "between" if estimate.inside else "drawn on from"
+        where = "interpolated: between" if estimate.inside else "extrapolated: drawn on from"
         reasons = ["a call runs differently there, so the band is twice as wide"] if estimate.knee else []
         if self._doubt(estimate.batch_size, estimate.value) > LEAST_DOUBT:
             reasons.append("freed memory may or may not stay with the process, so the band is wider")
@@ -135,7 +136,7 @@ class _FromProfile:
             value=estimate.value,
             unit="s",
             source="estimated",
-            method="; ".join([f"interpolated: {where} the measured batches {_listed(estimate)}", *reasons]),
+            method="; ".join([f"{where} the measured batches {_listed(estimate)}", *reasons]),
             interval=(estimate.low, estimate.high),
             interval_kind="90 % band: anchors left out in turn, and their own spread",
             environment=self.profile.environment.id,

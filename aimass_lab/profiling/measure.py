@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import AimassError, DoesNotFitError, InputError, ModelError, without_traceback
+from ..outputs import output_tensors
 from ..preserve import preserved
 from ..readings.energy import EnergyMeter
 from ..records import INTERRUPTED, Note
@@ -21,7 +22,7 @@ from ..timing import percentile, sample_latency, stopwatch, timed, warm_up
 from ..tracing.law import fit_batch_law
 from ..tracing.trace import Trace, is_compiled, trace_call
 from ..units import format_bytes
-from ..workload import Call, Workload, call_model, is_out_of_memory, output_tensors
+from ..workload import Call, Workload, call_model, is_out_of_memory
 from .bottleneck import Rates, measure_rates
 from .evidence import Evidence, gather_evidence
 from .ledger import DeviceAccount, read_device_account

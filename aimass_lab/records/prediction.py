@@ -10,8 +10,8 @@ from .model import Environment, ModelInfo
 from .number import Note, Number, Record, Unit
 from .profile import BatchPoint
 
-Basis = Literal["measured", "interpolated", "calibrated roofline", "datasheet", "effect"]
-"""*measured*: this very point. *interpolated*: between or beyond points that were measured on the same device.
+Basis = Literal["measured", "interpolated", "extrapolated", "calibrated roofline", "datasheet", "effect"]
+"""*measured*: this very point. *interpolated*: between points that were measured on the same device. *extrapolated*: beyond them.
 *calibrated roofline*: arithmetic and traffic against rates that were measured. *datasheet*: the same against a vendor's
 rates. *effect*: any of these, times what a technique is predicted to change."""
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from ..environment import LoadMeter, read_environment
 from ..errors import InputError, ModelError
 from ..options import changed_options
+from ..outputs import output_tensors
 from ..preserve import preserved
 from ..records import Environment, Note, Number, Quality, RotatedModel, Rotation, RotationRun, Unit
 from ..scheduling import Limits, Policy, Request, Schedule, SimulatedLane, make_policy, run_jobs
 from ..timing import percentile_interval
-from ..workload import call_model, output_tensors
+from ..workload import call_model
 from .figures import Outcome, compare, fairness, gantt
 from .lanes import Clock, Crew, ModelLane, Pace, reader
 from .segments import Pieces

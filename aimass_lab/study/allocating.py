@@ -10,7 +10,7 @@ from ..errors import AimassError, InputError
 from ..records import ORIGINAL, FleetAllocation, Number, Profile, ResourceDemand, TrialResult
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
-from ..verbs import Model, verb
+from ..verbs import Amount, Count, Model, Seconds, verb
 from ..workload import Workload
 from .base import StudyState
 from .rotating import read_pairs, whole, workload_of
@@ -35,8 +35,8 @@ class Allocating(StudyState):
         node: tuple[str, ...] | None = None,
         count: dict[str, str] | None = None,
         price: dict[str, str] | None = None,
-        budget: float | None = None,
-        max_jobs: int | None = None,
+        budget: Amount | None = None,
+        max_jobs: Count | None = None,
         tenant: dict[str, str] | None = None,
         quota: dict[str, str] | None = None,
         weight: dict[str, str] | None = None,
@@ -44,8 +44,8 @@ class Allocating(StudyState):
         objective: Literal["cost", "value"] = "cost",
         technique: tuple[str, ...] | None = None,
         burst: float = 1.0,
-        headroom: float = 0.0,
-        seconds: float = 10.0,
+        headroom: Amount = 0.0,
+        seconds: Seconds = 10.0,
         seed: int = 0,
     ) -> FleetAllocation:
         """Allocate several models on a fleet: variant, node type, share of a device, batch limit and replicas of each, and the nodes.
@@ -101,7 +101,7 @@ class Allocating(StudyState):
             burst=burst,
             headroom=headroom,
             seed=seed,
-            seconds=seconds,
+            seconds=parse_seconds(seconds),
         )
         allocation = make_allocation(asks, there, terms, formula=_formula(dict(zip(names, studies, strict=True))), progress=self.progress)
         return self._keep("allocate", allocation)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..network.strategies import Strategy
 from ..records import ORIGINAL, Demand, NetworkDemand, Prediction, ResourceDemand, SequenceDemand
 from ..units import parse_rate, parse_seconds
-from ..verbs import Bandwidth, Rate, Seconds, verb
+from ..verbs import Amount, Bandwidth, Count, Part, Rate, Seconds, verb
 from .base import StudyState
 
 
@@ -19,8 +21,8 @@ class Estimating(StudyState):
         batch: int | None = None,
         device: str | None = None,
         training: bool = False,
-        optimizer: str = "adamw",
-        length: tuple[int, ...] | None = None,
+        optimizer: Literal["adamw", "sgd", "none"] = "adamw",
+        length: tuple[Count, ...] | None = None,
         calibrate: bool = False,
     ) -> Demand:
         """Estimate FLOPs, bytes, memory and network demand without running the model.
@@ -57,11 +59,11 @@ class Estimating(StudyState):
         *,
         rate: Rate | None = None,
         bandwidth: Bandwidth | None = None,
-        egress_price: float | None = None,
-        replicas: int = 1,
+        egress_price: Amount | None = None,
+        replicas: Count = 1,
         parallel: Strategy = "none",
-        ranks: int = 1,
-        ranks_per_node: int | None = None,
+        ranks: Count = 1,
+        ranks_per_node: Count | None = None,
         batch: int | None = None,
         device: str | None = None,
         seconds: Seconds = 2.0,
@@ -102,7 +104,9 @@ class Estimating(StudyState):
         return self._keep("network", demand)
 
     @verb
-    def sequence(self, *, new: int, prompt: int | None = None, batch: int | None = None, device: str | None = None, rate: Rate | None = None) -> SequenceDemand:
+    def sequence(
+        self, *, new: Count, prompt: Count | None = None, batch: int | None = None, device: str | None = None, rate: Rate | None = None
+    ) -> SequenceDemand:
         """Estimate what generating sequences asks for: prefill, every token after it, the cache, tokens per second.
 
         Args:
@@ -130,10 +134,10 @@ class Estimating(StudyState):
         self,
         *,
         rate: Rate,
-        utilization: float = 0.7,
+        utilization: Part = 0.7,
         batch: int | None = None,
         device: str | None = None,
-        jobs: int | None = None,
+        jobs: Count | None = None,
         coefficient: dict[str, str] | None = None,
     ) -> ResourceDemand:
         """Say what a request rate asks for in FLOP/s, bytes and bytes/s, and how many devices that keeps busy.

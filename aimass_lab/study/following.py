@@ -12,7 +12,7 @@ from ..planning.queueing import Arrivals, Bursty, Poisson, Trace
 from ..planning.workloads import read_mmpp, read_timetable
 from ..records import ORIGINAL, Bundle, ColdStart, Number, ScalePlan
 from ..units import format_quantity, format_seconds, parse_rate, parse_seconds
-from ..verbs import Rate, Seconds, verb
+from ..verbs import Amount, Count, Part, Rate, Seconds, verb
 from .base import StudyState
 
 
@@ -29,15 +29,15 @@ class Following(StudyState):
         mmpp: str | None = None,
         timetable: str | None = None,
         trace: str | None = None,
-        attainment: float = 0.99,
+        attainment: Part = 0.99,
         scaler: tuple[str, ...] | None = None,
         startup: Seconds | None = None,
         seconds: Seconds = 1200.0,
-        max_replicas: int = 100,
+        max_replicas: Count = 100,
         mtbf: Seconds | None = None,
         max_waiting: int | None = None,
-        price: float | None = None,
-        budget: float | None = None,
+        price: Amount | None = None,
+        budget: Amount | None = None,
         technique: str = ORIGINAL,
         seed: int = 0,
     ) -> ScalePlan:

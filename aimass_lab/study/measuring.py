@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..records import ORIGINAL, ColdStart, Profile, TraceSummary, TrialResult
 from ..units import parse_seconds
-from ..verbs import Seconds, verb
+from ..verbs import Count, Seconds, verb
 from .base import StudyState
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Measuring(StudyState):
         return self._keep("cold", measure_cold_start(self.workload, factory=factory))
 
     @verb
-    def trace(self, *, path: str | None = None, calls: int = 3, batch: int | None = None, lean: bool = False, stacks: bool = False) -> TraceSummary:
+    def trace(self, *, path: str | None = None, calls: Count = 3, batch: int | None = None, lean: bool = False, stacks: bool = False) -> TraceSummary:
         """Trace some calls with every operator, kernel and module, for Perfetto and TensorBoard, and sum the trace up.
 
         Args:

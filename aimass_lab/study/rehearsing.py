@@ -12,7 +12,7 @@ import msgspec
 from ..errors import InputError
 from ..records import ORIGINAL, Bundle, LoadPattern, Number, Plan, Rehearsal, derived
 from ..units import parse_rate, parse_seconds
-from ..verbs import Rate, Seconds, verb
+from ..verbs import Count, Rate, Seconds, verb
 from .shipping import Shipping
 
 
@@ -29,7 +29,7 @@ class Rehearsing(Shipping):
         technique: str = ORIGINAL,
         seconds: Seconds = 20.0,
         pattern: LoadPattern = "poisson",
-        replicas: int | None = None,
+        replicas: Count | None = None,
         kill: int = 0,
         seed: int = 0,
     ) -> Rehearsal:

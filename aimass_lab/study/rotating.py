@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from ..errors import InputError
 from ..records import Rotation
 from ..units import parse_rate, parse_seconds
-from ..verbs import Model, Seconds, verb
+from ..verbs import Count, Model, Seconds, verb
 from ..workload import Workload
 from .base import StudyState
 
@@ -33,9 +33,9 @@ class Rotating(StudyState):
         weight: dict[str, str] | None = None,
         deadline: dict[str, str] | None = None,
         clock: Literal["device", "wall"] = "device",
-        lanes: int = 1,
+        lanes: Count = 1,
         burst: float = 1.0,
-        max_jobs: int | None = None,
+        max_jobs: Count | None = None,
         seed: int = 0,
     ) -> Rotation:
         """Let several models take turns on this device under scheduling policies: predicted, run for real, and compared.

@@ -11,7 +11,7 @@ import msgspec
 from ..errors import InputError
 from ..records import JobPlan, JobTenant, Note, Number, OnlineModel
 from ..units import parse_rate, parse_seconds
-from ..verbs import Model, Seconds, verb
+from ..verbs import Amount, Count, Model, Seconds, verb
 from .allocating import Allocating
 from .bench import JobBench
 from .rotating import read_pairs, whole
@@ -37,9 +37,9 @@ class Scheduling(Allocating):
         ensemble: dict[str, str] | None = None,
         policy: tuple[str, ...] | None = None,
         device: str | None = None,
-        devices: int = 1,
-        price: float | None = None,
-        max_jobs: int | None = None,
+        devices: Count = 1,
+        price: Amount | None = None,
+        max_jobs: Count | None = None,
         tenant: dict[str, str] | None = None,
         priority: dict[str, str] | None = None,
         seconds: Seconds = 1.0,

@@ -12,7 +12,7 @@ from ..headlines import format_number
 from ..records import ORIGINAL, BatchPoint, Bundle, Environment, Experience, Number, Plan, Rehearsal, RehearsalMetric, ServerTime, ServingSpec
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
-from ..verbs import Rate, Seconds, verb
+from ..verbs import Amount, Count, Rate, Seconds, verb
 from .base import StudyState
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ class Shipping(StudyState):
         technique: str = ORIGINAL,
         price: dict[str, str] | None = None,
         burst: float = 1.0,
-        headroom: float = 0.0,
+        headroom: Amount = 0.0,
         policy: str = "fcfs",
-        max_replicas: int = 1000,
-        budget: float | None = None,
+        max_replicas: Count = 1000,
+        budget: Amount | None = None,
     ) -> Plan:
         """Find devices, replicas and batching that hold a request rate under a latency target.
 
@@ -129,7 +129,7 @@ class Shipping(StudyState):
         name: str | None = None,
         version: str = "1",
         format: str | None = None,
-        frontends: int = 1,
+        frontends: Count = 1,
         hashes: bool = False,
         force: bool = False,
     ) -> Bundle:
@@ -147,8 +147,11 @@ class Shipping(StudyState):
             hashes: Ask the package index for hashes, so that pip installs what was pinned here and nothing else; needs uv, and the index.
             force: Replace a bundle that is already there.
         """
+        from ..bundle import check_free
+
         if (rate is None) != (p99 is None):
             raise InputError("rate and p99 belong together", help="give both, for example --rate 400 --p99 50ms, or neither")
+        check_free(Path(out).expanduser(), force=force)  # told before the seconds that a plan takes
         plan = spec = None
         if rate is not None and p99 is not None:
             plan = self._plan_for(rate, p99, None, technique)

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..recipe import read_recipe
 from ..records import HeldVariants, Recipe, SearchResult, TrialResult
 from ..units import parse_seconds
-from ..verbs import Bytes, Seconds, verb
+from ..verbs import Amount, Bytes, Count, Seconds, verb
 from .base import StudyState
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Trying(StudyState):
         technique: str,
         *,
         batch: tuple[int, ...] | None = None,
-        threads: int | None = None,
-        instances: int = 1,
+        threads: Count | None = None,
+        instances: Count = 1,
         option: dict[str, str] | None = None,
         seconds: Seconds = 6.0,
     ) -> TrialResult:
@@ -85,20 +85,20 @@ class Trying(StudyState):
         dtype: tuple[str, ...] | None = None,
         runtime: tuple[str, ...] | None = None,
         batch: tuple[int, ...] | None = None,
-        threads: tuple[int, ...] | None = None,
-        instances: tuple[int, ...] | None = None,
+        threads: tuple[Count, ...] | None = None,
+        instances: tuple[Count, ...] | None = None,
         device: tuple[str, ...] | None = None,
         vary: dict[str, str] | None = None,
         space: str | None = None,
         objective: tuple[str, ...] | None = None,
-        max_drop: float | None = None,
+        max_drop: Amount | None = None,
         p99: Seconds | None = None,
         memory: Bytes | None = None,
         size: Bytes | None = None,
-        cost: float | None = None,
+        cost: Amount | None = None,
         price: dict[str, str] | None = None,
         sampler: str = "guided",
-        trials: int | None = None,
+        trials: Count | None = None,
         seconds: Seconds = 60.0,
         seed: int = 0,
         resume: bool = False,

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..outputs import output_tensors
 from ..preserve import preserved
-from ..workload import Call, call_model, output_tensors, weight_bytes
+from ..workload import Call, call_model, weight_bytes
 from .fakes import Fakes, check_initialised
 from .formulas import tensor_bytes
 from .one_pass import OnePass
@@ -57,6 +58,17 @@ def trace_call(model: nn.Module, call: Call, *, batch_size: int | None = None, m
             f"{type(model).__name__} cannot be followed on {shapes.describe()} without running it ({reason})", help=_advice(cause, on_meta)
         ) from cause
     return _trace_real(model, call.with_batch(size), reason)
+
+
+def decides_by_values(model: nn.Module, call: Call) -> bool:
+    """Whether the forward pass reads values out of a tensor, to branch or to size something by them: another input may take another way."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+
+    try:
+        trace_call(model, call, may_run=False)
+    except ModelError as error:
+        return isinstance(error.__cause__, DataDependentOutputException)
+    return False
 
 
 def _advice(cause: BaseException, on_meta: bool) -> str:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ..errors import InputError, ModelError
+from ..outputs import output_tensors
 from ..preserve import preserved
-from ..workload import Call, output_tensors
+from ..workload import Call
 from .fakes import Fakes, check_initialised
 from .formulas import tensor_bytes
 from .one_pass import OnePass

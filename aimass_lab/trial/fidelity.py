@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError, first_line
+from ..outputs import opened, output_tensors
 from ..records import Number, WorstSample
-from ..workload import Call, output_tensors
+from ..workload import Call
 
 if TYPE_CHECKING:
     import torch
@@ -395,7 +396,7 @@ def take_items(outputs: Any, rows: torch.Tensor, call: Call) -> Any:
             return leaf
         return leaf.index_select(call.batch_axis, rows.to(leaf.device))
 
-    return _pytree.tree_map(take, outputs)
+    return _pytree.tree_map(take, opened(outputs))
 
 
 def join_batches(batches: Sequence[Any], calls: Sequence[Call]) -> Any:
@@ -413,6 +414,6 @@ def join_batches(batches: Sequence[Any], calls: Sequence[Call]) -> Any:
         return leaves[0]
 
     try:
-        return _pytree.tree_map(join, *batches)
+        return _pytree.tree_map(join, *map(opened, batches))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the outputs of several batches do not fit together for the metric: {error}", help="give data of one batch") from error

@@ -1,0 +1,115 @@
+"""What a verb is asked in Python: read as text would be, and refused by name and value before anything is done."""
+
+import contextlib
+import math
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from aimass_lab import Study
+from aimass_lab.errors import InputError
+from aimass_lab.frontends.arguments import all_verbs
+from aimass_lab.verbs import VERBS, Amount, Count, Part, Seconds, verb
+
+OPTIONS = [pytest.param(verb, parameter, id=f"{verb.name}-{parameter.name}") for verb in all_verbs() for parameter in verb.parameters]
+
+
+@pytest.mark.parametrize(("verb", "parameter"), [param for param in OPTIONS if not param.values[1].names_model])
+def test_no_verb_begins_with_nonsense(verb, parameter):
+    """Without a study, which it would need as soon as it began."""
+    study = (object(),) if verb.of_study else ()
+    for nonsense in (object(), b"x", math.nan, "" if parameter.multiple == "pairs" else {}):
+        with pytest.raises(InputError, match=f"{parameter.name}: ") as caught:
+            verb.function(*study, **{parameter.name: nonsense})
+        assert repr(nonsense) in caught.value.message
+
+
+@pytest.fixture
+def asked():
+    """A verb that gives back what it was asked."""
+
+    @verb
+    def ask_back(*, counts: tuple[Count, ...] = (), share: Part = 1.0, price: Amount | None = None, seconds: Seconds = 1.0, out: str = "", flag: bool = False):
+        """Give back what was asked.
+
+        Args:
+            counts: Some.
+            share: Of it.
+            price: Of it.
+            seconds: Of time.
+            out: Where to.
+            flag: Whether.
+        """
+        return counts, share, price, seconds, out, flag
+
+    yield ask_back
+    del VERBS["ask_back"]
+
+
+def test_what_is_asked_in_python_is_read_as_on_the_command_line(asked):
+    assert asked() == ((), 1.0, None, 1.0, "", False)
+    assert asked(counts=3, seconds="50ms") == ((3,), 1.0, None, 0.05, "", False)
+    assert asked(counts=["3", np.int64(4)], share="0.5", price=0, flag=True) == ((3, 4), 0.5, 0.0, 1.0, "", True)
+    assert asked(out=Path("here"))[4] == Path("here")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("counts", 0, "counts: 0 is not a whole number of at least 1"),
+        ("counts", (2, 2.5), "counts: 2.5 is not a whole number of at least 1"),
+        ("counts", True, "counts: True is not a whole number"),
+        ("counts", None, "counts: None is not a whole number"),
+        ("share", 1.5, "share: 1.5 is not a number above 0 and at most 1"),
+        ("price", -1, "price: -1 is not a number of at least 0"),
+        ("price", 10**400, "is not a number of at least 0"),
+        ("seconds", "soon", "seconds: 'soon' is not a time"),
+        ("out", 3, "out: 3 is not text"),
+        ("flag", "yes", "flag: 'yes' is not True or False"),
+    ],
+)
+def test_what_is_refused_is_named_with_its_value(asked, option, value, message):
+    with pytest.raises(InputError) as caught:
+        asked(**{option: value})
+    assert message in caught.value.message
+
+
+class Meeting(nn.Module):
+    """Waits a moment, once, for somebody else to call it at the same time."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            MEETING.wait(0.5)
+            MET.append(threading.current_thread().name)
+        return self.layer(x)
+
+
+MEETING, MET = threading.Barrier(2), []
+
+
+def test_two_verbs_at_once_take_turns(tmp_path):
+    """Also those of two studies of one model; it is left as it was."""
+    model = Meeting()
+    studies = [Study(model, torch.ones(2, 4), store=tmp_path / "history.db") for _ in range(2)]
+    threads = [threading.Thread(target=study.profile, kwargs={"seconds": 0.1}) for study in studies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(study.results) for study in studies] == [1, 1]
+    assert not MET
+    assert model.training
+    assert model.layer.training
+
+
+def test_a_misspelt_option_is_python_s_own_error():
+    with pytest.raises(TypeError, match="devize"):
+        Study.demand(object(), devize="cpu")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from .comparison import ends, how_it_stands, is_doubtful
 from .errors import InputError
 from .records import Bundle, Change, Check, Environment, Finding, Number, Promise, Record, Rehearsal, ServingSpec, TrialResult, Unit, any_from_json, derived
 from .spec import is_spec, read_documents, spec_from_data
@@ -142,7 +143,7 @@ def compare_with_baseline(check: Check, before: Record, after: Record, *, baseli
 
     A figure is worse when even the best case of the two spreads is a loss of more than the tolerance: the lower end of what it takes now
     over the upper end of what it took. What was measured without a spread is given `UNKNOWN_SPREAD`; what was counted or computed is
-    compared as it is. Where a loss may be another machine's or other work's, it is not judged.
+    compared as it is. Where a change may be another machine's or other work's, it is not judged.
 
     Args:
         check: What was found without a baseline.
@@ -173,19 +174,26 @@ def compare_with_baseline(check: Check, before: Record, after: Record, *, baseli
 
 def _change(name: str, before: Figure, now: Number, tolerance: float, moved: bool) -> Change:
     was = before.number
-    (low_was, high_was), (low_now, high_now) = _spread(was), _spread(now)
-    if not before.lower_is_better:  # as if less were better
-        (low_was, high_was), (low_now, high_now) = (low_now, high_now), (low_was, high_was)
     verdict: Literal["better", "same", "worse", "not judged"] = "same"
     if was.unit != now.unit:
         verdict = "not judged"
-    elif low_now > high_was * (1 + tolerance):
-        noisy = "noisy" in (was.quality, now.quality)
+    elif is_doubtful(was, now):
+        # Other work only takes: a time or a throughput that holds beside it holds.
+        holds = now.unit in OF_THE_MACHINE and not is_doubtful(was) and not _is_worse(before, msgspec.structs.replace(now, quality="ok"), tolerance)
+        verdict = "same" if holds else "not judged"
+    elif _is_worse(before, now, tolerance):
         other = now.unit in OF_THE_MACHINE and (moved or (was.environment and now.environment and was.environment != now.environment))
-        verdict = "not judged" if noisy or other else "worse"
-    elif high_now < low_was:
+        verdict = "not judged" if other else "worse"
+    elif how_it_stands(now, was, spread=_spread) == ("lower" if before.lower_is_better else "higher"):
         verdict = "better"
     return Change(name=name, before=was, after=now, ratio=_ratio(was, now), lower_is_better=before.lower_is_better, verdict=verdict)
+
+
+def _is_worse(before: Figure, now: Number, tolerance: float) -> bool:
+    """Whether even the best case is a loss of more than the tolerance."""
+    if before.lower_is_better:
+        return how_it_stands(now, before.number, tolerance=tolerance, spread=_spread) == "higher"
+    return how_it_stands(before.number, now, tolerance=tolerance, spread=_spread) == "higher"
 
 
 def has_assumed_spread(number: Number) -> bool:
@@ -196,7 +204,7 @@ def has_assumed_spread(number: Number) -> bool:
 def _spread(number: Number) -> tuple[float, float]:
     if has_assumed_spread(number):
         return number.value * (1 - UNKNOWN_SPREAD), number.value * (1 + UNKNOWN_SPREAD)
-    return number.interval or (number.value, number.value)
+    return ends(number)
 
 
 def _ratio(was: Number, now: Number) -> Number | None:

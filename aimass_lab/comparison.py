@@ -1,19 +1,52 @@
-"""Two records side by side: what moved, beyond what chance moves."""
+"""How one measured number stands to another, beyond what chance moves: the rule behind every verdict, and two records side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from .errors import InputError
 from .headlines import format_number
 from .records import Comparison, Difference, ModuleTime, Note, Number, Profile, Record, Run, derived
 
+Standing = Literal["lower", "same", "higher", "cannot tell"]
+
+
+def is_doubtful(*numbers: Number) -> bool:
+    """Whether no verdict may rest on these: one was taken while others had the machine, and says nothing, however narrow its interval is."""
+    return any(number.quality == "noisy" for number in numbers)
+
+
+def how_it_stands(number: Number, other: Number, *, tolerance: float = 0.0, spread: Callable[[Number], tuple[float, float]] | None = None) -> Standing:
+    """How `number` stands to `other`, which is what every verdict of better or worse comes from.
+
+    Lower or higher only where their intervals lie apart, by more than the tolerance where there is one. Of figures that are known to be
+    noisy it cannot be told.
+
+    Args:
+        number: What is judged.
+        other: What it is held against.
+        tolerance: Share of `other` by which they may lie apart.
+        spread: Gives the ends of a number; those of its interval, or its value twice, if not given.
+    """
+    if is_doubtful(number, other):
+        return "cannot tell"
+    (low, high), (least, most) = ((spread or ends)(one) for one in (number, other))
+    if low > most * (1 + tolerance):
+        return "higher"
+    return "lower" if high * (1 + tolerance) < least else "same"
+
+
+def ends(number: Number) -> tuple[float, float]:
+    """Its interval; the value twice where it has none."""
+    return number.interval or (float(number.value), float(number.value))
+
 
 def compare_records(before: tuple[Run, Record], after: tuple[Run, Record]) -> Comparison:
     """Compare every number that both records have at their top level.
 
     Two measured numbers differ when their intervals do not overlap; numbers without an
-    interval differ when their values do.
+    interval differ when their values do. Of those that were taken on a busy machine it cannot be told.
 
     Args:
         before: A run and its record.
@@ -30,28 +63,30 @@ def compare_records(before: tuple[Run, Record], after: tuple[Run, Record]) -> Co
         )
     pairs = [(name, getattr(a, name), getattr(b, name)) for name in a.__struct_fields__]
     differences = [_difference(name, x, y) for name, x, y in pairs if isinstance(x, Number) and isinstance(y, Number)]
-    notes = [*_context_notes(run_before, a, run_after, b)]
-    if isinstance(a, Profile) and isinstance(b, Profile):
+    notes = [*_context_notes(run_before, a, run_after, b), *_noise_note(differences)]
+    if isinstance(a, Profile) and isinstance(b, Profile) and not is_doubtful(a.latency_p50, b.latency_p50):
         notes += _module_note(a, b)
     return Comparison(before=run_before, after=run_after, differences=tuple(differences), notes=tuple(notes))
 
 
 def _difference(name: str, before: Number, after: Number) -> Difference:
     ratio = None if before.value == 0 else derived(after.value / before.value, "ratio", "after / before", [("before", before), ("after", after)])
-    verdict: Literal["lower", "higher", "same within spread", "changed"]
+    verdict: Literal["lower", "higher", "same within spread", "changed", "cannot tell"]
     if before.unit != after.unit:
         verdict = "changed"
-    elif _overlap(before, after):
-        verdict = "same within spread"
     else:
-        verdict = "higher" if after.value > before.value else "lower"
+        standing = how_it_stands(after, before)
+        verdict = "same within spread" if standing == "same" else standing
     return Difference(name=name, before=before, after=after, ratio=ratio, verdict=verdict)
 
 
-def _overlap(a: Number, b: Number) -> bool:
-    low_a, high_a = a.interval or (a.value, a.value)
-    low_b, high_b = b.interval or (b.value, b.value)
-    return low_a <= high_b and low_b <= high_a
+def _noise_note(differences: Sequence[Difference]) -> list[Note]:
+    untold = [d for d in differences if d.verdict == "cannot tell"]
+    if not untold:
+        return []
+    which = [word for word in ("before", "after") if any(is_doubtful(getattr(d, word)) for d in untold)]
+    text = f"the machine was busy in the run {' and '.join(which)}: of {len(untold)} figures it cannot be told how they changed; measure again when it is quiet"
+    return [Note(code="W-NOISY", text=text)]
 
 
 def _context_notes(run_before: Run, a: Record, run_after: Run, b: Record) -> list[Note]:

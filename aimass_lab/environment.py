@@ -9,7 +9,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .readings.base import Sources
 from .records import Environment, Note
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 NOISY_FOREIGN_SHARE = 0.1
-"""A measurement during which other processes took more than this share of our cores is marked noisy."""
+"""A measurement during which other processes, and the host of a virtual machine, took more than this share of our cores is marked noisy."""
 
 NOISY_PRESSURE = 0.2
 """So is one in which tasks waited for a core for more than this share of the time."""
@@ -103,6 +103,7 @@ def read_environment(device: torch.device, *, load: LoadMeter | None = None) -> 
         platform=platform.platform(),
         foreign_cores=load.foreign_cores if load else None,
         cpu_pressure=load.pressure if load else None,
+        cpu_steal=load.stolen if load else None,
         taken_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
 
@@ -125,15 +126,29 @@ def _clock_hz(device: torch.device) -> float | None:
     return frequency.current * 1e6 if frequency and frequency.current else None
 
 
+class Clocks(NamedTuple):
+    """Seconds so far; processor time is that of the cores that this process may use."""
+
+    wall: float
+    busy: float
+    """In which somebody on this machine ran."""
+    own: float
+    """Of them ours, and of our children."""
+    stolen: float
+    """In which a virtual machine had something to run and its host ran something else."""
+
+
 class LoadMeter:
-    """Reads how many cores other processes keep busy while a block runs, and for how long tasks waited for one.
+    """Reads how many cores others keep busy while a block runs, and for how long tasks waited for one.
 
     ``foreign_cores`` is None where the operating system does not tell (anything but Linux), ``pressure``
-    where the kernel does not count it (`Documentation/accounting/psi.rst` of Linux).
+    where the kernel does not count it (`Documentation/accounting/psi.rst` of Linux), ``stolen``, a share of our cores, where
+    nothing tells either; it is 0 where no host shares the processor (`steal` in `proc(5)`).
     """
 
     foreign_cores: float | None = None
     pressure: float | None = None
+    stolen: float | None = None
 
     def __enter__(self) -> LoadMeter:
         self._start = self._read()
@@ -151,12 +166,14 @@ class LoadMeter:
         if waited is not None and waited_before is not None and wall_s > 0.2:
             self.pressure = min(1.0, (waited - waited_before) / wall_s)
         if self._start and end:
-            wall, busy, own = (after - before for after, before in zip(end, self._start, strict=True))
+            passed = Clocks(*(after - before for after, before in zip(end, self._start, strict=True)))
             # Shorter than a few clock ticks of the kernel's accounting, the difference is rounding.
-            self.foreign_cores = max(0.0, busy - own) / wall if wall > 0.2 else None
+            long_enough = passed.wall > 0.2
+            self.foreign_cores = max(0.0, passed.busy - passed.own) / passed.wall if long_enough else None
+            self.stolen = min(1.0, passed.stolen / (passed.wall * usable_cores())) if long_enough else None
 
     @staticmethod
-    def _read() -> tuple[float, float, float] | None:
+    def _read() -> Clocks | None:
         try:
             lines = Path("/proc/stat").read_text().splitlines()
             # Only the cores this process may use: what runs on the others takes nothing from it.
@@ -164,10 +181,10 @@ class LoadMeter:
             fields = [[int(x) for x in words[1:9]] for words in map(str.split, lines) if words and words[0] in cores]
         except (OSError, ValueError, AttributeError):
             return None
-        own = os.times()
+        own, tick = os.times(), os.sysconf("SC_CLK_TCK")
         # user, nice, system, idle, iowait, irq, softirq, steal
-        busy = sum(sum(ticks) - ticks[3] - ticks[4] for ticks in fields) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy, own.user + own.system + own.children_user + own.children_system
+        busy = sum(sum(ticks[:3]) + sum(ticks[5:7]) for ticks in fields) / tick
+        return Clocks(time.perf_counter(), busy, own.user + own.system + own.children_user + own.children_system, sum(t[7] for t in fields) / tick)
 
     @staticmethod
     def _read_waited() -> float | None:
@@ -184,21 +201,33 @@ class LoadMeter:
 
     @property
     def crowded(self) -> bool:
-        """Whether other processes kept cores busy; their own threads waiting for each other is not in it."""
-        return self.foreign_cores is not None and self.foreign_cores > NOISY_FOREIGN_SHARE * usable_cores()
+        """Whether others kept cores busy, on this machine or on its host; their own threads waiting for each other is not in it."""
+        return (self.foreign_cores or 0.0) + (self.stolen or 0.0) * usable_cores() > NOISY_FOREIGN_SHARE * usable_cores()
+
+    @property
+    def robbed(self) -> bool:
+        """Whether the host took so much that processor time should not be trusted either: not every virtual machine leaves it out of that."""
+        return self.stolen is not None and self.stolen > NOISY_FOREIGN_SHARE
 
     @property
     def noisy(self) -> bool:
-        """Whether other work took so much that the figures should not be trusted."""
+        """Whether others took so much that the figures should not be trusted."""
         return self.crowded or (self.pressure is not None and self.pressure > NOISY_PRESSURE)
 
-    def notes(self) -> tuple[Note, ...]:
-        """A warning when the machine was busy with other work."""
+    @property
+    def reasons(self) -> str:
+        """What disturbed the measurement, in words; empty on a quiet machine."""
         if not self.noisy:
-            return ()
+            return ""
         seen = []
         if self.foreign_cores is not None:
             seen.append(f"other processes kept {self.foreign_cores:.1f} of {usable_cores():g} cores busy")
         if self.pressure is not None:
             seen.append(f"tasks waited for a core {self.pressure:.0%} of the time")
-        return (Note(code="W-NOISY", text=f"while measuring, {' and '.join(seen)}; repeat on a quiet machine"),)
+        if self.stolen is not None and self.stolen >= 0.01:
+            seen.append(f"the host took {self.stolen:.0%} of the processor")
+        return " and ".join(filter(None, (", ".join(seen[:-1]), seen[-1])))
+
+    def notes(self) -> tuple[Note, ...]:
+        """A warning when the machine was busy with other work."""
+        return (Note(code="W-NOISY", text=f"while measuring, {self.reasons}; repeat on a quiet machine"),) if self.noisy else ()

@@ -21,6 +21,7 @@ from .records import (
     KernelState,
     Ledger,
     Live,
+    ModelSummary,
     Monitoring,
     NetworkDemand,
     Number,
@@ -69,6 +70,12 @@ def format_measured(number: Number) -> str:
 def headline(record: Record) -> str:
     """Say in one line what `record` found."""
     raise TypeError(f"no headline for {type(record).__name__}")
+
+
+@headline.register
+def _(record: ModelSummary) -> str:
+    call = "" if record.flops is None else f", {format_number(record.flops)} at batch {record.batch_size}"
+    return f"{format_number(record.num_parameters)}, weights {format_number(record.weight_bytes)} of {record.model.dtype} on {record.device}{call}"
 
 
 @headline.register
@@ -300,7 +307,9 @@ def _(record: Ledger) -> str:
 @headline.register
 def _(record: Comparison) -> str:
     changed = [f"{d.name} {100 * (d.ratio.value - 1):+.0f} %" for d in record.differences if d.ratio and d.verdict in ("lower", "higher")]
-    return f"run {record.before.id} → run {record.after.id}: {', '.join(changed[:4]) or 'no difference beyond the spread'}"
+    untold = any(d.verdict == "cannot tell" for d in record.differences)
+    nothing = "the machine was too busy to tell" if untold else "no difference beyond the spread"
+    return f"run {record.before.id} → run {record.after.id}: {', '.join(changed[:4]) or nothing}"
 
 
 @headline.register

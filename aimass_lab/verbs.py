@@ -52,6 +52,8 @@ Model = Annotated[Any, model_name]
 
 Progress = Callable[[float, str], None]
 """Told the finished share (0 to 1) of a long piece of work, and what is being done."""
+Seen = Callable[[Any], None]
+"""Given, as a record, what is known before the end of a long piece of work."""
 
 NOT_ASKED = frozenset({"self", "progress", "seen"})
 """Parameters of a verb's function that no person fills in: `progress` is told how far it is, `seen` is given what it has found so far."""

@@ -169,6 +169,8 @@ def test_the_batch_where_throughput_levels_off():
     assert advice.gain.value == pytest.approx((8 / 0.038) / 100)
     assert advice.gain.interval == pytest.approx((8 / 0.039 * 0.009, 8 / 0.037 * 0.011))
     assert raise_batch(situation(ladder=ladder, batch_size=8)) is None
+    busy = tuple(msgspec.structs.replace(p, throughput=msgspec.structs.replace(p.throughput, quality="noisy")) for p in ladder)
+    assert raise_batch(situation(ladder=busy)) is None
 
 
 def test_overhead_is_what_compiling_takes_away(monkeypatch):
@@ -227,6 +229,8 @@ def test_what_a_trial_disproved_is_not_advised_again():
         return [a.name for a in without_disproved(profile, trials).advice]
 
     assert names() == names(trial("faster")) == names(trial("slower"), trial("faster")) == names(trial("mixed")) == ["use_bf16", "evaluate"]
+    assert names(trial("cannot tell")) == names(trial("faster"), trial("cannot tell")) == ["use_bf16", "evaluate"]
+    assert names(trial("slower"), trial("cannot tell")) == ["evaluate"]  # what could tell counts
     assert names(trial("no gain")) == names(trial("faster"), trial("not equivalent")) == ["evaluate"]
     assert names(trial("slower", model=msgspec.structs.replace(profile.model, digest="another"))) == ["use_bf16", "evaluate"]
 

@@ -20,7 +20,7 @@ from aimass_lab.store import Store
 
 def promised(**values):
     """A proof's figures: name -> measured value, or (value, low, high)."""
-    units = {"latency_p99": ("s", "<="), "throughput": ("request/s", ">="), "memory": ("B", "<="), "errors": ("request", "==")}
+    units = {"latency_p99": ("s", "<="), "throughput": ("request/s", ">="), "memory": ("B", "<="), "errors": ("request", "=="), "fidelity": ("ratio", "<=")}
     promises = []
     for name, value in values.items():
         unit, relation = units[name]
@@ -71,10 +71,22 @@ def test_the_ratio_has_the_interval_that_both_spreads_leave():
 
 
 def test_what_was_measured_under_other_work_is_not_judged():
-    now = promised(latency_p99=0.05)
-    noisy = msgspec.structs.replace(now.promises[0].measured, quality="noisy")
-    now = msgspec.structs.replace(now, promises=(msgspec.structs.replace(now.promises[0], measured=noisy),))
-    assert verdicts(promised(latency_p99=0.02), now) == (None, {"latency_p99": "not judged"})
+    quiet, better, worse = promised(latency_p99=0.02), promised(latency_p99=0.01), promised(latency_p99=0.05)
+    assert verdicts(quiet, noisy(worse)) == (None, {"latency_p99": "not judged"})
+    for now in (better, quiet, worse, noisy(worse)):
+        assert verdicts(noisy(quiet), now) == (None, {"latency_p99": "not judged"})
+
+
+def test_a_time_that_holds_beside_other_work_holds_and_is_not_called_better():
+    quiet, better = promised(latency_p99=0.02, fidelity=0.01), promised(latency_p99=0.01, fidelity=0.005)
+    assert verdicts(quiet, noisy(quiet))[1] == {"latency_p99": "same", "fidelity": "not judged"}
+    assert verdicts(quiet, noisy(better))[1] == {"latency_p99": "same", "fidelity": "not judged"}
+
+
+def noisy(check):
+    """As measured while other work had the machine."""
+    promises = (msgspec.structs.replace(p, measured=msgspec.structs.replace(p.measured, quality="noisy")) for p in check.promises)
+    return msgspec.structs.replace(check, promises=tuple(promises))
 
 
 def test_another_machine_is_not_blamed_for_times_and_still_for_bytes():

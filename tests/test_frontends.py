@@ -124,7 +124,7 @@ def test_fields_that_scripts_rely_on(model_file, capsys):
         for field in fields:
             assert {"value", "unit", "source"} <= set(data[field]), (verb, field)
         if verb == "trial":
-            assert data["verdict"] in ("faster", "no gain", "slower", "mixed", "not equivalent")
+            assert data["verdict"] in ("faster", "no gain", "slower", "mixed", "cannot tell", "not equivalent")
             assert data["recommended"] in (True, False)
             assert [len(point["speedup"]["interval"]) for point in data["points"]] == [2]
         if verb == "plan":
@@ -301,6 +301,15 @@ def test_a_cell_that_raises_fails_under_the_profiler_too(shell):
     outcome, output = run(shell, "%%aimass profile\n1 / 0")
     assert not outcome.success
     assert "ZeroDivisionError" in output
+
+
+def test_a_terminal_shows_the_result_and_nothing_before_it(shell, net):
+    shell.user_ns["study"] = study = Study(net)
+    outcome, output = run(shell, "%aimass profile study --seconds 0.3")
+    assert outcome.result is study.results[-1]
+    assert output.strip().startswith(("Out", "Profile of"))
+    assert "parameters" not in output
+    assert "timing batch" not in output
 
 
 def test_json_is_printed_and_nothing_is_displayed(shell, net):

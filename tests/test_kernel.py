@@ -81,6 +81,60 @@ def test_progress_is_shown_while_it_works(kernel):
     assert "Search on Sequential" in shown
 
 
+def outputs(client, code):
+    """What stands below the cell in the end, and what stood in each output before, oldest first."""
+    kept, by_id = [], {}
+
+    def keep(message):
+        kind, content = message["msg_type"], message["content"]
+        if kind == "update_display_data":
+            by_id[content["transient"]["display_id"]].append(content["data"])
+        elif kind in ("display_data", "execute_result"):
+            kept.append((kind, [content["data"]]))
+            if "display_id" in content.get("transient", {}):
+                by_id[content["transient"]["display_id"]] = kept[-1][1]
+
+    reply = client.execute_interactive(code, timeout=120, output_hook=keep)
+    assert reply["content"]["status"] == "ok", reply["content"]
+    return kept
+
+
+def test_a_card_stands_where_the_profile_will_and_grows_into_it(kernel):
+    _, client = kernel
+    ((kind, states),) = outputs(client, "%aimass profile study --seconds 1")
+    assert kind == "display_data"
+    cards = [state["text/html"] for state in states if ">dtype<" in state.get("text/html", "")]
+    assert states[0]["text/html"] == cards[0]  # nothing comes before it
+    for words in ("Profile of Sequential", "class", "float32", "weights", "cpu"):
+        assert words in cards[0], words
+    assert "FLOPs of a call" not in cards[0]  # not before they are counted
+    assert "FLOPs of a call" in cards[-1]
+    assert "activations" in cards[-1]
+    assert any("timing batch" in card for card in cards)  # the progress stands on it
+    assert "latency p50" in states[-1]["text/html"]
+    assert "latency p50" in states[-1]["text/plain"]
+    assert not any("latency p50" in state["text/plain"] for state in states[:-1])
+    assert run(client, "print(type(_).__name__, _ is study.results[-1])")[1].strip() == "Profile True"
+
+
+def test_a_result_that_is_kept_for_oneself_leaves_nothing_below_the_cell(kernel):
+    _, client = kernel
+    ((kind, states),) = outputs(client, "mine = %aimass profile study --seconds 0.3")
+    assert (kind, states[-1]) == ("display_data", {"text/plain": ""})
+    assert "latency p50" in outputs(client, "mine")[0][1][-1]["text/plain"]  # it was not lost, and is shown as a value of its own
+    assert outputs(client, "mine")[0][0] == "execute_result"
+
+
+def test_what_fails_leaves_nothing_of_its_progress(kernel):
+    _, client = kernel
+    seen = []
+    reply = client.execute_interactive(f"%aimass profile study --batch {2**36}", timeout=120, output_hook=lambda message: seen.append(message))
+    assert reply["content"]["status"] == "error"
+    shown = [message["content"]["data"] for message in seen if message["msg_type"] in ("display_data", "update_display_data")]
+    assert shown[-1] == {"text/plain": ""}
+    assert any("parameters" in data["text/plain"] for data in shown)
+
+
 def test_an_interrupted_search_keeps_what_it_tried(kernel):
     manager, client = kernel
     sizes = " ".join(f"--batch {2**k}" for k in range(12))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sqlite3
 import types
 
@@ -29,8 +30,11 @@ from aimass_lab.rehearsal.replicas import Replicas, Run
 from aimass_lab.rehearsal.verdict import disturbance
 from aimass_lab.serving.config import load_config
 from aimass_lab.serving.load import LoadResult
+from aimass_lab.serving.watch import Disturbance
 from aimass_lab.store import Store
 from tests.models import TinyMLP, features
+
+QUIET = Disturbance(foreign_cores=0.0, stolen_cores=0.0, ends=np.array([0.0, 1.0]), stalls_s=np.zeros(1))
 
 
 def seconds(value, *, source="measured", interval=None, quality="ok"):
@@ -166,7 +170,7 @@ def made_up(count=4000, load=0.8, max_batch_size=8, num_workers=1):
     result = LoadResult(
         rate=count / duration, duration_s=duration, sent_s=times, late_s=np.zeros(count), latency_s=run.latency_s + own, status=np.full(count, 200)
     )  # fmt: skip
-    return service, Run(results=[result], events=[events], foreign_cores=0.0, own_cores=0.5, front_end_s=0.1), run
+    return service, Run(results=[result], events=[events], disturbance=QUIET, own_cores=0.5, front_end_s=0.1), run
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -219,7 +223,9 @@ def test_a_journal_is_read_from_a_moment_on_with_what_became_of_workers(tmp_path
 def test_a_busy_machine_is_a_verdict_of_its_own():
     _, run, _ = made_up(count=500)
     assert disturbance(run) is None
-    assert "other work kept" in disturbance(dataclasses.replace(run, foreign_cores=1000.0))
+    assert "other work kept" in disturbance(dataclasses.replace(run, disturbance=dataclasses.replace(QUIET, foreign_cores=1000.0)))
+    robbed = disturbance(dataclasses.replace(run, disturbance=dataclasses.replace(QUIET, stolen_cores=0.3 * os.cpu_count())))
+    assert "the host took 30% of the processor" in robbed
 
 
 # --- what is learnt ----------------------------------------------------------------------

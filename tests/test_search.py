@@ -46,7 +46,7 @@ def trial(
     per_s = 100 * speedup * setting.instances * batch_size**0.5
     latency = number(batch_size * setting.instances / per_s, "s", spread)
     point = TrialPoint(
-        batch_size=batch_size, verdict=verdict if verdict in ("faster", "slower") else "no gain", speedup=number(speedup, spread=spread),
+        batch_size=batch_size, verdict=verdict if verdict in ("faster", "slower", "cannot tell") else "no gain", speedup=number(speedup, spread=spread),
         latency_original=latency, latency_variant=latency, latency_p99_variant=number(1.5 * latency.value, "s"), throughput_original=number(100, "item/s"),
         throughput_variant=number(per_s, "item/s", spread),
     )  # fmt: skip
@@ -286,6 +286,24 @@ def test_what_is_slower_or_not_equivalent_never_wins():
     assert result.best is None
     assert result.code is None
     assert result.refused is not None
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "guided", "tpe"])
+def test_what_a_busy_machine_could_not_tell_is_no_fact(sampler):
+    # given a copy that looks nine times as fast, measured beside other work
+    def run(setting: Setting) -> TrialResult:
+        busy = setting.recipe.name == "int8_dynamic"
+        found = trial(setting, **{**TABLE[setting.recipe.name], **({"speedup": 9.0, "verdict": "cannot tell"} if busy else {})})
+        noisy = {name: msgspec.structs.replace(getattr(found.points[0], name), quality="noisy") for name in ("speedup", "throughput_variant")}
+        return msgspec.structs.replace(found, points=(msgspec.structs.replace(found.points[0], **noisy),)) if busy else found
+
+    result = searched(evaluate=run, sampler=sampler)
+    untold = names(result).index("int8_dynamic")
+    assert names(result, [result.best]) == ["bf16"]
+    assert not result.candidates[untold].recommended
+    assert untold not in result.front
+    assert untold in result.near_front  # nor is it beaten
+    assert any(note.code == "W-NOISY" and "at 1 of 6 settings the machine was too busy to tell" in note.text for note in result.notes)
 
 
 def test_the_original_called_in_a_better_way_may_win():

@@ -2,14 +2,16 @@
 
 import itertools
 import math
+import os
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from aimass_lab import timing
-from aimass_lab.environment import LoadMeter, read_environment, usable_cores
+from aimass_lab.environment import Clocks, LoadMeter, read_environment, usable_cores
 from aimass_lab.timing import (
     calls_until_steady,
     interleave,
@@ -172,13 +174,39 @@ def test_the_environment_is_one_that_json_can_hold():
 
 
 def test_load_of_others_is_busy_time_less_our_own(monkeypatch):
-    readings = iter([(0.0, 100.0, 10.0), (2.0, 103.0, 11.0)])
+    readings = iter([Clocks(0.0, 100.0, 10.0, 0.0), Clocks(2.0, 103.0, 11.0, 0.0)])
     monkeypatch.setattr(LoadMeter, "_read", staticmethod(lambda: next(readings)))
     with LoadMeter() as load:
         pass
     assert load.foreign_cores == 1.0
     assert load.noisy == (0.1 * usable_cores() < 1.0)
     assert bool(load.notes()) == load.noisy
+
+
+@pytest.mark.parametrize(("share", "noisy"), [(0.0, False), (0.05, False), (0.3, True)])
+def test_what_the_host_takes_disturbs_like_other_work_and_has_its_name(monkeypatch, share, noisy):
+    readings = iter([Clocks(0.0, 100.0, 10.0, 7.0), Clocks(2.0, 101.0, 11.0, 7.0 + 2 * share * usable_cores())])
+    monkeypatch.setattr(LoadMeter, "_read", staticmethod(lambda: next(readings)))
+    monkeypatch.setattr(LoadMeter, "_read_waited", staticmethod(lambda: None))
+    with LoadMeter() as load:
+        pass
+    assert load.stolen == pytest.approx(share)
+    assert (load.foreign_cores, load.noisy, load.robbed) == (0.0, noisy, noisy)
+    assert [note.code for note in load.notes()] == ["W-NOISY"] * noisy
+    assert ("the host took 30% of the processor" in load.reasons) == noisy
+    assert read_environment(CPU, load=load).cpu_steal == pytest.approx(share)
+
+
+def test_the_clocks_are_those_that_the_system_keeps():
+    def kept():
+        cores = [times for i, times in enumerate(psutil.cpu_times(percpu=True)) if i in os.sched_getaffinity(0)]
+        return sum(t.user + t.nice + t.system + t.irq + t.softirq for t in cores), sum(t.steal for t in cores)
+
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system does not tell")
+    before, clocks, after = kept(), LoadMeter._read(), kept()
+    for least, read, most in zip(before, (clocks.busy, clocks.stolen), after, strict=True):
+        assert least - 1e-6 <= read <= most + 1e-6
 
 
 def test_waiting_for_a_core_is_its_share_of_the_time(monkeypatch, clock):
@@ -226,7 +254,7 @@ def test_the_driver_tells_its_own_version(monkeypatch, tmp_path):
 
 
 def test_too_short_a_look_says_nothing(monkeypatch):
-    readings = iter([(0.0, 100.0, 10.0), (0.01, 103.0, 11.0)])
+    readings = iter([Clocks(0.0, 100.0, 10.0, 0.0), Clocks(0.01, 103.0, 11.0, 1.0)])
     monkeypatch.setattr(LoadMeter, "_read", staticmethod(lambda: next(readings)))
     with LoadMeter() as load:
         pass

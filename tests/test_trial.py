@@ -17,6 +17,7 @@ from models import RUNNABLE, DictModel, RaisingModel, TinyCNN, TinyMLP, assert_s
 from torch import nn
 
 from aimass_lab.compression.base import TECHNIQUES, Context, Stage, Technique
+from aimass_lab.environment import LoadMeter
 from aimass_lab.errors import DoesNotFitError, InputError, ModelError, OutOfTime, UnknownNameError, UnsupportedError
 from aimass_lab.recipe import read_recipe
 from aimass_lab.records import INTERRUPTED, Note, Recipe, Setting, Step, TrialResult, from_json, to_json
@@ -90,7 +91,7 @@ def test_the_control_finds_identical_outputs() -> None:
     assert (found.metric_original, found.metric_drop) == (None, None)
     assert not found.recommended
     assert found.recommendation.startswith("the control")
-    if found.verdict != "faster":
+    if found.verdict in ("no gain", "slower"):
         assert any("this is the control, whose interval shows what the comparison can resolve" in reason for reason in found.reasons)
     assert from_json(to_json(found), TrialResult) == found
 
@@ -119,7 +120,7 @@ def test_every_batch_size_gets_a_verdict_of_its_own() -> None:
     assert found.setting.batch_size == found.batch_size == 3
     assert found.speedup == found.points[0].speedup
     verdicts = {p.verdict for p in found.points}
-    assert found.verdict == (verdicts.pop() if len(verdicts) == 1 else "mixed")
+    assert found.verdict == ("cannot tell" if "cannot tell" in verdicts else verdicts.pop() if len(verdicts) == 1 else "mixed")
     assert all(any(reason.startswith(f"batch {p.batch_size}: speed-up") for reason in found.reasons) for p in found.points)
 
 
@@ -132,11 +133,17 @@ def test_layers_are_told_one_by_one_for_every_step() -> None:
     assert [(layer.name, layer.changed) for layer in found.steps[1].layers] == [("features.0", True), ("head", False)]
     assert "Linear" in found.steps[1].layers[1].detail
     assert found.steps[0].apply_time.value + found.steps[1].apply_time.value <= found.apply_time.value
-    if found.verdict != "faster":
+    if found.verdict in ("no gain", "slower"):
         assert any("step 1, bf16: " in reason or "step 2, channels_last: " in reason for reason in found.reasons)
 
 
-def test_a_cause_is_asked_of_the_model_that_the_step_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine of its own: of one thread there is a verdict, however busy the machine is."""
+    monkeypatch.setattr(LoadMeter, "robbed", False)
+
+
+def test_a_cause_is_asked_of_the_model_that_the_step_found(monkeypatch: pytest.MonkeyPatch, no_host: None) -> None:
     # given a first step that puts a smaller model in place, when the second one is slow, then its cause counts the smaller model's tensors
     small = nn.Linear(8, 3, bias=False)
     recipe = as_technique(monkeypatch, lambda model: small, causes=("a cause",))
@@ -149,25 +156,25 @@ def test_a_cause_is_asked_of_the_model_that_the_step_found(monkeypatch: pytest.M
             return Wrapped(model, lambda out, _: (time.sleep(2e-3), out)[1])
 
     monkeypatch.setitem(TECHNIQUES._load(), "slow", Slow)
-    found = run_trial(mlp_workload(), Recipe(steps=(*recipe.steps, Step(technique="slow"))), budget_s=0.5)
+    found = run_trial(mlp_workload(), Recipe(steps=(*recipe.steps, Step(technique="slow"))), budget_s=0.5, threads=1)
     assert "step 1, custom: a cause of 4 tensors" in found.reasons
     assert "step 2, slow: a cause of 1 tensors" in found.reasons
 
 
-def test_slower_is_refused_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slower_is_refused_and_says_so(monkeypatch: pytest.MonkeyPatch, no_host: None) -> None:
     def spin(out: torch.Tensor, _: int) -> torch.Tensor:  # busy, so that both clocks see it
         end = time.perf_counter() + 2e-3
         while time.perf_counter() < end:
             pass
         return out
 
-    found = run_trial(mlp_workload(), as_technique(monkeypatch, lambda model: Wrapped(model, spin)), batch_sizes=(1, 2))
+    found = run_trial(mlp_workload(), as_technique(monkeypatch, lambda model: Wrapped(model, spin)), batch_sizes=(1, 2), threads=1)
     assert found.verdict == "slower"
     assert not found.recommended
     assert found.recommendation == "refused: slower at batch 1, 2"
 
 
-def test_what_is_faster_or_smaller_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_faster_or_smaller_is_recommended(monkeypatch: pytest.MonkeyPatch, no_host: None) -> None:
     class Slow(TinyMLP):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             end = time.perf_counter() + 2e-3
@@ -179,7 +186,7 @@ def test_what_is_faster_or_smaller_is_recommended(monkeypatch: pytest.MonkeyPatc
     model = Slow()
     plain = TinyMLP()
     plain.load_state_dict(model.state_dict())
-    found = run_trial(Workload(model, features(16)), as_technique(monkeypatch, lambda _: plain))
+    found = run_trial(Workload(model, features(16)), as_technique(monkeypatch, lambda _: plain), threads=1)
     assert (found.verdict, found.recommended) == ("faster", True)
     assert found.recommendation.startswith("recommended: ")
     assert "times as fast at batch 16" in found.recommendation

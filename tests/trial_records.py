@@ -17,7 +17,7 @@ def trial_record(
     before, after = latency_original or given(1.0, "s"), latency_variant or given(1.0, "s")
     ratio = before.value / after.value if speedup is None else speedup
     point = TrialPoint(
-        batch_size=batch_size, verdict=verdict if verdict in ("faster", "slower") else "no gain", speedup=given(ratio, quality=before.quality),
+        batch_size=batch_size, verdict=verdict if verdict in ("faster", "slower", "cannot tell") else "no gain", speedup=given(ratio, quality=before.quality),
         latency_original=before, latency_variant=after, throughput_original=given(batch_size / before.value, "item/s"),
         throughput_variant=given(batch_size / after.value, "item/s"),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..comparison import is_doubtful
 from ..errors import AimassError, UnsupportedError
 from ..formats import FORMATS, FormatFile
 from ..formats.measure import Speed, compare_speeds
@@ -183,7 +184,7 @@ class _Search:
 
 def slower_at(speeds: Iterable[Speed]) -> list[Speed]:
     """Where torch is surely faster."""
-    return [speed for speed in speeds if (speed.ratio.interval or (0.0, speed.ratio.value))[1] < SLOWER_LIMIT]
+    return [speed for speed in speeds if not is_doubtful(speed.ratio) and (speed.ratio.interval or (0.0, speed.ratio.value))[1] < SLOWER_LIMIT]
 
 
 def holding(speeds: Mapping[str, Sequence[Speed]], names: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from ..records import Check, Record, to_json
 from .arguments import HelpShown, all_verbs, get_verb, parse_arguments
 
 if TYPE_CHECKING:
-    from ..verbs import Verb
+    from ..verbs import Progress, Verb
 
 EXIT_OK, EXIT_FAILED, EXIT_ERROR, EXIT_NOT_JUDGED, EXIT_INTERRUPTED = 0, 1, 2, 5, 130
 
@@ -61,15 +61,12 @@ def overview() -> str:
 def _run(name: str, words: Sequence[str]) -> int:
     verb = get_verb(name)
     model, values, as_json = parse_arguments(verb, words, model_required=True)
-    progress = _Progress()
-    try:
+    with TerminalProgress() as progress:
         result = _call(verb, model, values, progress)
-    finally:
-        progress.close()
     return _show(result, as_json)
 
 
-def _call(verb: Verb, model: str | None, values: dict[str, Any], progress: _Progress) -> Any:
+def _call(verb: Verb, model: str | None, values: dict[str, Any], progress: Progress) -> Any:
     if not verb.of_study:
         return call_function(verb, values, progress)
     from ..study import Study
@@ -80,8 +77,8 @@ def _call(verb: Verb, model: str | None, values: dict[str, Any], progress: _Prog
     if verb.name == "workbench":
         raise InputError("a workbench is a panel in a notebook", help="there: %load_ext aimass_lab, then %aimass workbench MODEL INPUTS")
     study = Study(locate_workload(model))
-    study.progress = progress
-    return verb.function(study, **find_models(verb, values, locate_workload))
+    with study.telling(progress):
+        return verb.function(study, **find_models(verb, values, locate_workload))
 
 
 def find_models(verb: Verb, values: Mapping[str, Any], find: Callable[[str], Any]) -> dict[str, Any]:
@@ -145,17 +142,21 @@ def _wait(server: Any, as_json: bool) -> int:
         server.stop()
 
 
-class _Progress:
-    """Shows on a terminal's last line what is being done; silent where nobody looks."""
+class TerminalProgress:
+    """Shows on a terminal's last line what is being done, and leaves nothing there; silent where nobody looks."""
 
     def __init__(self) -> None:
         self._shown = False
 
+    def __enter__(self) -> TerminalProgress:
+        return self
+
     def __call__(self, share: float, text: str) -> None:
+        """Say how far it is."""
         if sys.stderr.isatty():
             self._shown = True
             print(f"\r\033[K{100 * share:3.0f} %  {text[:100]}", end="", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ def register(shell: Any) -> None:
     formatters["text/html"].for_type_by_name("aimass_lab.records.number", "Record", _html)
     formatters["text/plain"].for_type_by_name("aimass_lab.records.number", "Record", _text)
     shell.display_formatter.ipython_display_formatter.for_type_by_name("aimass_lab.study.showing", "Workbench", _open)
+    shell.display_formatter.ipython_display_formatter.for_type_by_name("aimass_lab.records.number", "Record", _in_place)
 
 
 def _html(record: Any) -> str:
@@ -24,6 +25,13 @@ def _text(record: Any, printer: Any, cycle: bool) -> None:
     from .render import render_text
 
     printer.text(render_text(record))
+
+
+def _in_place(record: Any) -> None:
+    from .place import show_in_place
+
+    if not show_in_place(record):
+        raise NotImplementedError  # IPython's word for: show it in the usual ways
 
 
 def _open(workbench: Any) -> None:

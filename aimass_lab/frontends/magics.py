@@ -17,11 +17,11 @@ from ..quiet import mute, unmute
 from ..records import Record, to_json
 from ..verbs import announce
 from .arguments import HelpShown, get_verb, parse_arguments
-from .cli import call_function, find_models, overview
-from .pace import Pace
+from .cli import TerminalProgress, call_function, find_models, overview
+from .place import Place
 
 if TYPE_CHECKING:
-    from ..verbs import Verb
+    from ..verbs import Progress, Seen, Verb
     from .kernel import KernelLink
 
 
@@ -67,19 +67,20 @@ class AimassMagics(Magics):
         model, values, as_json = parse_arguments(verb, words, model_required=False)
         if verb.of_study and model is None:
             self._refuse_a_model_alone(verb, values)
-        with _NotebookProgress(self.link) as progress:
-            if verb.of_study:
-                study = self._study(model, inputs)
-                study.progress = progress
-                try:
-                    result = verb.function(study, **find_models(verb, values, self._other))
-                finally:
-                    from ..study import no_progress
+        if not hasattr(self._shell, "kernel"):  # a terminal cannot write over what it has shown, but its last line
+            with TerminalProgress() as progress:
+                return self._present(self._call(verb, model, inputs, values, progress), as_json)
+        with Place(self._shell, self.link) as place:
+            result = self._present(self._call(verb, model, inputs, values, place.progress, place.seen), as_json)
+            place.ends_in(result)
+        return result
 
-                    study.progress = no_progress
-            else:
-                result = call_function(verb, values, progress)
-        return self._present(result, as_json)
+    def _call(self, verb: Verb, model: str | None, inputs: Any, values: Mapping[str, Any], progress: Progress, seen: Seen | None = None) -> Any:
+        if not verb.of_study:
+            return call_function(verb, values, progress)
+        study = self._study(model, inputs)
+        with study.telling(progress, seen):
+            return verb.function(study, **find_models(verb, values, self._other))
 
     def _present(self, result: Any, as_json: bool) -> Any:
         from ..operations import service_record
@@ -240,45 +241,6 @@ def _same_tensors(call: Any, inputs: Any) -> bool:
 
     new, old = as_call(inputs).tensors(), call.tensors()
     return len(new) == len(old) and all(a is b for a, b in zip(new, old, strict=True))
-
-
-class _NotebookProgress:
-    """One line under the cell that tells how far the work is, gone when it is done."""
-
-    def __init__(self, link: KernelLink | None) -> None:
-        self._link = link
-        self._handle: Any = None
-        self._pace = Pace()
-
-    def __enter__(self) -> _NotebookProgress:
-        return self
-
-    def __call__(self, share: float, text: str) -> None:
-        from IPython.display import display
-
-        if self._link is not None:
-            self._link.progress(share, text)
-        if not self._pace.due(text):
-            return
-        line = _Line(f"{100 * share:3.0f} %  {text}")
-        if self._handle is None:
-            self._handle = display(line, display_id=True)
-        else:
-            self._handle.update(line)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._handle is not None:
-            self._handle.update(_Line(""))
-
-
-class _Line:
-    """Text that is displayed without quotes."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
 
 
 _COMMENT = re.compile(r"(^|\s)#\s.*$")

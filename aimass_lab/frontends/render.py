@@ -48,7 +48,7 @@ def source_word(number: Number) -> str:
 
 def render_text(record: Record) -> str:
     """Lay `record` out for a terminal."""
-    return _text_page(lay_out(record))
+    return page_text(lay_out(record))
 
 
 def render_plain(record: Record) -> str:
@@ -59,13 +59,14 @@ def render_plain(record: Record) -> str:
 
 def render_html(record: Record) -> str:
     """Lay `record` out for a notebook: self-contained, no script, follows JupyterLab's theme."""
-    return _html_page(lay_out(record))
+    return page_html(lay_out(record))
 
 
 # --- text --------------------------------------------------------------------------------
 
 
-def _text_page(page: Page) -> str:
+def page_text(page: Page) -> str:
+    """A page for a terminal."""
     blocks = [f"{page.title}\n{page.headline}"]
     facts = [(name, _text_fact(value)) for name, value in page.facts if value is not None]
     if facts:
@@ -103,7 +104,8 @@ def _text_table(table: Table) -> str:
 # --- HTML --------------------------------------------------------------------------------
 
 
-def _html_page(page: Page) -> str:
+def page_html(page: Page) -> str:
+    """A page for a notebook."""
     parts = [f"<h4>{escape(page.title)}</h4>", f'<div class="lead {page.tone}">{escape(page.headline)}</div>']
     facts = [
         f'<li><span class="name">{_html_label(name)}</span><span class="value">{_html_fact(value)}</span></li>'

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UnsupportedError
-from ..records import CellProfile, Profile
+from ..records import CellProfile, ModelSummary, Profile
 
 if TYPE_CHECKING:
     from ..workload import Workload
@@ -23,6 +23,7 @@ def profile_model(
     budget_s: float = 4.0,
     force: bool = False,
     progress: Callable[[float, str], None] | None = None,
+    seen: Callable[[ModelSummary], None] | None = None,
 ) -> Profile:
     """Measure latency, memory and time by module of one model; the model is left as it was.
 
@@ -36,6 +37,7 @@ def profile_model(
         budget_s: Seconds to spend. A model whose calls are slow takes longer: a few are always made.
         force: Run even if the estimate says that the batch does not fit into memory.
         progress: Called now and then with the share that is done and what comes next.
+        seen: Given what is known of the model before it runs: at once, and again when its operators were counted.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -44,8 +46,7 @@ def profile_model(
         UnsupportedError: the model is on the meta device and cannot run.
     """
     from ..environment import LoadMeter
-    from .measure import Measurement
-    from .report import Report
+    from .summary import summarise
 
     if workload.torch_device.type == "meta":
         raise UnsupportedError("the model is on the meta device: it has no weights to run with", help="estimate its demand instead, or load its weights")
@@ -55,9 +56,14 @@ def profile_model(
     for wanted in (size, *(ladder or ())):
         if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
             raise InputError(f"batch size {wanted!r} is not a positive integer")
+    if seen is not None:
+        seen(summarise(workload, size))
+    from .measure import Measurement  # what follows operators and profiles takes a second to load: not before the first words
+    from .report import Report
+
     with LoadMeter() as load:
-        seen = Measurement(workload, batch_size=size, ladder=ladder, budget_s=budget_s, force=force, progress=progress).run()
-    return Report(workload, seen, load).make()
+        measured = Measurement(workload, batch_size=size, ladder=ladder, budget_s=budget_s, force=force, progress=progress, seen=seen).run()
+    return Report(workload, measured, load).make()
 
 
 def profile_callable(function: Callable[[], object], *, label: str) -> CellProfile:

@@ -14,6 +14,7 @@ import msgspec
 import torch
 from torch import nn
 
+from ..comparison import is_doubtful
 from ..environment import usable_cores
 from ..records import Advice, BatchPoint, Number, Profile, TrialResult
 from ..units import format_bytes, format_seconds
@@ -81,10 +82,11 @@ def without_disproved(profile: Profile, trials: Iterable[TrialResult]) -> Profil
 
     Args:
         profile: With its advice.
-        trials: What was tried; of several trials of a technique the last one counts.
+        trials: What was tried; of several trials of a technique the last one counts that could tell.
     """
     here = (profile.model.digest, profile.environment.device)
-    verdicts = {t.setting.recipe.name: t.verdict for t in trials if (t.model.digest, t.environment.device) == here}
+    told = (t for t in trials if (t.model.digest, t.environment.device) == here and t.verdict != "cannot tell")
+    verdicts = {t.setting.recipe.name: t.verdict for t in told}
     kept = tuple(a for a in profile.advice if verdicts.get(a.technique, "faster") in ("faster", "mixed"))
     return profile if kept == profile.advice else msgspec.structs.replace(profile, advice=kept)
 
@@ -209,6 +211,8 @@ def raise_batch(s: Situation) -> Advice | None:
     best = max(p.throughput.value for p in s.ladder)
     enough = min((p for p in s.ladder if p.throughput.value >= 0.95 * best), key=lambda p: p.batch_size)
     if enough.batch_size <= base.batch_size:
+        return None
+    if is_doubtful(enough.throughput, base.throughput):
         return None
     ratio = enough.throughput.value / base.throughput.value
     a, b = (p.throughput.interval or (p.throughput.value, p.throughput.value) for p in (enough, base))

@@ -17,7 +17,7 @@ from ..errors import AimassError, DoesNotFitError, InputError, ModelError, witho
 from ..outputs import output_tensors
 from ..preserve import preserved
 from ..readings.energy import EnergyMeter
-from ..records import INTERRUPTED, Note
+from ..records import INTERRUPTED, ModelSummary, Note
 from ..timing import percentile, sample_latency, stopwatch, timed, warm_up
 from ..tracing.law import fit_batch_law
 from ..tracing.trace import Trace, is_compiled, trace_call
@@ -30,6 +30,7 @@ from .memory import address_space_capped, begin_peak, free_bytes, peak_of_call, 
 from .modules import ModuleTimer, Times
 from .probes import page_faults
 from .recorder import Recording, record_call
+from .summary import summarise
 
 DEFAULT_LADDER = tuple(2**k for k in range(9))
 FEWEST_SAMPLES = 3
@@ -112,15 +113,20 @@ class Measurement:
         budget_s: Seconds for everything.
         force: Run even if the estimate says that memory will not suffice.
         progress: Told the share that is done and what comes next.
+        seen: Given what is known of the model once its operators were counted.
     """
 
-    def __init__(self, workload: Workload, *, batch_size: int, ladder: Sequence[int] | None, budget_s: float, force: bool, progress: Progress | None) -> None:
+    def __init__(
+        self, workload: Workload, *, batch_size: int, ladder: Sequence[int] | None, budget_s: float, force: bool, progress: Progress | None,
+        seen: Callable[[ModelSummary], None] | None = None,
+    ) -> None:  # fmt: skip
         self.workload, self.model = workload, workload.model
         self.device = workload.torch_device
         self.seen = Observations(batch_size)
         self._ladder, self._budget_s, self._force = ladder, budget_s, force
         self._deadline = time.perf_counter() + budget_s
         self._progress = progress or (lambda share, text: None)
+        self._show = seen or (lambda summary: None)
         self._grad_mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.inference_mode
 
     def run(self) -> Observations:
@@ -152,6 +158,8 @@ class Measurement:
         with contextlib.suppress(ModelError):  # a model that only a real call can follow is traced after the first one
             self.seen.trace = trace_call(self.model, self.workload.call, batch_size=self.seen.batch_size, may_run=False)
         trace = self.seen.trace
+        if trace is not None:
+            self._show(summarise(self.workload, self.seen.batch_size, trace))
         if trace is None or self._force:
             return
         needed, free = trace.input_bytes + trace.activation_peak_bytes, free_bytes(self.device)

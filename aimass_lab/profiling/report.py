@@ -14,6 +14,7 @@ from .bottleneck import say_what_binds
 from .explain import Explanation
 from .measure import Observations
 from .modules import time_modules
+from .summary import count_flops, shapes_peak
 
 MOST_MODULES = 500
 """A model of thousands of modules must not fill a notebook with them: a row takes a kilobyte."""
@@ -108,10 +109,7 @@ class Report:
         measured = self._measured(peak or 0, "B", "highest sum of torch's allocations during one call", n=1)
         if trace is None:
             return measured if peak is not None else Number(value=0, unit="B", source="assumed", method="not known: neither read nor followed")
-        shapes = Number(
-            value=trace.activation_peak_bytes, unit="B", source="measured" if trace.ran else "estimated", method="live tensors of one pass over shapes",
-            environment=self.environment.id,
-        )  # fmt: skip
+        shapes = shapes_peak(trace, self.environment.id)
         if peak is None:
             return shapes
         # Fused layers hold less than the pass, which takes them apart; what was never allocated cannot be activations.
@@ -119,12 +117,7 @@ class Report:
         return derived(value, "B", "live tensors by shapes, at most what was allocated", [("shapes", shapes), ("allocated", measured)])
 
     def _flops(self) -> Number | None:
-        trace = self.seen.trace
-        if trace is None:
-            return None
-        how = "counted over one real call" if trace.ran else "exact shape arithmetic over one pass without data"
-        missing = f"; {len(trace.uncovered)} operator(s) without a formula left out" if trace.uncovered else ""
-        return Number(value=trace.flops, unit="FLOP", source="measured" if trace.ran else "estimated", method=how + missing, environment=self.environment.id)
+        return None if self.seen.trace is None else count_flops(self.seen.trace, self.environment.id)
 
     def _modules(self, whole: Number) -> tuple[ModuleTime, ...]:
         names: dict[int, tuple[str, str]] = {}

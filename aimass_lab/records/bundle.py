@@ -71,7 +71,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Now over before, with the interval that both spreads leave; None where it was 0."""
     lower_is_better: bool
     verdict: Literal["better", "same", "worse", "not judged"]
-    """*same*: no change beyond both spreads, or a loss within the tolerance; *not judged*: a loss that may be another machine's, or other work's."""
+    """*same*: no change beyond both spreads, or a loss within the tolerance; *not judged*: a change that may be another machine's, or other work's."""
 
 
 class Check(Record, frozen=True, kw_only=True, tag="check"):

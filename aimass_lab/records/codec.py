@@ -18,7 +18,7 @@ from .number import Record
 from .panel import KernelState, Live
 from .plan import Plan
 from .prediction import Ledger, Prediction
-from .profile import CellProfile, ColdStart, Profile
+from .profile import CellProfile, ColdStart, ModelSummary, Profile
 from .readings import Readings
 from .rehearsal import Rehearsal
 from .resources import ResourceDemand
@@ -32,6 +32,7 @@ from .trial import HeldVariants, TrialResult
 
 AnyRecord = (
     Environment
+    | ModelSummary
     | Profile
     | CellProfile
     | ColdStart

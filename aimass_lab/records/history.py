@@ -44,7 +44,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     after: Number
     ratio: Number | None
     """After over before; None when before is 0."""
-    verdict: Literal["lower", "higher", "same within spread", "changed"]
+    verdict: Literal["lower", "higher", "same within spread", "changed", "cannot tell"]
+    """*cannot tell*: one of the two was taken while other work had the machine."""
 
 
 class Comparison(Record, frozen=True, kw_only=True, tag="comparison"):

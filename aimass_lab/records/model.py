@@ -34,6 +34,8 @@ class Environment(Record, frozen=True, kw_only=True, tag="environment"):
     """Cores kept busy by other processes while measuring; None where it could not be read."""
     cpu_pressure: float | None = None
     """Share of the measurement in which some task waited for a core; None where the kernel does not count it."""
+    cpu_steal: float | None = None
+    """Share of our cores that the host of a virtual machine took away while measuring; None where it could not be read."""
     taken_at: str
     """UTC, ISO 8601."""
 

@@ -8,6 +8,21 @@ from .model import Environment, ModelInfo
 from .number import Note, Number, Record
 
 
+class ModelSummary(Record, frozen=True, kw_only=True, tag="model_summary"):
+    """What is known of a model before it runs."""
+
+    model: ModelInfo
+    device: str
+    """torch's name of where it is."""
+    batch_size: int
+    num_parameters: Number
+    weight_bytes: Number
+    flops: Number | None = None
+    """Of one call; None before operators were counted, and where they cannot be followed without running the model."""
+    activation_peak_bytes: Number | None = None
+    """Of one call, beside weights and inputs; None likewise."""
+
+
 class BatchPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was measured at one batch size."""
 

@@ -90,7 +90,7 @@ class SearchResult(Record, frozen=True, kw_only=True, tag="search"):
     front: tuple[int, ...]
     """Indices of the candidates within every limit that no other such beats in all objectives at once."""
     near_front: tuple[int, ...] = ()
-    """Those that are beaten by less than their intervals leave open."""
+    """Those that are beaten by less than their intervals leave open, and those measured on a machine too busy to tell."""
     best: int | None = None
     """The best recommended one; None where there is none."""
     runner_up: RunnerUp | None = None

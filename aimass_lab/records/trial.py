@@ -10,9 +10,10 @@ from .model import Environment, ModelInfo
 from .number import Note, Number, Record
 from .recipe import Recipe, Step
 
-Speed = Literal["faster", "no gain", "slower"]
-Verdict = Literal["faster", "no gain", "slower", "mixed", "not equivalent"]
-"""``mixed``: not the same at every batch size."""
+Speed = Literal["faster", "no gain", "slower", "cannot tell"]
+"""``cannot tell``: others had the machine meanwhile, and what was measured beside them shows nothing, however clear it looks."""
+Verdict = Literal["faster", "no gain", "slower", "mixed", "cannot tell", "not equivalent"]
+"""``mixed``: not the same at every batch size; ``cannot tell``: at one of them or more."""
 Clock = Literal["wall", "processor"]
 """``processor``: time that the cores spent on this process, which other processes lengthen less."""
 
@@ -72,7 +73,7 @@ class TrialPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     processor_speedup: Number | None = None
     """The ratio of processor times of all threads of this process, whichever clock decides; None on a GPU."""
     one_thread_speedup: Number | None = None
-    """The ratio of processor times with a single thread: measured where other work disturbs several, whose verdict it has to bear out."""
+    """The ratio of processor times with a single thread: measured where other work disturbs several, to say what one would do."""
     latency_original: Number
     """Median of the calls' wall times; with several callers, while all of them call."""
     latency_variant: Number

@@ -18,7 +18,7 @@ from ..serving.config import ServingConfig, load_config
 from ..serving.errors import ServerError
 from ..serving.launch import Server, start
 from ..serving.load import OPENED_BEFORE, LoadResult, SoFar, make_bodies, run_loads
-from ..serving.watch import Watch
+from ..serving.watch import Disturbance, Watch
 from .journal import Events, read_journal
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Run:
     """By replica."""
     events: list[Events]
     """By replica: what its journal tells of this load."""
-    foreign_cores: float
-    """Cores that other work kept busy."""
+    disturbance: Disturbance
+    """What other work took."""
     own_cores: float
     """Cores that the servers and this process kept busy."""
     front_end_s: float
@@ -132,7 +132,7 @@ class Replicas:
         return Run(
             results=results,
             events=[read_journal(path, begin) for path, begin in zip(self._journals, begins, strict=True)],
-            foreign_cores=disturbance.foreign_cores,
+            disturbance=disturbance,
             own_cores=(watch.own_s() - own) / took,
             front_end_s=self._front_end_s() - front,
         )

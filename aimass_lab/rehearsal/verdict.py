@@ -13,7 +13,7 @@ CROWDED_SHARE = 0.9
 
 def disturbance(run: Run) -> str | None:
     """Why a run's times judge no prediction; None where they do."""
-    return next((text for result in run.results if (text := noise_in(result, run.foreign_cores))), None)
+    return next((text for result in run.results if (text := noise_in(result, run.disturbance))), None)
 
 
 def crowd_note(run: Run) -> tuple[Note, ...]:

@@ -27,11 +27,11 @@ class Tried:
 
     point: Point
     values: tuple[float, ...] | None
-    """What was found there, each to be made large; None where the point could not be tried, or is still being tried."""
+    """What was found there, each to be made large; None where the point could not be tried, or is pending."""
     excess: tuple[float, ...] = ()
     """How far beyond each limit, in the limit's own measure: at most 0 is within."""
     pending: bool = False
-    """Whether somebody is trying it now."""
+    """Whether somebody is trying it now, or has tried it on a machine too busy to tell what is there."""
 
     @property
     def feasible(self) -> bool:

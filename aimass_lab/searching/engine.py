@@ -46,6 +46,8 @@ class Problem:
             return None
         if not isinstance(row.outcome, TrialResult):
             return Tried(point, None, pending=row.outcome is None)
+        if row.outcome.verdict == "cannot tell":  # what was measured would lead a sampler astray
+            return Tried(point, None, pending=True)
         numbers = self.numbers(row.outcome)
         values = values_of(numbers, self.objectives)
         if values is None:

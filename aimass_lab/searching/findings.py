@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from ..comparison import is_doubtful
 from ..headlines import format_measured, format_number
 from ..records import Candidate, Environment, Limit, ModelInfo, Note, Number, Objective, ObjectiveName, RunnerUp, SearchResult, Setting, TrialResult
 from .claims import Failure, Row
@@ -36,7 +37,8 @@ def make_search_result(search: Search, model: ModelInfo, environment: Environmen
     candidates += predicted
     ranked = tuple(sorted(candidates, key=lambda c: _rank(c, problem.objectives)))
     comparable = {i: c.numbers for i, c in enumerate(ranked) if _comparable(c, problem.objectives)}
-    front = pareto_front(comparable, problem.objectives)
+    told = {i: numbers for i, numbers in comparable.items() if ranked[i].verdict != "cannot tell"}
+    front = pareto_front(told, problem.objectives)
     best = next((i for i, c in enumerate(ranked) if c.recommended), None)
     return SearchResult(
         model=model, environment=environment, sampler=search.sampler, seed=search.seed, objectives=problem.objectives,
@@ -45,7 +47,7 @@ def make_search_result(search: Search, model: ModelInfo, environment: Environmen
         refused=_refused(ranked, best, problem), code=None if best is None else code_of(ranked[best].setting),
         num_points=Number(value=space.num_points, unit="point", source="derived", trust="user", method="combinations that are possible"),
         measured_share=Number(value=min(1.0, len(rows) / space.num_points), unit="ratio", source="measured", method="settings tried over those possible"),
-        pruned=space.pruned, stopped=search.stopped, notes=(*search.notes, *notes),
+        pruned=space.pruned, stopped=search.stopped, notes=(*search.notes, *_noise_notes(ranked), *notes),
     )  # fmt: skip
 
 
@@ -86,6 +88,19 @@ def _candidate(problem: Problem, row: Row) -> Candidate:
         setting=row.setting, status="measured", numbers=numbers, verdict=result.verdict, beyond=over,
         recommended=good and not over and asked_for and complete, cause=result.recommendation or None,
     )  # fmt: skip
+
+
+def _noise_notes(candidates: Sequence[Candidate]) -> list[Note]:
+    """Where other work kept copies from being compared with the original."""
+    num_untold = sum(c.verdict == "cannot tell" for c in candidates)
+    if not num_untold:
+        return []
+    measured = sum(c.status == "measured" for c in candidates)
+    text = (
+        f"at {num_untold} of {measured} settings the machine was too busy to tell whether the copy is faster: no copy is recommended there, "
+        "none is on the front, and no choice rests on them; search again when it is quiet, or with one thread: threads=1"
+    )
+    return [Note(code="W-NOISY", text=text)]
 
 
 def _once_each(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -161,7 +176,8 @@ def _runner_up(ranked: Sequence[Candidate], best: int | None, objectives: Sequen
     one, other = ranked[second], ranked[best]
     deciding = next((o for o in objectives if one.numbers[o.name].value != other.numbers[o.name].value), objectives[0])
     noise = compare(deciding.name, one.numbers[deciding.name], other.numbers[deciding.name]) == "within noise"
-    doubt = ": the intervals overlap, so another day it may win" if noise else ""
+    busy = is_doubtful(one.numbers[deciding.name], other.numbers[deciding.name])
+    doubt = f": {'the machine was busy' if busy else 'the intervals overlap'}, so another day it may win" if noise else ""
     return RunnerUp(candidate=second, within_noise=noise, text=f"{describe(one.setting)}: {_against(deciding, one, other)}{doubt}")
 
 
@@ -187,7 +203,7 @@ def _why_refused(candidate: Candidate, problem: Problem) -> str:
         return ", ".join(_over(candidate, name, problem.limits[name]) for name in candidate.beyond)
     if problem.space.here not in problem.space.devices:
         return f"{problem.space.here} is not among the devices asked for"
-    return candidate.cause or f"beside the original at the same setting it is {candidate.verdict}"
+    return candidate.cause or f"beside the original at the same setting: {candidate.verdict}"
 
 
 def _over(candidate: Candidate, name: ObjectiveName, limit: Number) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast, get_args
 
+from ..comparison import how_it_stands
 from ..errors import InputError, UnknownNameError
 from ..records import Number, Objective, ObjectiveName, TrialResult, Unit, derived
 
@@ -147,17 +148,12 @@ def beyond(numbers: Numbers, limits: Limits) -> tuple[ObjectiveName, ...]:
     return tuple(name for name, limit in limits.items() if name not in numbers or numbers[name].value > limit.value)
 
 
-def ends(number: Number) -> tuple[float, float]:
-    """Its interval; the value twice where it has none."""
-    return number.interval or (float(number.value), float(number.value))
-
-
 Judgement = Literal["better", "worse", "within noise"]
 
 
 def compare(name: ObjectiveName, one: Number, other: Number) -> Judgement:
-    """How `one` stands to `other`: within noise where their intervals overlap."""
-    (low, high), (least, most) = ends(one), ends(other)
-    if low <= most and least <= high:
+    """How `one` stands to `other`: within noise where their intervals overlap, or one of them was taken on a busy machine."""
+    standing = how_it_stands(one, other)
+    if standing in ("same", "cannot tell"):
         return "within noise"
-    return "better" if (low > most) == (name in LARGE) else "worse"
+    return "better" if (standing == "higher") == (name in LARGE) else "worse"

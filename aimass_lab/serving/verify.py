@@ -27,7 +27,7 @@ from .load import LoadResult, SoFar, infer_body, infer_path, make_bodies, quanti
 from .memory import KIND
 from .protocol import HEADER_LENGTH, parse_object
 from .tensors import Array, decode, encode, relative_error
-from .watch import Disturbance, Watch, busy_s, waited_s
+from .watch import Disturbance, Watch, busy_s, stolen_s, waited_s
 
 Number = dict[str, Any]
 Progress = Callable[[str], None]
@@ -206,12 +206,12 @@ def _measure(
     duration = float(duration_s or scenario["duration_s"])
     bodies = make_bodies(folder, config, items=items, seed=seed)
     say("starting the server")
-    began, busy_before, own_before = time.monotonic(), busy_s(), time.process_time()
+    began, busy_before, own_before, stolen_before = time.monotonic(), busy_s(), time.process_time(), stolen_s()
     with start(folder, python=python) as server:
         watch = Watch(server.pid)
         measured = {"startup": _number(server.startup_s, "s", "from starting the process to ready", n=1)}
         startup_foreign_s = max(0.0, busy_s() - busy_before - watch.own_s() + own_before)
-        least = _least_startup(server, startup_foreign_s, time.monotonic() - began)
+        least = _least_startup(server, startup_foreign_s, stolen_s() - stolen_before, time.monotonic() - began)
         follower.settle(measured, least)
         say("comparing stored outputs over REST and gRPC")
         if (error := _fidelity(folder, config, server, findings)) is not None:
@@ -242,7 +242,7 @@ def _measure(
         say("stopping the server")
         if (code := server.stop()) != 0:
             findings.append(_finding("E-SHUTDOWN", "", f"the server ended with code {code} instead of 0"))
-    if noise := noise_in(result, disturbance.foreign_cores):
+    if noise := noise_in(result, disturbance):
         findings.append(_finding("W-NOISY", "", noise))
         for name in ("latency_p50", "latency_p95", "latency_p99", "throughput", "startup"):
             if name in measured:
@@ -250,19 +250,21 @@ def _measure(
     return measured, least
 
 
-def _is_busy(foreign_cores: float) -> bool:
-    return foreign_cores > FOREIGN_SHARE * (os.cpu_count() or 1)
+def _is_busy(taken_cores: float) -> bool:
+    return taken_cores > FOREIGN_SHARE * (os.cpu_count() or 1)
 
 
-def _least_startup(server: Server, foreign_s: float, elapsed_s: float) -> dict[str, float]:
-    """The start without what other work can have added: it took no more than its processor time, and no more than we waited."""
+def _least_startup(server: Server, foreign_s: float, host_s: float, elapsed_s: float) -> dict[str, float]:
+    """The start without what others can have added: other work its processor time, and no more than we waited, and the host what it took."""
+    if not _is_busy((foreign_s + host_s) / elapsed_s):
+        return {}
     waited = waited_s(server.pid)
-    return {"startup": server.startup_s - min(foreign_s, foreign_s if waited is None else waited)} if _is_busy(foreign_s / elapsed_s) else {}
+    return {"startup": server.startup_s - min(foreign_s, foreign_s if waited is None else waited) - host_s}
 
 
 def _least(result: LoadResult, disturbance: Disturbance) -> dict[str, float]:
     """Times and throughput of a run without what other work can have added; nothing where there was little of it."""
-    if not _is_busy(disturbance.foreign_cores):
+    if not _is_busy(disturbance.taken_cores):
         return {}
     undisturbed = dataclasses.replace(result, latency_s=disturbance.least_latency(result))
     numbers = _load_numbers(undisturbed)
@@ -308,12 +310,11 @@ def quantile_interval(ordered: Array, share: float, confidence: float = 0.95) ->
     return float(ordered[min(max(low, 0), count - 1)]), float(ordered[min(high, count - 1)])
 
 
-def noise_in(result: LoadResult, foreign_cores: float) -> str | None:
+def noise_in(result: LoadResult, disturbance: Disturbance) -> str | None:
     """Why the times should not be trusted; None when they can."""
     reasons = []
-    cores = os.cpu_count() or 1
-    if _is_busy(foreign_cores):
-        reasons.append(f"other work kept {foreign_cores:.1f} of {cores} cores busy")
+    if _is_busy(disturbance.taken_cores):
+        reasons.append(disturbance.words)
     late = quantile(result.late_s, 0.99)
     p99 = quantile(result.latency_s[result.ok], 0.99) if result.ok.any() else 0.0
     if late > max(LATE_S, LATE_SHARE * p99):

@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,12 +25,27 @@ class Disturbance:
     """What other work took during a stretch of time."""
 
     foreign_cores: float
-    """Cores that it kept busy, on average."""
+    """Cores that other processes kept busy, on average."""
+    stolen_cores: float
+    """Cores that the host of a virtual machine took away meanwhile, on average."""
     ends: Array
     """Ends of the slices that were looked at, by `time.perf_counter`; the first entry is the beginning of the first slice."""
     stalls_s: Array
     """By slice: the most by which other work can have held us up. That is the processor time that it took, and no more than
-    the threads of the server and that of the load waited for a processor, where the system tells that."""
+    the threads of the server and that of the load waited for a processor, where the system tells that; and what the host took,
+    which the system counts as nobody's waiting."""
+
+    @property
+    def taken_cores(self) -> float:
+        """Cores that others had, on this machine or on its host."""
+        return self.foreign_cores + self.stolen_cores
+
+    @property
+    def words(self) -> str:
+        """What others had, of how much."""
+        cores = os.cpu_count() or 1
+        stolen = f", and the host took {self.stolen_cores / cores:.0%} of the processor" if self.stolen_cores >= 0.01 * cores else ""
+        return f"other work kept {self.foreign_cores:.1f} of {cores} cores busy{stolen}"
 
     def least_latency(self, result: LoadResult) -> Array:
         """The latencies without all that other work can have added; NaN where there was no answer.
@@ -60,7 +76,7 @@ class Watch:
         self._processes: list[psutil.Process] = []
         self._look_at_s = 0.0
         self.peak_bytes = 0
-        self._readings: list[tuple[float, float, float | None]] = []
+        self._readings: list[tuple[float, float, float | None, float]] = []
 
     def begin(self) -> None:
         """Start the clocks."""
@@ -75,18 +91,19 @@ class Watch:
         waited = [waited_s(process.pid) for process in self._processes]
         waited += [waited_s(os.getpid(), thread.native_id) for thread in threading.enumerate() if thread.name == LOAD_THREAD]
         known = None if any(seconds is None for seconds in waited) else sum(seconds or 0.0 for seconds in waited)
-        self._readings.append((time.perf_counter(), busy_s() - self._known_s(), known))
+        self._readings.append((time.perf_counter(), busy_s() - self._known_s(), known, stolen_s()))
 
     def end(self) -> Disturbance:
         """What other work took since `begin`."""
         self._look()
         self.sample()
         ends = np.array([reading[0] for reading in self._readings])
-        foreign = np.diff([reading[1] for reading in self._readings])
+        foreign, stolen = (np.diff([reading[i] for reading in self._readings]) for i in (1, 3))
         stalls = np.maximum(foreign, 0.0)
         if all(reading[2] is not None for reading in self._readings):
             stalls = np.minimum(stalls, np.maximum(np.diff(np.array([reading[2] for reading in self._readings], float)), 0.0))
-        return Disturbance(max(0.0, float(foreign.sum())) / float(ends[-1] - ends[0]), ends, stalls)
+        took_s = float(ends[-1] - ends[0])
+        return Disturbance(max(0.0, float(foreign.sum())) / took_s, float(stolen.sum()) / took_s, ends, stalls + stolen)
 
     def own_s(self) -> float:
         """Processor time of the server and of this process, from their beginnings."""
@@ -125,4 +142,13 @@ def busy_s() -> float:
     """Processor time that anybody used since the machine was started, over all cores."""
     times = psutil.cpu_times()
     idle: float = times.idle + getattr(times, "iowait", 0.0)
-    return sum(times[:8]) - idle
+    return sum(times[:8]) - idle - stolen_s(times)
+
+
+def stolen_s(times: Any = None) -> float:
+    """Processor time that the host of a virtual machine took from it since then, over all cores; 0 where nothing tells.
+
+    Args:
+        times: What psutil tells of the processor; read now if not given.
+    """
+    return float(getattr(psutil.cpu_times() if times is None else times, "steal", 0.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import StudyState, no_progress
+from .base import StudyState
 
 # Verbs are listed in the order in which these files are read: that of the work.
 # isort: off
@@ -18,7 +18,7 @@ from .scheduling import Scheduling
 from .showing import Showing, Workbench
 # isort: on
 
-__all__ = ["Study", "StudyState", "Workbench", "no_progress"]
+__all__ = ["Study", "StudyState", "Workbench"]
 
 
 class Study(Measuring, Estimating, Trying, Rehearsing, Following, Rotating, Scheduling, Showing):

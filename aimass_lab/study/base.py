@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +11,7 @@ from ..errors import InputError, StoreError, UnsupportedError
 from ..recipe import read_recipe
 from ..records import ORIGINAL, BatchPoint, HeldVariants, Profile, Recipe, Record
 from ..store import Store
-from ..verbs import Progress
+from ..verbs import Progress, Seen
 from ..workload import Call, Workload
 from .held import held_variants
 
@@ -27,6 +28,10 @@ R = TypeVar("R", bound=Record)
 
 def no_progress(share: float, text: str) -> None:
     """The progress of who does not want to know."""
+
+
+def unseen(record: Record) -> None:
+    """What is known early, for who does not want to see it."""
 
 
 class StudyState:
@@ -59,6 +64,8 @@ class StudyState:
         """Everything found so far, oldest first."""
         self.progress: Progress = no_progress
         """Where long work tells how far it is; a front-end puts its own here."""
+        self.seen: Seen = unseen
+        """Where it shows what it knows before its end."""
         self._variants: dict[str, Variant] = {}
         self._profiles: dict[str, Profile] = {}
         """The newest of each technique, on the model's own device."""
@@ -66,6 +73,16 @@ class StudyState:
         """What the plans so far simulated."""
         self._followed: tuple[str, Call, list[Trace]] | None = None
         """What was served last, what it is called with, and its operators by batch size, whatever the device."""
+
+    @contextlib.contextmanager
+    def telling(self, progress: Progress, seen: Seen | None = None) -> Iterator[None]:
+        """Let what is asked for within tell its progress, and show what it knows before its end."""
+        before = self.progress, self.seen
+        self.progress, self.seen = progress, seen or unseen
+        try:
+            yield
+        finally:
+            self.progress, self.seen = before
 
     @property
     def model(self) -> nn.Module:

@@ -34,7 +34,7 @@ class Measuring(StudyState):
         from ..profiling.advice import without_disproved
 
         workload = self._on_device(device)
-        profile = profile_model(workload, batch_size=batch, budget_s=parse_seconds(seconds), force=force, progress=self.progress)
+        profile = profile_model(workload, batch_size=batch, budget_s=parse_seconds(seconds), force=force, progress=self.progress, seen=self.seen)
         profile = without_disproved(profile, (r for r in self.results if isinstance(r, TrialResult)))
         if workload is self.workload:
             self._profiles[ORIGINAL] = profile

@@ -85,7 +85,7 @@ def _page_faults(original: Sequence[Burst], variant: Sequence[Burst]) -> Iterato
 def across_sizes(points: Sequence[TrialPoint]) -> Iterator[str]:
     """What the comparison of batch sizes itself says about the cause."""
     faster = [p.batch_size for p in points if p.verdict == "faster"]
-    others = [p.batch_size for p in points if p.verdict != "faster"]
+    others = [p.batch_size for p in points if p.verdict in ("no gain", "slower")]
     if faster and others and max(others) < min(faster):
         yield f"it pays from batch {min(faster)} on: at {_listed(others)} a call has too little arithmetic for what the technique saves"
     if faster and others and max(faster) < min(others):

@@ -72,7 +72,8 @@ def make_result(
     points = tuple(_point(m, env) for m in measured)
     equivalent, why = judge(outputs, env, tolerance, max_drop)
     verdict = overall(points) if equivalent else "not equivalent"
-    recommended, recommendation = recommend(not variant.techniques, equivalent, points, sizes, original_sizes)
+    disturbed = next((f": {m.speeds.meter.reasons}; {m.speeds.decision.remedy}" for m in measured if m.speeds.decision.doubt), "")
+    recommended, recommendation = recommend(not variant.techniques, equivalent, points, sizes, original_sizes, disturbed=disturbed)
     return TrialResult(
         model=info,
         environment=environment,
@@ -120,13 +121,23 @@ def judge(outputs: Outputs, environment: str, tolerance: float, max_drop: float)
 def overall(points: Sequence[TrialPoint]) -> Verdict:
     """The verdict on speed over all batch sizes."""
     verdicts = {point.verdict for point in points}
+    if "cannot tell" in verdicts:
+        return "cannot tell"
     return verdicts.pop() if len(verdicts) == 1 else "mixed"
 
 
-def recommend(is_control: bool, equivalent: bool, points: Sequence[TrialPoint], sizes: Sizes, original: Sizes) -> tuple[bool, str]:
+def recommend(is_control: bool, equivalent: bool, points: Sequence[TrialPoint], sizes: Sizes, original: Sizes, *, disturbed: str = "") -> tuple[bool, str]:
     """Whether to take the variant in the model's place, and why.
 
     It must be equivalent, shown to be no slower at any batch size, and faster at one of them or smaller.
+
+    Args:
+        is_control: Nothing was changed.
+        equivalent: The outputs are.
+        points: Speed by batch size.
+        sizes: Of the variant.
+        original: Of the original.
+        disturbed: What kept a verdict on speed from being given and what to do, in words that follow.
     """
     if is_control:
         return False, "the control: nothing was changed, so there is nothing to recommend"
@@ -135,6 +146,9 @@ def recommend(is_control: bool, equivalent: bool, points: Sequence[TrialPoint], 
     slower = [p for p in points if p.verdict == "slower"]
     if slower:
         return False, f"refused: slower at {_listed(slower)}"
+    untold = [p for p in points if p.verdict == "cannot tell"]
+    if untold:
+        return False, f"cannot tell at {_listed(untold)} whether it is faster{disturbed}"
     unclear = [p for p in points if p.speedup.interval is None or p.speedup.interval[0] < 1 - BAND]
     if unclear:
         return False, f"refused: it is not shown to be as fast at {_listed(unclear)}"
@@ -168,7 +182,7 @@ def _reasons(workload: Workload, variant: Variant, measured: Sequence[Measured],
     for m, point in zip(measured, points, strict=True):
         at = f"batch {m.batch_size}: " if several else ""
         yield f"{at}{m.speeds.decision.explain()}"
-        if point.verdict != "faster":
+        if point.verdict in ("no gain", "slower"):
             causes = find_causes(variant, workload.model, m.speeds, m.batch_size, workload.torch_device)
             yield from (f"{at}{cause}" for cause in causes if cause not in told)
             told.update(causes)
@@ -221,7 +235,7 @@ def _notes(measured: Sequence[Measured], outputs: Outputs, max_drop: float, size
 
 def _unresolved(speeds: Speeds, at: str) -> str:
     if speeds.decision.doubt:
-        return f"beside other work no verdict is given{at} on several threads; repeat on a quiet machine, or compare with one thread: threads=1"
+        return f"no verdict on speed is given{at}: {speeds.meter.reasons}; {speeds.decision.remedy}"
     ratio = speeds.decision.ratio
     few = f", after {ratio.num_rounds} rounds" if ratio.num_rounds < FEWEST_RANKS else ""
     return f"the interval [{ratio.low:.3g}, {ratio.high:.3g}]{at} is too wide to tell{few}; allow more time or quieten the machine"
@@ -239,7 +253,8 @@ def _point(m: Measured, environment: str) -> TrialPoint:
 
     many = min(len(speeds.calls_s("original")), len(speeds.calls_s("variant"))) >= MANY_CALLS
     wall = _speedup(decision.wall, "wall time", speeds, environment, quality)
-    processor = None if decision.processor is None else _speedup(decision.processor, "processor time of all threads", speeds, environment, "ok")
+    clean: Quality = "noisy" if decision.doubt else "ok"
+    processor = None if decision.processor is None else _speedup(decision.processor, "processor time of all threads", speeds, environment, clean)
     alone = None if decision.one_thread is None else _speedup(decision.one_thread, "processor time with one thread", speeds, environment, "ok")
     compile_s = None if m.first_call_s is None else max(0.0, m.first_call_s - percentile(speeds.calls_s("variant"), 50))
     method = "first call less the median call; what torch compiled earlier in this process or keeps on disk is reused"

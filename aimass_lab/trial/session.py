@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..environment import LoadMeter, read_environment
+from ..environment import LoadMeter, read_environment, usable_cores
 from ..errors import DoesNotFitError, InputError, OutOfTime, UnsupportedError
 from ..preserve import COPY_LIMIT_BYTES, preserved, private_copy
 from ..quiet import quiet
@@ -281,10 +281,10 @@ class _Trial:
         )  # fmt: skip
 
     def _environment(self, speeds: Sequence[Speeds]) -> Environment:
-        def busiest(meter: LoadMeter) -> float:
-            return meter.foreign_cores or 0.0
+        def taken(meter: LoadMeter) -> float:
+            return (meter.foreign_cores or 0.0) + (meter.stolen or 0.0) * usable_cores()
 
-        return read_environment(self.device, load=max((s.meter for s in speeds), key=busiest))
+        return read_environment(self.device, load=max((s.meter for s in speeds), key=taken))
 
     def _call(self, batch_size: int) -> Call:
         return self.session.workload.call.with_batch(batch_size)
@@ -329,11 +329,11 @@ class _Trial:
         both = partial(self.pair.run_original, call), partial(self.pair.run_variant, call)
         budget_s = max(LEAST_S, left_s)
         speeds = compare_speed(*both, self.device, budget_s=budget_s, instances=self.instances, report=report)
-        if speeds.decision.doubt and not speeds.interrupted and not self.held.variant.compiles:  # which would be compiled anew
+        if speeds.decision.alone_would_tell and not speeds.interrupted and not self.held.variant.compiles:  # which would be compiled anew
             with torch_threads(1):
                 alone = compare_speed(*both, self.device, budget_s=CHECK_SHARE * budget_s, report=report)
             if alone.decision.processor is not None:
-                speeds = speeds.borne_out_by(alone.decision.processor)
+                speeds = speeds.beside(alone.decision.processor)
         first_call_s = self.held.first_calls_s[batch_size, torch.get_num_threads()]
         return Measured(batch_size, speeds, first_call_s if self.held.variant.compiles else None)
 

@@ -69,10 +69,9 @@ class Speeds:
         """Rounds in which both were called."""
         return len(self.variant)
 
-    def borne_out_by(self, one_thread: Ratio) -> Speeds:
-        """Judged again, with what one thread alone says; see `decide_speed`."""
-        decision = self.decision
-        return replace(self, decision=decide_speed(decision.wall, decision.processor, noisy=self.noisy, threads=2, one_thread=one_thread))
+    def beside(self, one_thread: Ratio) -> Speeds:
+        """With what one thread alone says."""
+        return replace(self, decision=replace(self.decision, one_thread=one_thread))
 
     def calls_s(self, which: str) -> list[float]:
         """Seconds of every single call of the ``"original"`` or the ``"variant"``."""
@@ -111,7 +110,7 @@ def compare_speed(
             if not looks.due(len(samples[1])):
                 return False
             meter.update()
-            return is_enough(_decide(samples[0], samples[1], device, instances, is_noisy(meter, instances)))
+            return is_enough(_decide(samples[0], samples[1], device, instances, meter))
 
         try:
             sample = _sampler((original, variant), device, instances, pool)
@@ -130,25 +129,25 @@ def compare_speed(
             interrupted = True
     num_rounds = min(len(s) for s in samples)
     before, after = samples[0][:num_rounds], samples[1][:num_rounds]
-    noisy = is_noisy(meter, instances)
-    return Speeds(before, after, _decide(before, after, device, instances, noisy), noisy, meter, instances, interrupted)
+    return Speeds(before, after, _decide(before, after, device, instances, meter), is_noisy(meter, instances), meter, instances, interrupted)
 
 
 def is_noisy(meter: LoadMeter, instances: int) -> bool:
-    """Whether other work took cores away; that several callers wait for each other's is their own doing."""
+    """Whether others took cores away; that several callers wait for each other's is their own doing."""
     return meter.noisy if instances == 1 else meter.crowded
 
 
-def _decide(original: Sequence[Burst], variant: Sequence[Burst], device: torch.device, instances: int, noisy: bool) -> Decision:
+def _decide(original: Sequence[Burst], variant: Sequence[Burst], device: torch.device, instances: int, meter: LoadMeter) -> Decision:
     import torch
 
+    noisy = is_noisy(meter, instances)
     wall = Ratio.of([b.seconds for b in original], [b.seconds for b in variant])
     if device.type == "cuda" or min(b.processor_s for b in (*original, *variant)) <= 0:  # a clock too coarse for the calls
-        return decide_speed(wall, None, noisy=noisy, threads=1)
+        return decide_speed(wall, None, noisy=noisy, threads=1, robbed=meter.robbed)
     processor = Ratio.of([b.processor_s for b in original], [b.processor_s for b in variant])
     # a runtime may have threads of its own
     cores = max(percentile([b.processor_s / b.seconds for b in side], 50) for side in (original, variant)) / instances
-    return decide_speed(wall, processor, noisy=noisy, threads=max(torch.get_num_threads(), round(cores)))
+    return decide_speed(wall, processor, noisy=noisy, threads=max(torch.get_num_threads(), round(cores)), robbed=meter.robbed)
 
 
 # --- taking one sample ----------------------------------------------------------------------

@@ -5,13 +5,15 @@ The rules of speed err towards "no gain". Rounds are looked at no more than `LOO
 before the first look is looked at once, at its end, and that interval has the level ``1 - ERROR``. A verdict of
 faster or slower needs the whole interval beyond a band of ±`BAND`: of copies that differ by no more than the band, fewer than `ERROR` are
 called different, and of identical ones far fewer.
+
+None is given by a clock that others disturbed: see `decide_speed`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..records import Clock, Speed
 from ..timing import paired_ratio
@@ -85,7 +87,9 @@ class Decision:
     why_clock: str
     """In words that follow 'by'."""
     doubt: str | None = None
-    """What keeps a verdict from being given although the deciding clock's interval is clear."""
+    """Why the clock cannot be trusted, so that no verdict is given, however clear its interval is."""
+    alone_would_tell: bool = False
+    """Whether one thread by itself could be judged."""
     one_thread: Ratio | None = None
     """By processor time with a single thread, measured where other work disturbs several."""
 
@@ -94,11 +98,17 @@ class Decision:
         """By the clock that decides."""
         return self.processor if self.clock == "processor" and self.processor else self.wall
 
+    @property
+    def remedy(self) -> str:
+        """What to do where it cannot be told."""
+        return "repeat it on a quiet machine" + (", or with one thread: threads=1" if self.alone_would_tell else "")
+
     def explain(self) -> str:
         """The verdict on speed in a sentence."""
         found = f"speed-up {self.ratio} over {self.ratio.num_rounds} rounds by {self.why_clock}"
         if self.doubt:
-            return f"{found}: not shown, because {self.doubt}"
+            alone = f"; the processor time of one thread says {self.one_thread}" if self.one_thread else ""
+            return f"{found}: it cannot be told, because {self.doubt}{alone}"
         if self.verdict == "faster":
             return f"{found}: wholly above {1 + BAND:g}"
         if self.verdict == "slower":
@@ -108,32 +118,32 @@ class Decision:
         return f"{found}: it reaches into ±{BAND:.0%} of no change, so a difference is not shown"
 
 
-def decide_speed(wall: Ratio, processor: Ratio | None, *, noisy: bool, threads: int, one_thread: Ratio | None = None) -> Decision:
+def decide_speed(wall: Ratio, processor: Ratio | None, *, noisy: bool, threads: int, robbed: bool = False, one_thread: Ratio | None = None) -> Decision:
     """Decide which clock counts, and what it says.
 
     Wall time is what a user gets, and decides on a quiet machine. Where other work takes the cores away, calls of one thread are compared by
     processor time, which does not count the waiting. With several threads it does: those that wait for a descheduled one spin, and the model
-    with more operators waits more often. Int8 that is 1.5 times as fast on a quiet machine came out at 0.34 by both clocks beside other work.
-    So a verdict on several threads then needs the processor time of one thread to bear it out.
+    with more operators waits more often. Int8 that is 1.5 times as fast on a quiet machine came out at 0.34 by both clocks beside other work,
+    and at a nine hundredth beside more of it. Nor does it help where the host of a virtual machine takes the processor away, which many count
+    as the work of whoever had it. There no clock is left, and no verdict is given.
 
     Args:
         wall: Speed-up by wall time.
         processor: By processor time of all threads; None where the work is not done by the processor.
-        noisy: Whether other work took the cores away.
+        noisy: Whether others took the cores away.
         threads: That a call may use.
-        one_thread: By processor time with a single thread, where that was measured.
+        robbed: Whether it was the host that took them.
+        one_thread: By processor time with a single thread, where that was measured: it is told, and decides nothing.
     """
-    if not noisy or processor is None:
+    if not noisy:
         return Decision("wall", wall, processor, wall.verdict, wall.resolved, "wall time")
-    if threads == 1:
+    if processor is not None and threads == 1 and not robbed:
         return Decision("processor", wall, processor, processor.verdict, processor.resolved, "processor time, because other work takes the cores away")
-    decision = Decision("wall", wall, processor, wall.verdict, wall.resolved, "wall time, beside other work", one_thread=one_thread)
-    if wall.verdict == "no gain" or (one_thread is not None and one_thread.verdict == wall.verdict):
-        return decision
-    doubt = "threads that wait for each other suffer more from other work than one alone"
-    if one_thread is not None:
-        doubt += f", and the processor time of one thread says {one_thread}"
-    return replace(decision, verdict="no gain", resolved=False, doubt=doubt)
+    several = processor is not None and threads > 1
+    doubt = "threads that wait for each other suffer more from other work than one alone" if several else "there is no clock here that leaves other work out"
+    if robbed:
+        doubt = "the host took the processor away, which may count as time of whoever had it"
+    return Decision("wall", wall, processor, "cannot tell", False, "wall time, beside other work", doubt, several and not robbed, one_thread)
 
 
 def is_enough(decision: Decision) -> bool:

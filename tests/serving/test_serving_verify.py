@@ -223,7 +223,7 @@ def made_run(latencies_ms: list[float], *, every_ms: float = 100.0) -> LoadResul
 
 def disturbed(stalls_ms: list[float], foreign_cores: float = 1.0) -> Disturbance:
     """Slices of 100 ms."""
-    return Disturbance(foreign_cores, np.arange(len(stalls_ms) + 1) / 10, np.array(stalls_ms) / 1e3)
+    return Disturbance(foreign_cores, 0.0, np.arange(len(stalls_ms) + 1) / 10, np.array(stalls_ms) / 1e3)
 
 
 def test_a_stall_is_taken_off_those_who_were_under_way_and_off_nobody_else() -> None:

@@ -66,7 +66,7 @@ def _verdict(record: Check) -> str:
     worse = [change.name for change in record.changes if change.verdict == "worse"]
     since = f": worse than {record.baseline}: {', '.join(worse)}" if worse else ""
     if record.passed is None and any(change.verdict == "not judged" for change in record.changes):
-        return f"NOT JUDGED: what got worse since {record.baseline} may be another machine's, or other work's"
+        return f"NOT JUDGED: what changed since {record.baseline} may be another machine's, or other work's"
     return {True: "PASS", False: f"FAIL{since}", None: "NOT JUDGED: other work kept the machine too busy"}[record.passed]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...headlines import format_interval, format_number, headline
-from ...records import CellProfile, ColdStart, LiveTensor, ModuleTime, Profile
+from ...records import CellProfile, ColdStart, LiveTensor, ModelSummary, ModuleTime, Profile
 from ..page import Cell, Page, Table
 from .base import ladder_table, lay_out, notes_of, where
 
@@ -71,6 +71,24 @@ def _title(what: str, shown: int, there: int) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+@lay_out.register
+def _(record: ModelSummary) -> Page:
+    return Page(
+        title=f"Profile of {record.model.name}",
+        headline="nothing was run yet",
+        facts=(
+            ("class", record.model.type.rpartition(".")[2]),
+            ("parameters", record.num_parameters),
+            ("weights", record.weight_bytes),
+            ("dtype", record.model.dtype),
+            ("device", record.device),
+            ("batch size", record.batch_size),
+            ("FLOPs of a call", record.flops),
+            ("activations", record.activation_peak_bytes),
+        ),
+    )
 
 
 @lay_out.register

@@ -51,8 +51,7 @@ def _sentence(record: TrialResult) -> str:
 def _tone(record: TrialResult) -> str:
     if record.verdict in ("slower", "not equivalent"):
         return "bad"
-    doubtful = any(p.speedup.quality == "noisy" for p in record.points)
-    return "good" if record.recommended and not doubtful else "warn"
+    return "good" if record.recommended else "warn"
 
 
 def _speeds(points: tuple[TrialPoint, ...]) -> Table:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...records import Record, SearchResult
-from ...study import Study, StudyState, no_progress
+from ...study import Study, StudyState
 from ...units import parse_seconds
-from ...verbs import Progress, Verb
+from ...verbs import Progress, Seen, Verb
 
 LEAST_LEFT_S = 1.0
 
@@ -23,23 +23,22 @@ class VerbCall:
         study: Whose verb it is.
         verb: What is called.
         values: Its arguments.
+        seen: Given what it knows before its end; nobody if not given.
     """
 
-    def __init__(self, study: StudyState, verb: Verb, values: Mapping[str, Any]) -> None:
-        self.study, self.verb, self.values = study, verb, values
+    def __init__(self, study: StudyState, verb: Verb, values: Mapping[str, Any], seen: Seen | None = None) -> None:
+        self.study, self.verb, self.values, self._seen = study, verb, values, seen
         self._resumes = {"resume", "seconds"} <= {parameter.name for parameter in verb.parameters}
         self._spent_s = 0.0
 
     def __call__(self, progress: Progress) -> Any:
         """Call it, for the first time or again."""
-        study = self.study
-        before, study.progress = study.progress, progress
         begin = time.monotonic()
         try:
-            return self.verb.function(study, **{**self.values, **self._rest()})
+            with self.study.telling(progress, self._seen):
+                return self.verb.function(self.study, **{**self.values, **self._rest()})
         finally:
             self._spent_s += time.monotonic() - begin
-            study.progress = no_progress if before is progress else before
 
     def so_far(self) -> Record | None:
         """What it has found until now, where that can be told before its end."""

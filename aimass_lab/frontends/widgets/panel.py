@@ -11,7 +11,7 @@ import anywidget
 import traitlets
 
 from ...errors import AimassError, InputError
-from ...records import ORIGINAL, Record, to_json
+from ...records import ORIGINAL, ModelSummary, Record, to_json
 from ...study import StudyState, Workbench
 from ...verbs import Progress, Verb
 from ..background import END_STATES, Job, Work, Worker
@@ -133,7 +133,7 @@ class Panel(anywidget.AnyWidget):
         verb, values = read_line(line)
         if not verb.of_study:
             return partial(self._call_function, verb, values)
-        return VerbCall(self.bench.study, verb, find_models(verb, values, partial(_other_model, self._names)))
+        return VerbCall(self.bench.study, verb, find_models(verb, values, partial(_other_model, self._names)), self._show_early)
 
     def _call_function(self, verb: Verb, values: Mapping[str, Any], progress: Progress) -> Any:
         self._checks.asked_here = True
@@ -148,6 +148,11 @@ class Panel(anywidget.AnyWidget):
         self._known[kind] = None
         if self.comm is not None:
             self.records = {**self.records, kind: {**json.loads(to_json(record, indent=None)), "index": None}}
+
+    def _show_early(self, record: Record) -> None:
+        """Show what is known of a model that was never profiled while its first profile runs; a profile that is there says more."""
+        if isinstance(record, ModelSummary) and "profile" not in self._known:
+            self._show_part(record)
 
     def _received(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
         """A message of the browser: work is queued, because it may arrive while a cell runs; questions are answered, which leave the model alone."""

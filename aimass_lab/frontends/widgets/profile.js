@@ -38,7 +38,7 @@ function weigh(node, get) {
 export const profileView = {
   name: "profile",
   text: "Profile",
-  kinds: ["profile", "demand"],
+  kinds: ["profile", "demand", "model_summary"],
   facts: [],
   draw: drawProfile,
   line: (ctx) => (ctx.selection() === null ? ctx.line("profile") : ctx.moduleLine()),
@@ -59,18 +59,31 @@ function drawProfile(ctx) {
   return { node, mark };
 }
 
+const fact = (name, value) => h("div", { class: "aw-fact" }, h("span", { class: "aw-fact-name" }, name), value);
+
 function noProfile(ctx) {
+  const summary = ctx.record("model_summary");
+  if (summary) return { node: h("div", { class: "aw-view" }, firstLook(summary)) };
   const line = ctx.line("profile");
   return { node: h("div", { class: "aw-view" }, empty("Nothing is measured yet. A profile runs the model for about four seconds, beside the notebook, and leaves it as it was.", "Measure", () => ctx.run([line]))) };
 }
 
+/** What is known of a model while it is measured for the first time. */
+function firstLook(summary) {
+  const { model } = summary;
+  return h("div", {},
+    h("p", { class: "aw-lead" }, `${model.type.split(".").pop()} on ${summary.device}, mostly ${model.dtype}: it is being measured. What stands here needed no run.`),
+    h("div", { class: "aw-facts" },
+      fact("parameters", number(summary.num_parameters)), fact("weights", number(summary.weight_bytes)),
+      summary.flops ? fact(`FLOPs of a call, batch ${summary.batch_size}`, number(summary.flops)) : null, summary.activation_peak_bytes ? fact("activations", number(summary.activation_peak_bytes)) : null));
+}
+
 function headline(ctx, profile) {
-  const fact = (name, value) => h("div", { class: "aw-fact" }, h("span", { class: "aw-fact-name" }, name), number(value));
   return h("div", {},
     h("p", { class: "aw-lead" }, profile.binds),
     h("div", { class: "aw-facts" },
-      fact(`latency p50, batch ${profile.batch_size}`, profile.latency_p50), fact("latency p99", profile.latency_p99), fact("throughput", profile.throughput),
-      fact("peak memory of a call", profile.peak_memory_bytes), fact("of it weights", profile.weight_bytes), fact("in no submodule", profile.host_residual)));
+      fact(`latency p50, batch ${profile.batch_size}`, number(profile.latency_p50)), fact("latency p99", number(profile.latency_p99)), fact("throughput", number(profile.throughput)),
+      fact("peak memory of a call", number(profile.peak_memory_bytes)), fact("of it weights", number(profile.weight_bytes)), fact("in no submodule", number(profile.host_residual))));
 }
 
 /** A row of a table that stands for a module: a click or Enter selects it. */

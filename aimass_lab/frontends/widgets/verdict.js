@@ -12,7 +12,7 @@ const SAMPLES = 6;
 
 export const toneOf = (record) => {
   if (record.verdict === "slower" || record.verdict === "not equivalent") return "bad";
-  return record.recommended && !record.points.some((p) => p.speedup.quality === "noisy") ? "good" : "warm";
+  return record.recommended ? "good" : "warm";
 };
 
 export const verdictTag = (record) => h("span", { class: `aw-tag aw-${toneOf(record)}` }, record.verdict);
@@ -31,7 +31,7 @@ export function ratioScale(numbers, left, right) {
 export function whisker(speedup, scale, y) {
   const x = logarithmic(...scale);
   const [low, high] = speedup.interval ?? [speedup.value, speedup.value];
-  const kind = low > 1 + BAND ? "good" : high < 1 - BAND ? "bad" : "soft";
+  const kind = speedup.quality === "noisy" ? "soft" : low > 1 + BAND ? "good" : high < 1 - BAND ? "bad" : "soft";
   return h("g", { class: `aw-whisker aw-${kind}` }, h("line", { x1: x(low), x2: x(high), y1: y, y2: y }), h("circle", { cx: x(speedup.value), cy: y, r: 4 }));
 }
 
@@ -66,7 +66,8 @@ function pair(text, before, after, less) {
   if (!before || !after) return null;
   const most = Math.max(before.value, after.value) || 1;
   const factor = before.value > 0 ? after.value / before.value : null;
-  const better = factor === null || Math.abs(factor - 1) <= BAND ? "soft" : (factor < 1) === less ? "good" : "bad";
+  const told = ![before, after].some((one) => one.quality === "noisy"); // what other work disturbed is no gain and no loss
+  const better = factor === null || !told || Math.abs(factor - 1) <= BAND ? "soft" : (factor < 1) === less ? "good" : "bad";
   const bar = (value, kind) => h("span", { class: `aw-ab-bar aw-${kind}`, style: `width:${Math.max(1, (100 * value) / most).toFixed(1)}%` });
   return h("tr", {}, h("th", { scope: "row", class: "aw-ab" }, text, bar(before.value, "soft"), bar(after.value, "brand")),
     h("td", { class: "aw-num", title: provenance(before) }, figure(before)), h("td", { class: "aw-num", title: provenance(after) }, h("b", {}, figure(after))),

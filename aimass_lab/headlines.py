@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from .options import write_call
 from .records import (
     Bundle,
     CellProfile,
@@ -33,6 +34,7 @@ from .records import (
     Rehearsal,
     ResourceDemand,
     Rotation,
+    RotationRun,
     ScalePlan,
     SearchResult,
     SequenceDemand,
@@ -178,8 +180,8 @@ def _(record: Plan) -> str:
 def _(record: Rotation) -> str:
     means = [(run.metric("mean latency"), run) for run in record.runs]
     best, run = min(means, key=lambda pair: pair[0].measured.value)
-    shown = ", ".join(f"{r.policy} {format_number(m.measured)}" for m, r in means)
-    foretold = "" if best.error is None else f"; {run.policy} was predicted {100 * best.error.value:+.0f} %"
+    shown = ", ".join(f"{describe_policy(r)} {format_number(m.measured)}" for m, r in means)
+    foretold = "" if best.error is None else f"; {describe_policy(run)} was predicted {100 * best.error.value:+.0f} %"
     mechanism = max(abs(m.mechanism_error.value) for m, _ in means if m.mechanism_error is not None)
     return f"mean latency {shown}{foretold}; replayed within {100 * mechanism:.1f} %{_doubt(best.measured)}"
 
@@ -231,10 +233,9 @@ def _(record: JobPlan) -> str:
     return f"{'' if record.feasible else 'not everything holds: '}{held} under {describe_policy(run)}{ended}{online}"
 
 
-def describe_policy(run: JobPolicyRun | JobsRun) -> str:
-    """``"priority(ageing_s=inf)"``."""
-    options = ", ".join(f"{name}={value}" for name, value in run.options.items())
-    return f"{run.policy}({options})" if options else run.policy
+def describe_policy(run: JobPolicyRun | JobsRun | RotationRun) -> str:
+    """``"priority(ageing_s=inf)"``: what `scheduling.read_policy` makes the policy of."""
+    return write_call(run.policy, run.options)
 
 
 @headline.register

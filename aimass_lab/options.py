@@ -86,6 +86,18 @@ def read_call(text: str, *, what: str, help: str) -> tuple[str, dict[str, str]]:
     return match["name"], options
 
 
+def write_call(name: str, options: Mapping[str, OptionValue]) -> str:
+    """The text that `read_call` takes apart again: ``"low_rank(ratio=0.5)"``."""
+    written = ", ".join(f"{key}={_written(value)}" for key, value in options.items())
+    return f"{name}({written})" if written else name
+
+
+def _written(value: OptionValue) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
 def read_options(member: type[Any], name: str, options: Mapping[str, Any]) -> dict[str, OptionValue]:
     """Read values by the types of the fields they are for; ``"none"`` is None where a field allows it.
 

@@ -200,7 +200,7 @@ def test_a_server_slower_than_the_target_is_told():
 
 def test_a_policy_with_a_mix_of_requests():
     mix = [RequestClass(0.9, num_items=1, priority=0), RequestClass(0.1, num_items=8, priority=1)]
-    plan = make_plan(MODEL, {"cpu": LADDER}, target(600, 0.100), policy="sjf", mix=mix)
+    plan = make_plan(MODEL, {"cpu": LADDER}, target(600, 0.100), policy="sjf", mix=mix, max_wait_s=(0.0,))
     assert plan.feasible
     assert plan.scheduling_policy == "sjf"
     assert plan.throughput_limit.value / plan.replicas.value < 700 / 1.5  # in requests, of 1.7 items each
@@ -208,7 +208,8 @@ def test_a_policy_with_a_mix_of_requests():
 
 
 def test_a_policy_without_a_mix_says_that_it_changes_nothing():
-    plan = make_plan(MODEL, {"cpu": LADDER}, target(300, 0.050), policy="edf")
+    plan = make_plan(MODEL, {"cpu": LADDER}, target(300, 0.050), policy="priority(ageing_s=60)", max_wait_s=(0.0,))
+    assert plan.scheduling_policy == "priority(ageing_s=60)"
     assert "alike:requests" in {note.code for note in plan.notes}
 
 

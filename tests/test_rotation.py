@@ -11,6 +11,7 @@ from aimass_lab import Study, Workload, chart
 from aimass_lab.errors import InputError, ModelError
 from aimass_lab.frontends.cli import main
 from aimass_lab.frontends.render import render_html, render_plain
+from aimass_lab.headlines import describe_policy
 from aimass_lab.records import Rotation, from_json, to_json
 from aimass_lab.rotation import Stream, rotate
 from aimass_lab.rotation.figures import Outcome, fairness
@@ -284,8 +285,9 @@ def test_a_study_rotates_beside_others_in_any_form():
     ("asked", "message"),
     [
         ({"policy": ("lifo",)}, "no scheduling policy called 'lifo'"),
-        ({"option": {"quantum": "1"}}, "no option 'quantum'"),
-        ({"option": {"quantum_s": "-1"}, "policy": ("round_robin",)}, "quantum_s must be a positive time"),
+        ({"policy": ("round_robin(quantum=1)",)}, "no option 'quantum'"),
+        ({"policy": ("round_robin(quantum_s=-1)",)}, "quantum_s must be a positive time"),
+        ({"policy": ("round robin",)}, "'round robin' is no scheduling policy"),
         ({"rate": {"other": "5/s"}}, "no model here is called 'other'"),
         ({"weight": {"mine": "heavy"}}, "'heavy' is not a number"),
         ({"weight": {"mine": "-1"}}, "weight of 'mine' must be above 0"),
@@ -307,10 +309,23 @@ def test_two_models_of_one_name_are_asked_for_names():
 
 
 def test_on_the_command_line_further_models_are_named_like_the_first(model_file, capsys):
-    words = ["rotate", f"{model_file}:make", "--beside", f"{model_file}:judged", "--seconds", "0.1", "--policy", "sjf", "--json"]
+    words = [
+        "rotate",
+        f"{model_file}:make",
+        "--beside",
+        f"{model_file}:judged",
+        "--seconds",
+        "0.1",
+        "--policy",
+        "sjf",
+        "--policy",
+        "round_robin(quantum_s=0.01)",
+        "--json",
+    ]
     assert main(words) == 0
     record = from_json(capsys.readouterr().out, Rotation)
     assert [model.model.name for model in record.models] == ["Net", "judged"]
+    assert [(run.policy, run.options) for run in record.runs] == [("sjf", {}), ("round_robin", {"quantum_s": 0.01})]
     assert main(["rotate", f"{model_file}:make", "--beside", "nothing"]) == 2
     assert "does not name a model" in capsys.readouterr().err
     assert math.isfinite(record.runs[0].overhead.value)
@@ -322,7 +337,8 @@ def test_in_a_notebook_further_models_are_variables():
     shell = InteractiveShell.instance()
     shell.run_line_magic("load_ext", "aimass_lab")
     shell.user_ns.update(net=chain(64, 2), x=torch.randn(4, 64), other=Workload(chain(32, 2), torch.randn(4, 32), name="other"))
-    result = shell.run_line_magic("aimass", "rotate net x --beside other --seconds 0.05 --policy fcfs")
+    result = shell.run_line_magic("aimass", "rotate net x --beside other --seconds 0.05 --policy priority(ageing_s=60)")
     assert [model.model.name for model in result.models] == ["net", "other"]
+    assert describe_policy(result.runs[0]) == "priority(ageing_s=60)"
     assert shell.run_line_magic("aimass", "demand").model.name == "net"  # the one that is meant without a name stays
     shell.run_line_magic("unload_ext", "aimass_lab")

@@ -1,14 +1,16 @@
 """Promises that every scheduling policy keeps, and what each does of its own."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from aimass_lab.errors import InputError, UnknownNameError
+from aimass_lab.options import describe_options
 from aimass_lab.planning.queueing import ServiceTimes
 from aimass_lab.planning.simulate import simulate_queue
-from aimass_lab.scheduling import POLICIES, Queue, Request, make_policy
+from aimass_lab.scheduling import POLICIES, Queue, Request, make_policy, read_policy
 
 SERVICE = ServiceTimes.from_values({1: 0.010, 4: 0.016, 8: 0.025})
 everyone = pytest.mark.parametrize("name", sorted(POLICIES))
@@ -83,9 +85,20 @@ def test_options_are_checked(name):
         make_policy(name, speed=2)
 
 
+@everyone
+def test_a_policy_is_written_as_it_is_read(name):
+    assert read_policy(name).text == name
+    others = {"bool": False, "float": 60.5}
+    changed = replace(make_policy(name), **{option.name: others[option.kind] for option in describe_options(POLICIES[name])})
+    assert read_policy(changed.text) == changed
+
+
 def test_unknown_policy():
-    with pytest.raises(UnknownNameError, match="scheduling policy"):
-        make_policy("lifo")
+    for text in ("lifo", "lifo(ageing_s=1)"):
+        with pytest.raises(UnknownNameError, match="scheduling policy"):
+            read_policy(text)
+    with pytest.raises(InputError, match=r"'priority\(ageing_s=60' is no scheduling policy"):
+        read_policy("priority(ageing_s=60")
 
 
 REQUESTS = [Request(0, 0.0, 5, 2, 9.0), Request(1, 0.1, 1, 1, 3.0), Request(2, 0.2, 3, 0, math.inf), Request(3, 0.3, 1, 1, 2.0)]

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from ..errors import SpecError
-from ..options import changed_options, read_call, read_options
+from ..options import changed_options, read_call, read_options, write_call
 from ..records import JobPlan, Number, ServingSpec, from_json, to_json
 from ..registry import Registry
 from ..spec import errors_of, lint_spec
@@ -78,8 +78,7 @@ def read_member(registry: Registry[type[Member]], text: str) -> Member:
 def member_text(registry: Registry[type[Member]], exporter: Member) -> str:
     """The text that `read_member` makes this one of."""
     name = next(name for name, member in registry.items() if member is type(exporter))
-    options = ", ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in changed_options(exporter).items())
-    return f"{name}({options})" if options else name
+    return write_call(name, changed_options(exporter))
 
 
 def provenance(number: Number) -> str:

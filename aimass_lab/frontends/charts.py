@@ -7,7 +7,7 @@ from functools import singledispatch
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..headlines import format_number, headline
+from ..headlines import describe_policy, format_number, headline
 from ..records import Candidate, FleetAllocation, JobPlan, Number, ObjectiveName, Plan, Prediction, Profile, Record, Rotation, ScalePlan, SearchResult
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _(record: Rotation) -> Figure:
     from plotly.subplots import make_subplots
 
     figure = make_subplots(
-        rows=len(record.runs), shared_xaxes=True, subplot_titles=[run.policy for run in record.runs], vertical_spacing=0.25 / len(record.runs)
+        rows=len(record.runs), shared_xaxes=True, subplot_titles=[describe_policy(run) for run in record.runs], vertical_spacing=0.25 / len(record.runs)
     )
     for row, run in enumerate(record.runs, 1):
         for k, model in enumerate(record.models):

@@ -107,7 +107,7 @@ def _plan(problem: Problem, chosen: Allocation, found: Sequence[Allocation], all
         replicas=problem.replicas(device, replicas, method),
         max_batch_size=derived(candidate.max_batch_size, "item", "best of the powers of two that were simulated", inputs),
         max_wait=derived(candidate.max_wait_s, "s", "best of the waiting times that were simulated", inputs),
-        scheduling_policy=problem.policy,
+        scheduling_policy=problem.policy.text,
         latency_p50=problem.latency(device, simulation.latency_p50_s, "p50"),
         latency_p99=problem.latency(device, simulation.latency_p99_s, "p99"),
         utilization=problem.utilization(device, simulation),
@@ -196,8 +196,8 @@ def _notes(problem: Problem, candidate: Candidate, simulation: Simulation) -> tu
         notes.append(Note(code="W-EXTRAPOLATED", text="a latency in the ladder lies beyond what was measured"))
     if candidate.max_batch_size not in {point.batch_size for point in ladder}:
         notes.append(Note(code="interpolated:batch", text=f"a batch of {candidate.max_batch_size} was interpolated between measured sizes"))
-    if problem.policy != "fcfs" and not problem.mix:
-        notes.append(Note(code="alike:requests", text=f"all requests are alike, so {problem.policy} serves them in the order of arrival"))
+    if problem.policy.name != "fcfs" and not problem.mix:
+        notes.append(Note(code="alike:requests", text=f"all requests are alike, so {problem.policy.text} serves them in the order of arrival"))
     if not simulation.unstable and math.isinf(simulation.latency_p99_s.high):
         notes.append(Note(code="W-NEAR-LIMIT", text="at the upper end of the measured latencies the queue would grow without bound"))
     return tuple(notes)

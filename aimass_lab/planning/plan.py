@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import InputError
 from ..records import BatchPoint, Experience, ModelInfo, Number, Plan, Target
+from ..scheduling import read_policy
 from ..units import format_bytes
 from .allocation import Allocation, Allocator
 from .answer import feasible_plan, infeasible_plan
@@ -53,7 +54,7 @@ def make_plan(
         max_wait_s: Times to try for which a batch is held back at most; 0 is natural batching.
         wait_policy: What a batch that is held back waits for: ``"adaptive"``, as a bundle's server
             does unless told otherwise, or ``"always"`` for a full one; see `simulate`.
-        policy: Which waiting requests go first: a name of `scheduling.POLICIES`.
+        policy: Which waiting requests go first: see `scheduling.read_policy`.
         mix: Kinds of requests; empty: one item each, all alike.
         memory_limit: Memory of a device by name; batches whose measured peak is above it are left out.
         overhead: Time that the server adds to every request besides queue and model; None: latencies are without it, and say so.
@@ -68,7 +69,7 @@ def make_plan(
         UnknownNameError: there is no such policy.
     """
     check_problem(service_time, target, prices, max_wait_s, burstiness)
-    problem = Problem(model, service_time, target, prices or {}, policy, tuple(mix), memory_limit or {}, overhead, experience, burstiness)
+    problem = Problem(model, service_time, target, prices or {}, read_policy(policy), tuple(mix), memory_limit or {}, overhead, experience, burstiness)
     tell = progress or (lambda share, text: None)
     allocator = Allocator(problem.load(seed), **problem.effort(), known=known or Simulations())
     candidates = problem.candidates(max_wait_s, wait_policy)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..records import BatchPoint, Experience, ModelInfo, Number, Target, derived
-from ..scheduling import make_policy
+from ..scheduling import Policy
 from .allocation import Allocation, Candidate, Load
 from .overhead import Overhead
 from .queueing import Arrivals, Bursty, Poisson, ServiceTimes
@@ -26,7 +26,7 @@ class Problem:
     ladders: Mapping[str, Sequence[BatchPoint]]
     target: Target
     prices: Mapping[str, float]
-    policy: str
+    policy: Policy
     mix: tuple[RequestClass, ...]
     memory_limit: Mapping[str, Number]
     overhead: Overhead | None
@@ -65,23 +65,26 @@ class Problem:
         """The law of arrivals at the whole service."""
         return Bursty(rate, burst=self.burstiness) if self.burstiness and self.burstiness > 1 else Poisson(rate)
 
+    @property
+    def by_event(self) -> bool:
+        """Whether requests must be simulated one by one: they differ, or are not served as they come."""
+        return self.policy.name != "fcfs" or bool(self.mix)
+
     def load(self, seed: int) -> Load:
         """What the replicas are simulated under."""
-        policy = make_policy(self.policy)
-        batched = self.policy == "fcfs" and not self.mix
         return Load(
             arrivals=self.arrivals(self.rate),
             latency_p99_s=self.target.latency_p99.value,
             overhead=self.overhead,
             experience=self.experience,
-            policy=None if batched else policy,
+            policy=self.policy if self.by_event else None,
             mix=self.mix,
             seed=seed,
         )
 
     def effort(self) -> dict[str, tuple[int, int]]:
         """Requests and replications: bursts need longer runs, the event loop affords shorter ones."""
-        if self.policy != "fcfs" or self.mix:
+        if self.by_event:
             return {"quick": (2_000, 5), "thorough": (6_000, 11)}
         if self.burstiness and self.burstiness > 1:
             return {"quick": (16_000, 5), "thorough": (40_000, 21)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import InputError
-from ..options import read_options
+from ..options import changed_options, read_call, read_options, write_call
 from ..registry import Registry
 
 
@@ -56,6 +56,11 @@ class Policy(ABC):
     quantum_s: float = math.inf
     """Device time after which a running job makes room for whoever waits."""
 
+    @property
+    def text(self) -> str:
+        """What `read_policy` makes it of: its name, and the options that differ from their defaults."""
+        return write_call(self.name, changed_options(self))
+
     @abstractmethod
     def key(self, request: Request, now_s: float, used_s: float = 0.0) -> float:
         """Return the request's rank, lower first, asked whenever it starts to wait, and while it runs.
@@ -94,6 +99,17 @@ def make_policy(name: str, options: Mapping[str, Any] | None = None, **more: Any
     """
     member = POLICIES[name]
     return member(**read_options(member, f"the scheduling policy {name!r}", {**(options or {}), **more}))
+
+
+def read_policy(text: str) -> Policy:
+    """Make the policy that a text names, with its options in brackets: ``"priority(ageing_s=60)"``.
+
+    Raises:
+        UnknownNameError: there is no such policy.
+        InputError: the text has another form, or the policy no such option or value.
+    """
+    name, options = read_call(text, what="is no scheduling policy", help="give its name, with options in brackets: 'priority(ageing_s=60)'")
+    return make_policy(name, options)
 
 
 def require_positive(name: str, value: float) -> None:

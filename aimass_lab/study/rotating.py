@@ -25,7 +25,6 @@ class Rotating(StudyState):
         *,
         beside: tuple[Model, ...] | None = None,
         policy: tuple[str, ...] | None = None,
-        option: dict[str, str] | None = None,
         load: float = 0.7,
         seconds: Seconds = 5.0,
         rate: dict[str, str] | None = None,
@@ -45,9 +44,8 @@ class Rotating(StudyState):
 
         Args:
             beside: Further model that shares the device; may be repeated.
-            policy: Who goes first and who makes room: fcfs, sjf, srpt, round_robin, priority, edf or weighted_fair; may be repeated.
-                First come first served and round robin if not given.
-            option: Option of the policies, such as quantum_s=0.01; may be repeated.
+            policy: Who goes first and who makes room: fcfs, sjf, srpt, round_robin, priority, edf or weighted_fair, with options in brackets
+                where wanted, such as 'round_robin(quantum_s=0.01)'; may be repeated. First come first served and round robin if not given.
             load: Share of the device's time that the calls should take.
             seconds: Time over which calls arrive, for each policy.
             rate: Calls per second of a model, as model=rate; may be repeated. Models without one share the load.
@@ -60,10 +58,10 @@ class Rotating(StudyState):
             max_jobs: Most calls that are let in at once; further ones wait outside.
             seed: Of the arrivals.
         """
-        from ..options import describe_options
         from ..rotation import Stream, rotate
-        from ..scheduling import POLICIES, Limits, make_policy
+        from ..scheduling import Limits, read_policy
 
+        policies = [read_policy(text) for text in policy or ("fcfs", "round_robin")]
         workloads = [self.workload, *map(workload_of, beside or ())]
         names = [workload.name for workload in workloads]
         rates = read_pairs("rate", rate, names, parse_rate)
@@ -80,12 +78,6 @@ class Rotating(StudyState):
             )
             for workload in workloads
         ]
-        chosen = policy or ("fcfs", "round_robin")
-        known = {name: {o.name for o in describe_options(POLICIES[name])} for name in chosen}
-        for key in option or {}:
-            if not any(key in of for of in known.values()):
-                make_policy(chosen[0], {key: (option or {})[key]})  # says which options there are
-        policies = [make_policy(name, {k: v for k, v in (option or {}).items() if k in known[name]}) for name in chosen]
         rotation = rotate(
             streams,
             policies,

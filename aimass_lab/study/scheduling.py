@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -80,10 +80,11 @@ class Scheduling(Allocating):
         from ..export.jobs import job_exporter_text, read_job_exporter
         from ..jobs import Given, Terms, plan_jobs, question_of, read_jobs
         from ..rotation.jobs import run_for_real
+        from ..scheduling import read_policy
 
         exporter = read_job_exporter(format)
         table = read_jobs(Path(jobs) if jobs else None, job)
-        policies = [_policy(text) for text in policy or POLICIES]
+        policies = [read_policy(text) for text in policy or POLICIES]
         on = device or self._environment_device()
         terms = Terms(device=on, devices=devices, price=price, tenants=_tenants(table), max_jobs=max_jobs, seed=seed)
         bench = JobBench({s.workload.name: s for s in (self, *map(self._study_of, beside or ()))}, on, parse_seconds(seconds))
@@ -115,14 +116,6 @@ def _thread_notes(plan: JobPlan) -> tuple[Note, ...]:
         return ()
     text = f"the run has one thread a call, and the times of the plan were measured with {threads}: its own profile, not the plan, is what it is held against"
     return (Note(code="one-thread", text=text),)
-
-
-def _policy(text: str) -> Any:
-    from ..options import read_call
-    from ..scheduling import make_policy
-
-    name, options = read_call(text, what="is no scheduling policy", help="for example 'priority(ageing_s=60)'")
-    return make_policy(name, options)
 
 
 def _tenants(table: JobsFile) -> tuple[JobTenant, ...]:

@@ -51,7 +51,7 @@ class Shipping(StudyState):
             price: Price of a device, as name=USD per hour; may be repeated.
             burst: Rate of bursts over the rate between them; 1 is a Poisson stream.
             headroom: Spare share of the rate to plan for: 0.2 plans for 1.2 times the rate.
-            policy: Which waiting request goes first: the name of a scheduling policy.
+            policy: Which waiting request goes first, such as edf or 'priority(ageing_s=60)'.
             max_replicas: Most replicas to consider.
             budget: USD per hour that is never exceeded; needs the price of every device.
         """

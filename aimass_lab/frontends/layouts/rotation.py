@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...headlines import format_measured, headline
+from ...headlines import describe_policy, format_measured, headline
 from ...records import Rotation, RotationMetric, RotationRun
 from ..page import Cell, Page, Table
 from .base import lay_out, notes_of, where
@@ -32,13 +32,13 @@ def _policies(record: Rotation) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for run in record.runs:
         shown = [run.metric(name).measured for name in ("mean latency", "p50 latency", "p99 latency", "mean slowdown")]
-        rows.append((_name(run), run.num_jobs, *shown, run.longest_wait, run.interruptions, run.fairness, run.utilization))
+        rows.append((describe_policy(run), run.num_jobs, *shown, run.longest_wait, run.interruptions, run.fairness, run.utilization))
     return Table(title="Measured", columns=columns, rows=tuple(rows))
 
 
 def _errors(record: Rotation) -> Table:
     columns = ("policy", "figure", "measured", "predicted", "replayed", "error", "of it mechanism", "of it segment times")
-    rows = [(_name(run), *_error(metric)) for run in record.runs for metric in run.metrics if not metric.model]
+    rows = [(describe_policy(run), *_error(metric)) for run in record.runs for metric in run.metrics if not metric.model]
     return Table(title="Predicted, run, replayed", columns=columns, rows=tuple(rows))
 
 
@@ -50,13 +50,9 @@ def _models(record: Rotation) -> Table:
 
 def _by_model(run: RotationRun) -> Table:
     columns = ("model", "figure", "measured", "predicted", "replayed", "error", "of it mechanism", "of it segment times")
-    return Table(title=f"{_name(run)}, by model", columns=columns, rows=tuple((m.model, *_error(m)) for m in run.metrics if m.model), folded=True)
+    return Table(title=f"{describe_policy(run)}, by model", columns=columns, rows=tuple((m.model, *_error(m)) for m in run.metrics if m.model), folded=True)
 
 
 def _error(metric: RotationMetric) -> tuple[Cell, ...]:
     predicted = format_measured(metric.predicted)
     return metric.name, metric.measured, predicted, metric.replayed, metric.error, metric.mechanism_error, metric.service_error
-
-
-def _name(run: RotationRun) -> str:
-    return run.policy + (f"({', '.join(f'{k}={v}' for k, v in run.options.items())})" if run.options else "")

@@ -30,7 +30,7 @@ export function turns(ctx) {
   const holder = h("div", { class: "aw-view" });
   const draw = () => holder.replaceChildren(...parts(found, found.runs.find((run) => run.policy === ui.policy)));
   draw();
-  const chosen = choice("policy", found.runs.map((run) => [run.policy, run.policy.replaceAll("_", " ")]), ui.policy, (value) => {
+  const chosen = choice("policy", found.runs.map((run) => [run.policy, run.policy.replace(/^\w+/, (name) => name.replaceAll("_", " "))]), ui.policy, (value) => {
     ui.policy = value;
     for (const button of chosen.children) button.setAttribute("aria-pressed", String(button.textContent === value.replaceAll("_", " ")));
     draw();

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ....headlines import describe_policy
 from ....records import Gantt, Rotation, RotationRun
 from ....study import StudyState
 from .base import FACTS
@@ -33,7 +34,7 @@ def turns(study: StudyState) -> dict[str, Any] | None:
 
 def _run(run: RotationRun) -> dict[str, Any]:
     return {
-        "policy": run.policy,
+        "policy": describe_policy(run),
         "num_jobs": run.num_jobs,
         "metrics": [_plain(metric) for metric in run.metrics if not metric.model],
         "turns": {"run": _turns(run.real), "replayed": _turns(run.replayed), "predicted": _turns(run.predicted)},

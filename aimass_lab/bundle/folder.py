@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,20 @@ def write_json(path: Path, value: Any) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def write_manifest(folder: Path) -> None:
-    """Write `manifest.json`, with the hash of every other file and what `serving.json` is called; caches of compiled code are removed."""
+def write_manifest(folder: Path, *, kept: Collection[Path] = ()) -> None:
+    """Write `manifest.json`, with the hash of every other file and what `serving.json` is called; caches of compiled code are removed.
+
+    Args:
+        folder: Of the bundle.
+        kept: Files that nobody has written since the manifest that is there, whose hashes stand in it: a large model takes seconds to read.
+    """
     for cache in list(folder.rglob(CACHE)):
         shutil.rmtree(cache)
-    files = {path.relative_to(folder).as_posix(): file_hash(path) for path in bundle_files(folder)}
+    known = read_manifest(folder)["files"] if kept else {}
+    files = {path.relative_to(folder).as_posix(): path for path in bundle_files(folder)}
+    hashes = {name: known[name] if path in kept else file_hash(path) for name, path in files.items()}
     serving = _read_json(folder / "serving.json")
-    write_json(folder / MANIFEST, {"schema": SCHEMA, "name": serving["name"], "version": serving["version"], "files": files})
+    write_json(folder / MANIFEST, {"schema": SCHEMA, "name": serving["name"], "version": serving["version"], "files": hashes})
 
 
 def bundle_files(folder: Path) -> list[Path]:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
-
-from .folder import file_hash
 
 SPECIFICATION = "1.6"
 """Of CycloneDX, https://cyclonedx.org/docs/1.6/json/"""
@@ -32,17 +29,17 @@ def is_expression(name: str) -> bool:
     return "License-Expression" in metadata.metadata(name)
 
 
-def bill_of_materials(name: str, version: str, requirements: Sequence[str], model: Mapping[str, Path]) -> dict[str, Any]:
+def bill_of_materials(name: str, version: str, requirements: Sequence[str], model: Mapping[str, str]) -> dict[str, Any]:
     """The bill as CycloneDX has it in JSON.
 
     Args:
         name: Of the bundle.
         version: Of the bundle.
         requirements: ``name==version`` of every package, all of them installed here.
-        model: The model's files, by where they lie in the bundle.
+        model: ``sha256:<hex>`` of the model's files, by where they lie in the bundle.
     """
     components = [_package(line) for line in requirements]
-    digests = {place: file_hash(path).removeprefix("sha256:") for place, path in model.items()}
+    digests = {place: digest.removeprefix("sha256:") for place, digest in model.items()}
     components += [
         {"type": "machine-learning-model", "bom-ref": place, "name": name, "version": version, "hashes": [{"alg": "SHA-256", "content": digest}]}
         for place, digest in digests.items()

@@ -21,7 +21,7 @@ from . import readme
 from .card import model_card
 from .choices import Choices, choose
 from .dashboard import dashboard
-from .folder import RUNTIMES, SCHEMA, new_folder, read_bundle, write_json, write_manifest
+from .folder import RUNTIMES, SCHEMA, new_folder, read_bundle, read_manifest, write_json, write_manifest
 from .hashes import fetch_hashes
 from .materials import bill_of_materials, licence_list
 from .promises import Asked, make_promises, risk_notes
@@ -133,12 +133,13 @@ def write_bundle(
         shipped = replace(shipped, file=replace(file, loaded=None))  # the server that is started next needs the memory
         file = shipped.file
         requirements = _write_runtime(temporary, file, hashes=hashes)
+        write_manifest(temporary)
         say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
         proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate and not choices.on_accelerator)
         proof = replace(proof, notes=tuple(dict.fromkeys((*choices.notes, *missing, *proof.notes))))
         _write_texts(temporary, workload, choices, serving, spec, proof, points, num_samples, shipped.trials, hashes=hashes)
         _write_operations(temporary, choices, file, proof, requirements)
-        write_manifest(temporary)
+        write_manifest(temporary, kept=file.paths)
     say(1.0, f"written to {folder}")
     return read_bundle(folder)
 
@@ -226,8 +227,8 @@ def _write_runtime(folder: Path, file: FormatFile, *, hashes: bool) -> tuple[str
 
 def _write_operations(folder: Path, choices: Choices, file: FormatFile, proof: _Proof, requirements: Sequence[str]) -> None:
     """Write what whoever runs it asks for: what it consists of, under which licences, and how to watch it."""
-    materials = bill_of_materials(choices.name, choices.version, requirements, {path.relative_to(folder).as_posix(): path for path in file.paths})
-    write_json(folder / "sbom.json", materials)
+    known, places = read_manifest(folder)["files"], [path.relative_to(folder).as_posix() for path in file.paths]
+    write_json(folder / "sbom.json", bill_of_materials(choices.name, choices.version, requirements, {place: known[place] for place in places}))
     (folder / "LICENCES.md").write_text(licence_list(requirements), encoding="utf-8")
     limits = {promise.name: float(promise.limit.value) for promise in proof.promises}
     write_json(folder / "grafana.json", dashboard(choices.name, limits))

@@ -48,7 +48,8 @@ FOREIGN_SHARE = 0.1
 LATE_SHARE, LATE_S = 0.1, 1e-3
 """So is one whose generator is later than this share of the measured p99, and than this time."""
 SETTLE_REQUESTS, SETTLE_S = 20, 1.0
-"""Before it counts, so many requests, or what comes in so long at the promised rate where that is slower: a large model would take many seconds for them."""
+"""Before it counts, so many requests, or what comes in so long at the promised rate where that is slower: a large model would take many seconds for them.
+Where that is no more than the requests whose outputs were compared, those were enough."""
 TELL_EVERY_S = 0.5
 MAX_WINDOWS = 3
 """Runs of the load, as long as other work keeps one from being judged."""
@@ -214,12 +215,12 @@ def _measure(
         least = _least_startup(server, startup_foreign_s, stolen_s() - stolen_before, time.monotonic() - began)
         follower.settle(measured, least)
         say("comparing stored outputs over REST and gRPC")
-        if (error := _fidelity(folder, config, server, findings)) is not None:
+        error, num_compared = _fidelity(folder, config, server, findings)
+        if error is not None:
             measured["fidelity"] = error
             follower.settle({"fidelity": error}, {})
-        settling = max(rate, 1 / SETTLE_S)
-        times = arrival_times("poisson", rate=settling, duration_s=min(SETTLE_REQUESTS / settling, SETTLE_S), seed=seed + 1)
-        run_load(server.url, config, bodies, times, duration_s=len(times) / settling)
+        if len(times := settling_times(rate, num_compared, seed=seed + 1)):
+            run_load(server.url, config, bodies, times, duration_s=len(times) / max(rate, 1 / SETTLE_S))
         times = arrival_times("poisson", rate=rate, duration_s=duration, seed=seed)
 
         def meanwhile(so_far: SoFar) -> None:
@@ -248,6 +249,19 @@ def _measure(
             if name in measured:
                 measured[name]["quality"] = "noisy"
     return measured, least
+
+
+def settling_times(rate: float, num_compared: int, *, seed: int) -> Array:
+    """When requests leave that are sent before the load counts, in seconds.
+
+    Args:
+        rate: The promised one, in requests/s.
+        num_compared: Requests that were answered before; where these were as many, none are sent.
+        seed: Of the times.
+    """
+    rate = max(rate, 1 / SETTLE_S)
+    wanted = min(SETTLE_REQUESTS, rate * SETTLE_S)
+    return arrival_times("poisson", rate=rate, duration_s=wanted / rate, seed=seed) if wanted > num_compared else np.zeros(0)
 
 
 def _is_busy(taken_cores: float) -> bool:
@@ -325,20 +339,22 @@ def noise_in(result: LoadResult, disturbance: Disturbance) -> str | None:
 # --- fidelity ----------------------------------------------------------------------------
 
 
-def _fidelity(folder: Path, config: ServingConfig, server: Server, findings: list[dict[str, str]]) -> Number | None:
-    """Largest relative L2 error of a stored sample, over both protocols, singly and in full batches."""
+def _fidelity(folder: Path, config: ServingConfig, server: Server, findings: list[dict[str, str]]) -> tuple[Number | None, int]:
+    """Largest relative L2 error of a stored sample, over both protocols, singly and in full batches, and how many requests were answered for it."""
     inputs, outputs = load_vectors(folder, config)
-    worst, count = 0.0, 0
+    worst, count, num_answered = 0.0, 0, 0
     for protocol, infer in (("REST", _rest_client(config, server)), ("gRPC", _grpc_client(config, server))):
         try:
             for part in _parts(config, len(inputs[0])):
                 got = infer([array[part] for array in inputs])
                 worst = max(worst, relative_error(config, got, [array[part] for array in outputs]))
                 count += len(got[0]) if config.batched else 1
+                num_answered += 1
         except ServerError as error:
             findings.append(_finding("E-FIDELITY", protocol, f"the stored inputs got no answer over {protocol}: {error}"))
-            return None
-    return _number(worst, "ratio", "largest relative L2 error of a stored sample, over REST and gRPC, singly and in full batches", n=count)
+            return None, num_answered
+    how = "largest relative L2 error of a stored sample, over REST and gRPC, singly and in full batches"
+    return _number(worst, "ratio", how, n=count), num_answered
 
 
 def _parts(config: ServingConfig, samples: int) -> list[Any]:

@@ -105,6 +105,22 @@ def tree(server: Server) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+def running(server: Server, module: str) -> list[psutil.Process]:
+    """The processes of a server that run one of its modules: ``worker``, or ``remote``, which is a front end of several."""
+    found = []
+    for process in psutil.Process(server.pid).children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if module in process.cmdline():
+                found.append(process)
+    return found
+
+
+def connections(server: Server, processes: list[psutil.Process]) -> list[int]:
+    """How many clients of a server each of its processes has."""
+    port = urlsplit(server.url).port
+    return [sum(bool(one.raddr) and one.laddr.port == port for one in process.net_connections("tcp")) for process in processes]
+
+
 def resident_bytes(server: Server) -> int:
     """Of all processes of a server."""
     return sum(process.memory_info().rss for process in tree(server))
@@ -115,18 +131,31 @@ def is_ready(server: Server) -> bool:
     return call(server, "GET", "/v2/health/ready").status == 200
 
 
-def kills(folder: Path, *, count: int, workers: int = 2) -> dict[str, Any]:
-    """Kill -9 one worker after the other under load."""
-    with start(write_linear(folder / "bundle", workers=workers), grpc_port=None) as server, Askers(server).asking() as askers:
+def kills(folder: Path, *, count: int, workers: int = 2, frontends: int = 1) -> dict[str, Any]:
+    """Kill -9 one worker after the other under load, which comes in through so many front ends."""
+    bundle = write_linear(folder / "bundle", workers=workers, **({"frontends": frontends} if frontends > 1 else {}))
+    with start(bundle, grpc_port=None) as server, Askers(server).asking() as askers:
+        taking = running(server, "remote") if frontends > 1 else [psutil.Process(server.pid)]
+        assert len(taking) == frontends, "these are not the front ends that were asked for"
         askers.wait_for_answers(50)
+        shares = connections(server, taking)
         for number in range(count):
-            wait_for(lambda: len(tree(server)) == workers + 1 and is_ready(server), timeout=PATIENCE_S)
+            wait_for(lambda: len(running(server, "worker")) == workers and is_ready(server), timeout=PATIENCE_S)
             askers.wait_for_answers(20)
-            tree(server)[1 + number % workers].kill()
+            running(server, "worker")[number % workers].kill()
         wait_for(lambda: metric(server, "aimass_worker_restarts_total") == count, timeout=PATIENCE_S)
         wait_for(lambda: metric(server, "aimass_workers_ready") == workers, timeout=PATIENCE_S)
         askers.wait_for_answers(50)
-    return {"kills": count, "workers": workers, "right": askers.results["right"], "lost_or_wrong": askers.wrong, "passed": not askers.wrong}
+        same = all(process.is_running() for process in taking)
+    return {
+        "kills": count,
+        "workers": workers,
+        "clients_of_each_front_end": shares,
+        "front_ends_lived_on": same,
+        "right": askers.results["right"],
+        "lost_or_wrong": askers.wrong,
+        "passed": same and not askers.wrong,
+    }
 
 
 def reloads(folder: Path, *, count: int, warm_up: int = 3) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from aimass_lab.serving.arrivals import arrival_times
 from aimass_lab.serving.config import load_config
 from aimass_lab.serving.launch import start
 from aimass_lab.serving.load import LoadResult, make_bodies, quantile, run_load
-from aimass_lab.serving.verify import judge, quantile_interval, report, verdict, verify
+from aimass_lab.serving.verify import judge, quantile_interval, report, settling_times, verdict, verify
 from aimass_lab.serving.watch import Disturbance, waited_s
 
 from .servers import PROMISES, WEIGHT, linear_onnx, promise, rehash, write_faulty, write_linear
@@ -129,6 +129,11 @@ def test_a_busy_machine_is_said(linear_folder: Path) -> None:
     (finding,) = [finding for finding in check["findings"] if finding["code"] == "W-NOISY"]
     assert "cores busy" in finding["text"]
     assert by_name(check)["latency_p99"]["measured"]["quality"] == "noisy"
+
+
+@pytest.mark.parametrize(("rate", "num_compared", "sent"), [(100.0, 12, 20), (100.0, 20, 0), (4.0, 10, 0), (4.0, 2, 4), (0.1, 0, 1), (0.1, 1, 0)])
+def test_a_slow_model_has_settled_once_its_outputs_were_compared(rate: float, num_compared: int, sent: int) -> None:
+    assert len(settling_times(rate, num_compared, seed=1)) == sent
 
 
 def test_load_counts_waiting_from_the_intended_time(linear_folder: Path) -> None:

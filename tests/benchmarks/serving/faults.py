@@ -1,6 +1,6 @@
 """Put a server through its faults for as long as one likes, and write down what came out.
 
-``python tests/benchmarks/serving/faults.py`` takes about an hour, half of it the soak; ``faults.py kills --count 50`` runs one part.
+``python tests/benchmarks/serving/faults.py`` takes about an hour, half of it the soak; ``faults.py kills --count 50 --frontends 2`` runs one part.
 Each part ends as an entry of ``results/faults.json`` beside this file, which ``faults_report.py`` makes FAULTS.md of.
 """
 
@@ -42,17 +42,23 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is named")
     parser.add_argument("--count", type=int, help="of requests, kills, reloads or drains")
     parser.add_argument("--duration", type=float, help="seconds of overload or soak")
+    parser.add_argument("--frontends", type=int, default=1, help="of the server whose workers are killed")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part called {sorted(unknown)[0]!r}; there are: {', '.join(PARTS)}")
+    if options.frontends > 1 and options.parts != ["kills"]:
+        parser.error("--frontends is for kills alone")
     failed = False
     for name in options.parts or PARTS:
         arguments = {key: {"count": options.count, "duration_s": options.duration}[key] or value for key, value in PARTS[name].items()}
+        entry = name
+        if options.frontends > 1:
+            arguments, entry = arguments | {"frontends": options.frontends}, f"{name}, {options.frontends} front ends"
         result = run(name, arguments)
-        print(name, json.dumps(result["result"]), flush=True)
+        print(entry, json.dumps(result["result"]), flush=True)
         kept = json.loads(options.results.read_text()) if options.results.exists() else {}
-        options.results.write_text(json.dumps(kept | {name: result}, indent=1) + "\n")
+        options.results.write_text(json.dumps(kept | {entry: result}, indent=1) + "\n")
         failed |= not result["result"]["passed"]
     return 1 if failed else 0
 

@@ -144,6 +144,18 @@ def parse_count(text: str | int) -> int:
     return int(number)
 
 
+def parse_seed(text: str | int) -> int:
+    """``"7"`` -> ``7``.
+
+    Raises:
+        InputError: not a whole number that every generator of random numbers takes.
+    """
+    number = _plain(text)
+    if number is None or not number.is_integer() or not 0 <= number < 2**32:
+        raise InputError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(number)
+
+
 def parse_amount(text: str | float) -> float:
     """``"0.5"`` -> ``0.5``.
 

@@ -24,7 +24,7 @@ import msgspec
 
 from .errors import DoesNotFitError, InputError, without_traceback
 from .interrupts import spare_imports
-from .units import parse_amount, parse_bandwidth, parse_bytes, parse_count, parse_part, parse_rate, parse_seconds
+from .units import parse_amount, parse_bandwidth, parse_bytes, parse_count, parse_part, parse_rate, parse_seconds, parse_seed
 
 Rate = Annotated[float | str, parse_rate]
 """Per second: 400, "400/s" or "24000/min"."""
@@ -36,6 +36,8 @@ Bandwidth = Annotated[float | str, parse_bandwidth]
 """One direction of a link: 1.25e9 (bytes per second), "10Gbit/s" or "1.25GB/s"."""
 Count = Annotated[int, parse_count]
 """A number of things, at least one."""
+Seed = Annotated[int, parse_seed]
+"""Of everything random: the same seed draws the same lots."""
 Amount = Annotated[float, parse_amount]
 """How much of something, 0 or more."""
 Part = Annotated[float, parse_part]
@@ -252,7 +254,7 @@ def _parameter(parameter: inspect.Parameter, hint: Any, helps: dict[str, str], v
         multiple=multiple,
         names_model=inner == Model,
         choices=choices,
-        metavar="NAME=VALUE" if multiple == "pairs" else "N" if inner in (int, Count) else parameter.name.upper(),
+        metavar="NAME=VALUE" if multiple == "pairs" else "N" if inner in (int, Count, Seed) else parameter.name.upper(),
     )
 
 

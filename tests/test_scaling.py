@@ -309,9 +309,11 @@ def test_a_recorded_trace_on_the_command_line(model_file, tmp_path, capsys):
         ({}, "none was given"),
         ({"rate": 5, "timetable": "0:1 5:2"}, "rate and timetable was given"),
         ({"trace": "nowhere.csv"}, "cannot read the trace"),
-        ({"rate": 5, "attainment": 1.5}, "attainment between 0 and 1"),
+        ({"rate": 5, "attainment": 1.5}, "attainment: 1.5 is not a number above 0 and at most 1"),
+        ({"rate": 5, "attainment": 1.0}, "attainment between 0 and 1"),
+        ({"rate": 1e6, "seconds": 1e6}, r"1e\+12 requests to simulate"),
         ({"rate": 5, "seconds": math.inf}, "time"),
-        ({"rate": 5, "price": -1.0}, "price must be at least 0"),
+        ({"rate": 5, "price": -1.0}, "price: -1.0 is not a number of at least 0"),
     ],
 )
 def test_questions_that_make_no_sense(study, asked, message):

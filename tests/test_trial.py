@@ -384,6 +384,12 @@ def test_threads_are_put_back_after_an_error() -> None:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("name", ["threads", "instances"])
+def test_more_threads_than_a_process_lives_through_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}=100000 is more than 16 for each of the"):
+        run_trial(mlp_workload(), read_recipe("none"), **{name: 100_000})
+
+
 def test_several_callers_call_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a variant that waits instead of computing, when three call it, then three calls take the time of one
     callers: set[int] = set()

@@ -13,7 +13,7 @@ from torch import nn
 from aimass_lab import Study
 from aimass_lab.errors import InputError
 from aimass_lab.frontends.arguments import all_verbs
-from aimass_lab.verbs import VERBS, Amount, Count, Part, Seconds, verb
+from aimass_lab.verbs import VERBS, Amount, Count, Part, Seconds, Seed, verb
 
 OPTIONS = [pytest.param(verb, parameter, id=f"{verb.name}-{parameter.name}") for verb in all_verbs() for parameter in verb.parameters]
 
@@ -33,7 +33,16 @@ def asked():
     """A verb that gives back what it was asked."""
 
     @verb
-    def ask_back(*, counts: tuple[Count, ...] = (), share: Part = 1.0, price: Amount | None = None, seconds: Seconds = 1.0, out: str = "", flag: bool = False):
+    def ask_back(
+        *,
+        counts: tuple[Count, ...] = (),
+        share: Part = 1.0,
+        price: Amount | None = None,
+        seconds: Seconds = 1.0,
+        out: str = "",
+        seed: Seed = 0,
+        flag: bool = False,
+    ):
         """Give back what was asked.
 
         Args:
@@ -42,6 +51,7 @@ def asked():
             price: Of it.
             seconds: Of time.
             out: Where to.
+            seed: Of the lots.
             flag: Whether.
         """
         return counts, share, price, seconds, out, flag
@@ -69,6 +79,7 @@ def test_what_is_asked_in_python_is_read_as_on_the_command_line(asked):
         ("price", 10**400, "is not a number of at least 0"),
         ("seconds", "soon", "seconds: 'soon' is not a time"),
         ("out", 3, "out: 3 is not text"),
+        ("seed", -1, "seed: -1 is not a whole number from 0 to 4294967295"),
         ("flag", "yes", "flag: 'yes' is not True or False"),
     ],
 )

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .queueing import Array
 
 REPLICATIONS = 3
+MOST_REQUESTS = 10_000_000
+"""In one simulation; all of a comparison's are drawn beforehand and kept."""
 FULLNESS = (0.6, 0.8)
 """Shares of what a replica can carry that autoscalers are aimed at."""
 FLOORS = (0.5,)
@@ -64,6 +66,11 @@ class Asked:
             raise InputError(f"the latency must be above 0 and the attainment between 0 and 1, got {self.latency_s} and {self.attainment}")
         if not (math.isfinite(self.span_s) and self.span_s > 0):
             raise InputError(f"the time to simulate must be above 0, got {self.span_s}")
+        if not self.arrivals.rate * self.span_s <= MOST_REQUESTS and not isinstance(self.arrivals, Trace):
+            raise InputError(
+                f"{self.arrivals.rate:.3g} requests/s over {format_seconds(self.span_s)} are {self.arrivals.rate * self.span_s:.3g} requests to simulate",
+                help=f"at most {MOST_REQUESTS:,}: give a shorter time, --seconds, or the rate of a part of the replicas",
+            )
         if self.price is not None and not self.price >= 0:
             raise InputError(f"the price must be at least 0, got {self.price}")
 

@@ -10,7 +10,7 @@ from ..errors import AimassError, InputError
 from ..records import ORIGINAL, FleetAllocation, Number, Profile, ResourceDemand, TrialResult
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
-from ..verbs import Amount, Count, Model, Seconds, verb
+from ..verbs import Amount, Count, Model, Seconds, Seed, verb
 from ..workload import Workload
 from .base import StudyState
 from .rotating import read_pairs, whole, workload_of
@@ -46,7 +46,7 @@ class Allocating(StudyState):
         burst: float = 1.0,
         headroom: Amount = 0.0,
         seconds: Seconds = 10.0,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> FleetAllocation:
         """Allocate several models on a fleet: variant, node type, share of a device, batch limit and replicas of each, and the nodes.
 

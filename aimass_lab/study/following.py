@@ -12,7 +12,7 @@ from ..planning.queueing import Arrivals, Bursty, Poisson, Trace
 from ..planning.workloads import read_mmpp, read_timetable
 from ..records import ORIGINAL, Bundle, ColdStart, Number, ScalePlan
 from ..units import format_quantity, format_seconds, parse_rate, parse_seconds
-from ..verbs import Amount, Count, Part, Rate, Seconds, verb
+from ..verbs import Amount, Count, Part, Rate, Seconds, Seed, verb
 from .base import StudyState
 
 
@@ -39,7 +39,7 @@ class Following(StudyState):
         price: Amount | None = None,
         budget: Amount | None = None,
         technique: str = ORIGINAL,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> ScalePlan:
         """Compare a fixed number of replicas with autoscalers and floors below them, by cost and by what they attain.
 

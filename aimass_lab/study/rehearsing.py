@@ -12,7 +12,7 @@ import msgspec
 from ..errors import InputError
 from ..records import ORIGINAL, Bundle, LoadPattern, Number, Plan, Rehearsal, derived
 from ..units import parse_rate, parse_seconds
-from ..verbs import Count, Rate, Seconds, verb
+from ..verbs import Count, Rate, Seconds, Seed, verb
 from .shipping import Shipping
 
 
@@ -31,7 +31,7 @@ class Rehearsing(Shipping):
         pattern: LoadPattern = "poisson",
         replicas: Count | None = None,
         kill: int = 0,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> Rehearsal:
         """Run a plan with its real bundle on this machine: predict, run, compare.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from ..errors import InputError
 from ..records import Rotation
 from ..units import parse_rate, parse_seconds
-from ..verbs import Count, Model, Seconds, verb
+from ..verbs import Count, Model, Seconds, Seed, verb
 from ..workload import Workload
 from .base import StudyState
 
@@ -35,7 +35,7 @@ class Rotating(StudyState):
         lanes: Count = 1,
         burst: float = 1.0,
         max_jobs: Count | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> Rotation:
         """Let several models take turns on this device under scheduling policies: predicted, run for real, and compared.
 

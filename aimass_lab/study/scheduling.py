@@ -11,7 +11,7 @@ import msgspec
 from ..errors import InputError
 from ..records import JobPlan, JobTenant, Note, Number, OnlineModel
 from ..units import parse_rate, parse_seconds
-from ..verbs import Amount, Count, Model, Seconds, verb
+from ..verbs import Amount, Count, Model, Seconds, Seed, verb
 from .allocating import Allocating
 from .bench import JobBench
 from .rotating import read_pairs, whole
@@ -46,7 +46,7 @@ class Scheduling(Allocating):
         run: Seconds | None = None,
         format: str = "kubernetes",
         out: str | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> JobPlan:
         """Plan batch, training and search jobs beside models online on the same devices: when each ends, its cost, and what it costs the others.
 

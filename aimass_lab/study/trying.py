@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..recipe import read_recipe
 from ..records import HeldVariants, Recipe, SearchResult, TrialResult
 from ..units import parse_seconds
-from ..verbs import Amount, Bytes, Count, Seconds, verb
+from ..verbs import Amount, Bytes, Count, Seconds, Seed, verb
 from .base import StudyState
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Trying(StudyState):
         sampler: str = "guided",
         trials: Count | None = None,
         seconds: Seconds = 60.0,
-        seed: int = 0,
+        seed: Seed = 0,
         resume: bool = False,
     ) -> SearchResult:
         """Search recipes, types, runtimes and ways of calling together, under limits, and mark what no other beats.

@@ -40,6 +40,8 @@ LEAST_S = 0.2
 """For the comparison of speed at each batch size."""
 CHECK_SHARE = 0.5
 """Of that time, once more for the comparison with one thread, where other work disturbs several."""
+MOST_A_CORE = 16
+"""Threads or callers for each core: with very many, the library that starts them ends the process."""
 MEMORY_SHARE = 0.5
 """Of the memory that is free when a session begins, for the copies that it keeps."""
 BEGINNINGS_SHARE = 0.25
@@ -350,6 +352,10 @@ def _check_arguments(sizes: Sequence[int], threads: int | None, instances: int, 
     for name, value in (("threads", threads), ("instances", instances)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{name}={value!r} is not a positive integer")
+        if value is not None and value > MOST_A_CORE * max(1, usable_cores()):
+            raise InputError(
+                f"{name}={value} is more than {MOST_A_CORE} for each of the {usable_cores():g} cores here", help="more callers than cores only wait"
+            )
 
 
 def _default_memory(device: torch.device) -> int:

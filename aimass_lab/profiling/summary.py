@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..records import ModelSummary, Number
 
@@ -26,8 +26,8 @@ def summarise(workload: Workload, batch_size: int, trace: Trace | None = None) -
         batch_size=batch_size,
         num_parameters=Number(value=info.num_parameters, unit="parameter", source="measured", method="counted, tied ones once"),
         weight_bytes=Number(value=info.weight_bytes, unit="B", source="measured", method="sizes of parameters and buffers, tied ones once"),
-        flops=trace and count_flops(trace),
-        activation_peak_bytes=trace and shapes_peak(trace),
+        flops=count_flops(trace) if trace else None,
+        activation_peak_bytes=shapes_peak(trace) if trace else None,
     )
 
 
@@ -40,5 +40,5 @@ def count_flops(trace: Trace, environment: str | None = None) -> Number:
 
 def shapes_peak(trace: Trace, environment: str | None = None) -> Number:
     """Most bytes that the tensors of one call hold at once, by their shapes."""
-    source, method = ("measured" if trace.ran else "estimated"), "live tensors of one pass over shapes"
-    return Number(value=trace.activation_peak_bytes, unit="B", source=source, method=method, environment=environment)
+    source: Literal["measured", "estimated"] = "measured" if trace.ran else "estimated"
+    return Number(value=trace.activation_peak_bytes, unit="B", source=source, method="live tensors of one pass over shapes", environment=environment)

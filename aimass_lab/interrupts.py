@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 LOOK_EVERY_S = 0.02
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _WHOLE: set[str] = set()
@@ -86,3 +88,13 @@ def spare_imports(work: Callable[[], T]) -> T:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if late:
             raise KeyboardInterrupt
+
+
+def sparing_imports(function: Callable[P, T]) -> Callable[P, T]:
+    """The same function, of which an interrupt breaks off no import: for public ones that load libraries as they go, and that people call without a verb."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return spare_imports(lambda: function(*args, **kwargs))
+
+    return call

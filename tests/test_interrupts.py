@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import importlib
+import inspect
 import signal
 import sys
 import threading
@@ -13,11 +14,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from models import TinyCNN
 
+import aimass_lab
+from aimass_lab import interrupts
+from aimass_lab.bundle import write_bundle
 from aimass_lab.interrupts import importing, spare_imports
 from aimass_lab.preserve import preserved
 from aimass_lab.verbs import announce
+from aimass_lab.workload import Workload
 
 PACKAGE = "library_that_takes_long"
 
@@ -95,6 +101,31 @@ def test_a_verb_that_ends_with_an_import_is_interrupted_too(load: Callable[[], M
     with pytest.raises(KeyboardInterrupt):
         announce("bundle", load)
     assert vars(sys.modules[PACKAGE])["DEBUG"] == 1
+
+
+def test_a_bundle_that_is_written_without_a_verb_is_ended_once_the_import_is_done(load: Callable[[], ModuleType], tmp_path: Path) -> None:
+    goes_on = threading.Event()
+
+    def progress(share: float, text: str) -> None:
+        load()
+        assert not goes_on.wait(60), "nobody sets it"
+
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(tmp_path / "b", Workload(torch.nn.Linear(2, 1), torch.ones(3, 2)), calibrate=False, progress=progress)
+    assert vars(sys.modules[PACKAGE])["DEBUG"] == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_every_public_function_that_runs_a_model_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "spare_imports", lambda work: "spared")
+    asked = []
+    for name in aimass_lab.__all__:
+        function = getattr(aimass_lab, name)
+        needed = {p.name: None for p in inspect.signature(function).parameters.values() if p.default is p.empty} if inspect.isfunction(function) else {}
+        if needed.keys() & {"model", "workload", "function"}:
+            assert function(**needed) == "spared", name
+            asked.append(name)
+    assert {"profile_model", "run_trial", "write_bundle"} < set(asked)
 
 
 def test_elsewhere_it_takes_effect_at_once() -> None:

@@ -14,6 +14,7 @@ from ..export import triton
 from ..formats import FORMATS, FormatFile
 from ..formats.base import input_arrays
 from ..formats.measure import measure_format
+from ..interrupts import sparing_imports
 from ..records import BatchPoint, Bundle, Note, Number, Plan, Promise, RuntimeTrial, ServingSpec, TensorSpec, derived, to_json
 from ..workload import Workload, weight_bytes
 from . import calibrate as calibration
@@ -60,6 +61,7 @@ class _Proof:
     notes: tuple[Note, ...]
 
 
+@sparing_imports
 def write_bundle(
     folder: str | Path,
     workload: Workload,

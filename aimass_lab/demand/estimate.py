@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import AimassError, InputError, UnsupportedError
+from ..interrupts import sparing_imports
 from ..network.payload import request_sizes, response_sizes
 from ..prediction.target import TargetDevice, estimate_latency, find_target, operator_seconds
 from ..records import BatchPoint, Demand, LengthPoint, MemoryPart, MemoryPoint, Note, Number, TrainingDemand, Unit, derived
@@ -26,6 +27,7 @@ CALIBRATION_BATCHES = (2, 4)
 BATCHES_SHOWN = tuple(2**k for k in range(0, 11, 2))
 
 
+@sparing_imports
 def estimate_demand(
     workload: Workload,
     *,

@@ -11,6 +11,7 @@ import torch
 
 from ..environment import read_environment
 from ..errors import InputError, UnsupportedError
+from ..interrupts import sparing_imports
 from ..network.payload import Part, request_parts, request_sizes, response_parts, response_sizes
 from ..network.serialisation import Codec, measure_codec
 from ..prediction.target import TargetDevice, find_target
@@ -41,6 +42,7 @@ class Measured:
     """Cores that one call held; 1 on a GPU."""
 
 
+@sparing_imports
 def estimate_resources(
     workload: Workload,
     *,

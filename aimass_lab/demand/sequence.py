@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError
+from ..interrupts import sparing_imports
 from ..prediction.target import TargetDevice, find_target
 from ..records import Note, Number, Unit, derived
 from ..records.sequence import DecodeStep, SequenceDemand
@@ -25,6 +26,7 @@ NOT_MODELLED = (
 )
 
 
+@sparing_imports
 def estimate_sequence(
     workload: Workload,
     *,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..devices import Device, find_by_driver_name, get_device
 from ..errors import UnsupportedError
+from ..interrupts import sparing_imports
 from ..records import MessageForm, NetworkDemand, Note, Number, Traffic, Unit, derived
 from ..units import format_bytes
 from .allreduce import allreduce_time
@@ -39,6 +40,7 @@ class _Place:
     attached: torch.device | None
 
 
+@sparing_imports
 def estimate_network(
     workload: Workload,
     scenario: Scenario | None = None,

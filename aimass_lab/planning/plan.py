@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import InputError
+from ..interrupts import sparing_imports
 from ..records import BatchPoint, Experience, ModelInfo, Number, Plan, Target
 from ..scheduling import read_policy
 from ..units import format_bytes
@@ -20,6 +21,7 @@ _DOUBT = 0.05
 """Share by which p99s may differ and still be nearly the same."""
 
 
+@sparing_imports
 def make_plan(
     model: ModelInfo,
     service_time: Mapping[str, Sequence[BatchPoint]],

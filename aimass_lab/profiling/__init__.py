@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UnsupportedError
+from ..interrupts import sparing_imports
 from ..records import CellProfile, ModelSummary, Profile
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["profile_callable", "profile_model"]
 
 
+@sparing_imports
 def profile_model(
     workload: Workload,
     *,
@@ -66,6 +68,7 @@ def profile_model(
     return Report(workload, measured, load).make()
 
 
+@sparing_imports
 def profile_callable(function: Callable[[], object], *, label: str) -> CellProfile:
     """Run `function` exactly once and write down what it took.
 

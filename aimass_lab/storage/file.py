@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import InputError, UnsupportedError
+from ..interrupts import sparing_imports
 from .packing import PARTS, Form, choose_form, pack, unpack, words_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def stored_bytes(model: nn.Module) -> int:
     return len(header) + sum(part.num_bytes for part in parts.values())
 
 
+@sparing_imports
 def save_weights(model: nn.Module, path: str | Path) -> int:
     """Write parameters and persistent buffers to `path`, each in its smallest lossless form; tied ones once.
 
@@ -65,6 +67,7 @@ def save_weights(model: nn.Module, path: str | Path) -> int:
     return size
 
 
+@sparing_imports
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Write the values in `path` into a model of the same structure, such as the same recipe gives on a fresh copy.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InputError
+from ..interrupts import sparing_imports
 from ..records import Recipe, TrialResult
 from ..workload import Workload
 from .session import Progress, TrialSession
@@ -12,6 +13,7 @@ from .variant import Variant
 from .verdict import DEFAULT_MAX_DROP, DEFAULT_TOLERANCE
 
 
+@sparing_imports
 def run_trial(
     workload: Workload,
     recipe: Recipe,

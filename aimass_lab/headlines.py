@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import singledispatch
+from pathlib import PurePath
 
 from .options import write_call
 from .records import (
@@ -245,7 +246,8 @@ def _(record: ServingSpec) -> str:
 
 @headline.register
 def _(record: Bundle) -> str:
-    return f"{record.name} {record.version}: {record.format}, {format_number(record.size_bytes)} in {record.folder}, {len(record.promises)} promises"
+    size, folder = format_number(record.size_bytes), PurePath(record.folder).name
+    return f"{record.name} {record.version}: {record.format}, {size} in {folder}, {len(record.promises)} promises"
 
 
 @headline.register

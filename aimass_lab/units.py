@@ -62,12 +62,15 @@ _COUNTED = {"item", "request", "replica", "core", "device", "node", "worker", "p
 
 
 def format_count(value: float, unit: str) -> str:
-    """``3, "replica"`` -> ``3 replicas``; ``4790.2, "item/s"`` -> ``4,790 items/s``; millions are shortened."""
+    """``3, "replica"`` -> ``3 replicas``; ``47902.3, "item/s"`` -> ``47,900 items/s``; millions are shortened."""
     noun, slash, per = unit.partition("/")
     words = f"{noun}{'' if value == 1 and not slash else 's'}{slash}{per}"
+    whole = float(value).is_integer()
+    if slash and not whole:  # a rate, which nobody counted or typed: further digits would promise what was not measured
+        value = float(f"{value:.3g}")
     if abs(value) >= 1e6:
         return f"{format_decimal(value, '')} {words}"
-    return f"{value:,.0f} {words}" if float(value).is_integer() else f"{_significant(value)} {words}"
+    return f"{value:,.0f} {words}" if whole else f"{_significant(value)} {words}"
 
 
 def format_quantity(value: float, unit: str) -> str:
@@ -91,6 +94,17 @@ def format_quantity(value: float, unit: str) -> str:
     if unit.startswith("USD"):
         return f"{value:,.2f} {unit}"
     return format_decimal(value, unit)
+
+
+def format_share(value: float) -> str:
+    """``0.498`` -> ``50 %``, ``0.043`` -> ``4.3 %``, ``0.99996`` -> ``99.99 %``: a part of a whole, which is only called 100 % where it is all of it."""
+    if 0.995 <= value < 1:
+        return f"{math.floor(1e4 * value) / 100:.2f} %"
+    if value == 0:
+        return "0 %"
+    if abs(value) < 0.0005:
+        return "< 0.1 %"
+    return f"{100 * value:.0f} %" if abs(value) >= 0.0995 else f"{100 * value:.1f} %"
 
 
 def parse_seconds(text: str | float) -> float:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimass_lab.errors import InputError
-from aimass_lab.units import format_bytes, format_decimal, format_quantity, format_seconds, parse_bytes, parse_rate, parse_seconds
+from aimass_lab.units import format_bytes, format_decimal, format_quantity, format_seconds, format_share, parse_bytes, parse_rate, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -28,10 +28,21 @@ def test_other_units():
     assert format_quantity(1.5, "core") == "1.50 cores"
     assert format_quantity(4790.2, "item/s") == "4,790 items/s"
     assert format_quantity(400.0, "request/s") == "400 requests/s"
+    assert format_quantity(12_345, "request/s") == "12,345 requests/s"  # as somebody typed it
+    assert format_quantity(87_286.6, "request/s") == "87,300 requests/s"
+    assert format_quantity(999_900.5, "item/s") == "1.00 M items/s"
     assert format_quantity(109_482_240, "parameter") == "109 M parameters"
     assert format_quantity(1.234, "USD/h") == "1.23 USD/h"
     assert format_quantity(-0.5, "ratio") == "-0.500"
     assert format_quantity(4.99e-7, "ratio") == "4.99e-07"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 %"), (0.0002, "< 0.1 %"), (0.043, "4.3 %"), (0.498, "50 %"), (0.992, "99 %"), (0.99996, "99.99 %"), (1, "100 %"), (-0.12, "-12 %")],
+)
+def test_shares_read_as_percent_and_only_the_whole_is_called_so(value, text):
+    assert format_share(value) == text
 
 
 @pytest.mark.parametrize(("text", "value"), [("50ms", 0.05), ("0.05", 0.05), (0.05, 0.05), ("2 min", 120), ("250us", 2.5e-4), ("1e-3s", 1e-3)])

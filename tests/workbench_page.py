@@ -17,6 +17,11 @@ BEYOND = """() => {
   return parts.filter(part => part.getBoundingClientRect().right > edge).map(part => part.outerHTML.slice(0, 80));
 }"""
 """What reaches over the panel's right edge, outside of what scrolls."""
+TINY = """() => [...document.querySelectorAll('.aw-plot text')].filter(text => {
+  const plot = text.closest('svg');
+  return parseFloat(getComputedStyle(text).fontSize) * plot.getBoundingClientRect().width / plot.viewBox.baseVal.width < 9;
+}).map(text => text.textContent)"""
+"""Words of plots that are drawn smaller than 9 pixels."""
 
 
 def quiet(page):
@@ -34,7 +39,7 @@ def line_of_code(page):
 
 
 def check_looks(page, view, name, folder):
-    """In a theme: axe finds nothing, and at no width anything reaches over the edge; leaves screenshots where they are asked for."""
+    """In a theme: axe finds nothing, and at no width anything reaches over the edge or is too small to read; leaves screenshots where they are asked for."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     theme(page, name)
     open_view(page, view)
@@ -46,8 +51,8 @@ def check_looks(page, view, name, folder):
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 1900})
         with contextlib.suppress(PlaywrightTimeoutError):  # what is wrong is told below
-            page.wait_for_function(f"({BEYOND})().length === 0", timeout=20_000)
+            page.wait_for_function(f"({BEYOND})().length + ({TINY})().length === 0", timeout=20_000)
         page.locator(".aw").screenshot(path=pictures / f"workbench-{view.lower()}-{name.replace('JupyterLab ', '').replace(' ', '-').lower()}-{width}.png")
-        beyond = page.evaluate(BEYOND)
-        assert not beyond, (width, beyond)
+        wrong = page.evaluate(BEYOND) + page.evaluate(TINY)
+        assert not wrong, (width, wrong)
     page.set_viewport_size({"width": 1400, "height": 1900})

@@ -68,7 +68,7 @@ def _worse(a: Number, b: Number | None) -> Number:
 
 def _fidelity(measured: Number) -> Number:
     value = FIDELITY_FACTOR * measured.value + FIDELITY_FLOOR
-    method = f"{FIDELITY_FACTOR:g} x the {measured.value:.2g} measured here, plus {FIDELITY_FLOOR:g} for processors that sum in another order"
+    method = f"{FIDELITY_FACTOR:g} × the {measured.value:.2g} measured here, plus {FIDELITY_FLOOR:g} for processors that sum in another order"
     return derived(value, "ratio", method, [("fidelity", measured)])
 
 
@@ -76,30 +76,30 @@ def _latency(measured: Number | None) -> Number | None:
     if measured is None:
         return None
     value = max(LATENCY_FACTOR * measured.value, LATENCY_FLOOR_S)
-    method = f"{LATENCY_FACTOR:g} x the p99 of {format_seconds(measured.value)} measured here ({measured.method}), at least {format_seconds(LATENCY_FLOOR_S)}"
+    method = f"{LATENCY_FACTOR:g} × the p99 of {format_seconds(measured.value)} measured here ({measured.method}), at least {format_seconds(LATENCY_FLOOR_S)}"
     return derived(value, "s", method, [("latency_p99", measured)])
 
 
 def _throughput(rate: Number) -> Number:
-    return derived(KEPT_SHARE * rate.value, "request/s", f"{KEPT_SHARE:.0%} of the rate per replica", [("requests_per_s", rate)])
+    return derived(KEPT_SHARE * rate.value, "request/s", f"{100 * KEPT_SHARE:g} % of the rate per replica", [("requests_per_s", rate)])
 
 
 def _memory(measured: Number | None, model_bytes: int, workers: int) -> Number:
     if measured is not None:
         method = (
-            f"{MEMORY_FACTOR:g} x the {format_bytes(measured.value)} measured here ({measured.method}), "
+            f"{MEMORY_FACTOR:g} × the {format_bytes(measured.value)} measured here ({measured.method}), "
             f"plus {format_bytes(SHARED_BYTES)} for libraries that processes share here"
         )
         return derived(MEMORY_FACTOR * measured.value + SHARED_BYTES, "B", method, [("memory", measured)])
     # ONNX Runtime keeps its own copy beside the file it reads, and packs the weights once more for its kernels
     value = UNMEASURED_MEMORY_BYTES + 3 * model_bytes * workers
-    return Number(value=value, unit="B", source="estimated", method="3 x the model's file per worker and 300 MiB; the bundle was not started")
+    return Number(value=value, unit="B", source="estimated", method="3 × the model's file per worker and 300 MiB; the bundle was not started")
 
 
 def _startup(measured: Number | None, model_bytes: int) -> Number:
     if measured is not None:
         value = max(STARTUP_FACTOR * measured.value, STARTUP_FLOOR_S)
-        method = f"{STARTUP_FACTOR:g} x the {format_seconds(measured.value)} measured here, at least {format_seconds(STARTUP_FLOOR_S)}"
+        method = f"{STARTUP_FACTOR:g} × the {format_seconds(measured.value)} measured here, at least {format_seconds(STARTUP_FLOOR_S)}"
         return derived(value, "s", method, [("startup", measured)])
     value = UNMEASURED_STARTUP_S + model_bytes / DISK_BYTES_PER_S
     return Number(value=value, unit="s", source="estimated", method="20 s and the model's file read at 50 MB/s; the bundle was not started")

@@ -47,8 +47,8 @@ def _(record: Profile) -> Figure:
     figure.add_trace(_treemap(record), row=1, col=3)
     figure.update_xaxes(title_text="batch size", type="log", tickvals=batches, ticktext=[str(b) for b in batches], row=1)
     figure.update_yaxes(rangemode="tozero", row=1)
-    figure.update_yaxes(title_text="ms", row=1, col=1)
-    figure.update_yaxes(title_text="item/s", row=1, col=2)
+    figure.update_yaxes(title_text="latency, ms", row=1, col=1)
+    figure.update_yaxes(title_text="items/s", row=1, col=2)
     if record.operators:
         _add_second_row(figure, record)
     layout = {**LAYOUT, "height": 320 * rows, "showlegend": False}
@@ -65,7 +65,7 @@ def _add_second_row(figure: Figure, record: Profile) -> None:
     words = [f"{o.calls} calls, {o.source}" if o.source else f"{o.calls} calls" for o in top]
     figure.add_trace(Bar(y=[o.name.partition("::")[2] or o.name for o in top], x=times, text=words, orientation="h", textposition="none"), row=2, col=1)
     figure.update_yaxes(autorange="reversed", row=2, col=1)
-    figure.update_xaxes(title_text="ms", row=2, col=1)
+    figure.update_xaxes(title_text="time of its own, ms", row=2, col=1)
     timeline = record.timeline
     if timeline is None:
         return
@@ -79,8 +79,8 @@ def _add_second_row(figure: Figure, record: Profile) -> None:
     )  # fmt: skip
     figure.add_trace(held, row=2, col=2)
     figure.add_trace(peak, row=2, col=2)
-    figure.update_xaxes(title_text=f"ms since the call began, profiler on<br>peak: {place}", row=2, col=2)
-    figure.update_yaxes(title_text="MiB", rangemode="tozero", row=2, col=2)
+    figure.update_xaxes(title_text=f"time since the call began, profiler on, ms<br>peak: {place}", row=2, col=2)
+    figure.update_yaxes(title_text="held, MiB", rangemode="tozero", row=2, col=2)
 
 
 @chart.register(Prediction)
@@ -101,8 +101,8 @@ def _(record: Prediction) -> Figure:
         figure.add_trace(dots, row=1, col=col)
     figure.update_xaxes(title_text="batch size", type="log", tickvals=batches, ticktext=[str(b) for b in batches])
     figure.update_yaxes(rangemode="tozero")
-    figure.update_yaxes(title_text="ms", col=1)
-    figure.update_yaxes(title_text="item/s", col=2)
+    figure.update_yaxes(title_text="latency, ms", col=1)
+    figure.update_yaxes(title_text="items/s", col=2)
     return figure.update_layout(**LAYOUT, showlegend=False, title_text=f"{record.model.name} on {record.device}, predicted with 90 % bands")
 
 
@@ -115,7 +115,7 @@ def _(record: Plan) -> Figure:
     figure = Figure(_band_line("one batch", batches, [point.latency_p50 for point in record.service_time], 1e3))
     figure.add_hline(y=1e3 * record.target.latency_p99.value, line_dash="dash", annotation_text="p99 target")
     figure.update_xaxes(title_text="batch size")
-    figure.update_yaxes(title_text="ms", rangemode="tozero")
+    figure.update_yaxes(title_text="time of a batch, ms", rangemode="tozero")
     return figure.update_layout(**LAYOUT, title_text=f"service time of {record.model.name} on {record.device}")
 
 
@@ -142,7 +142,7 @@ def _(record: Rotation) -> Figure:
             bar = Bar(**bars, orientation="h", textposition="none", marker_color=color, marker_line_width=0, name=model.model.name, showlegend=row == 1)
             figure.add_trace(bar, row=row, col=1)
         figure.update_yaxes(autorange="reversed", row=row, col=1)
-    figure.update_xaxes(title_text=f"s by the {record.clock} clock", row=len(record.runs), gridcolor=GRID)
+    figure.update_xaxes(title_text=f"time by the {record.clock} clock, s", row=len(record.runs), gridcolor=GRID)
     return figure.update_layout(**{**LAYOUT, "height": 80 + 170 * len(record.runs)}, barmode="overlay", title_text="turns on the device")
 
 
@@ -163,8 +163,9 @@ def _(record: ScalePlan) -> Figure:
     figure.add_trace(Scatter(x=series.time_s, y=series.requests_per_s, mode="lines", name="requests/s"), row=1, col=2)
     for name, values in (("wanted", series.wanted), ("ready", series.ready)):
         figure.add_trace(Scatter(x=series.time_s, y=values, mode="lines", line_shape="hv", name=name), row=2, col=2)
-    figure.update_xaxes(title_text="mean replicas", row=1, col=1).update_xaxes(title_text="s", row=2, col=2)
-    figure.update_yaxes(title_text="% in time", row=1, col=1)
+    figure.update_xaxes(title_text="mean replicas", row=1, col=1).update_xaxes(title_text="time, s", row=2, col=2)
+    figure.update_yaxes(title_text="requests in time, %", row=1, col=1).update_yaxes(title_text="requests/s", row=1, col=2)
+    figure.update_yaxes(title_text="replicas", row=2, col=2)
     return figure.update_layout(**LAYOUT, title_text=f"replicas of {record.model.name}")
 
 
@@ -183,7 +184,7 @@ def _(record: FleetAllocation) -> Figure:
         figure.add_trace(Bar(x=[count * model.cores.value for count in held], y=names, orientation="h", name=model.model.name), row=1, col=1)
     shares = Bar(x=[100 * m.share.value for m in record.models], y=[m.model.name for m in record.models], orientation="h", showlegend=False)
     figure.add_trace(shares, row=1, col=2)
-    figure.update_xaxes(title_text="cores", row=1, col=1).update_xaxes(title_text="%", range=[0, 100], row=1, col=2)
+    figure.update_xaxes(title_text="cores", row=1, col=1).update_xaxes(title_text="served, %", range=[0, 100], row=1, col=2)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure.update_layout(**{**LAYOUT, "height": 200 + 24 * max(len(names), len(record.models))}, barmode="stack", title_text=headline(record))
 
@@ -215,7 +216,7 @@ def _(record: JobPlan) -> Figure:
     figure.add_trace(late, row=1, col=1)
     for title, get in (("without jobs", lambda o: o.latency_p99_alone), ("beside them", lambda o: o.latency_p99)):
         figure.add_trace(Bar(x=[o.model for o in run.online], y=[1e3 * get(o).value for o in run.online], name=title), row=1, col=2)
-    figure.update_xaxes(title_text="s", row=1, col=1).update_yaxes(title_text="ms", row=1, col=2)
+    figure.update_xaxes(title_text="time, s", row=1, col=1).update_yaxes(title_text="p99, ms", row=1, col=2)
     figure.update_yaxes(autorange="reversed", automargin=True, row=1, col=1)
     return figure.update_layout(**{**LAYOUT, "height": 220 + 24 * len(record.jobs)}, title_text=headline(record))
 

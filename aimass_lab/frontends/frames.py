@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..records import Number, Record
+from ..records import Record
 from .layouts import lay_out
-from .page import Cell
+from .page import Cell, number_in
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -23,7 +23,7 @@ def to_frames(record: Record) -> dict[str, DataFrame]:
 
     frames = {}
     for table in lay_out(record).tables:
-        units = [next((row[i].unit for row in table.rows if isinstance(row[i], Number)), None) for i in range(len(table.columns))]  # type: ignore[union-attr]
+        units = [next((number.unit for row in table.rows if (number := number_in(row[i]))), None) for i in range(len(table.columns))]
         names = [f"{column} ({unit})" if unit else column for column, unit in zip(table.columns, units, strict=True)]
         frames[table.title] = DataFrame([[_plain(cell) for cell in row] for row in table.rows], columns=names)
     if not frames:
@@ -32,4 +32,4 @@ def to_frames(record: Record) -> dict[str, DataFrame]:
 
 
 def _plain(cell: Cell) -> str | float | None:
-    return cell.value if isinstance(cell, Number) else cell
+    return number.value if (number := number_in(cell)) else cell

@@ -6,7 +6,25 @@ from dataclasses import dataclass
 
 from ..records import Number
 
-Cell = Number | str | int | None
+
+@dataclass(frozen=True)
+class Share:
+    """A number that is a part of a whole, or an error relative to one: shown in percent."""
+
+    number: Number
+
+
+def share(number: Number | None) -> Share | None:
+    """`number` as a share; None stays None."""
+    return None if number is None else Share(number)
+
+
+Cell = Number | Share | str | int | None
+
+
+def number_in(cell: Cell) -> Number | None:
+    """What a cell shows, if that is a number."""
+    return cell.number if isinstance(cell, Share) else cell if isinstance(cell, Number) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +35,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     bar: int | None = None
-    """Column whose numbers are shares, drawn as bars where the medium can."""
+    """Column of shares that are drawn as bars where the medium can."""
     folded: bool = False
     """Detail that is shown when asked for, where the medium can fold it away."""
 

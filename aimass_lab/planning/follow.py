@@ -39,6 +39,8 @@ FULLNESS = (0.6, 0.8)
 FLOORS = (0.5,)
 """Floors of hybrids, as shares of the static number."""
 SHOWN_TICKS = 400
+LEAST_MORE = 0.005
+"""Replicas: what is written with two digits as more than none."""
 BAND = "lowest and highest of the replications"
 
 Progress = Callable[[float, str], None]
@@ -323,14 +325,15 @@ class _Answer:
             return "its queue grows without bound"
         if not self.comparison.meets(tried):
             return "misses the target in its worst replication"
-        return f"meets the target with {tried.replicas.value - best.replicas.value:.2f} replicas more on average"
+        more = tried.replicas.value - best.replicas.value
+        return f"meets the target with {more:.2f} replicas more on average" if more >= LEAST_MORE else "meets the target with as many replicas on average"
 
     def notes(self, best: ScaleOption) -> tuple[Note, ...]:
         notes = [
             Note(code="assumes:random-split", text="requests go to ready replicas at random; a batch is what waits; autoscalers act by their published rules")
         ]
         if self.asked.startup.weakest_source != "measured":
-            text = f"the start-up time of {format_seconds(self.asked.startup.value)} is {self.asked.startup.weakest_source}: autoscalers stand or fall with it"
+            text = f"the start-up time of {format_seconds(self.asked.startup.value)} was not measured: autoscalers stand or fall with it"
             notes.append(Note(code="W-STARTUP-NOT-MEASURED", text=text))
         if best.meets and best.held_out is not None and best.held_out.value < self.asked.attainment:
             text = f"on the arrivals held out it attains {best.held_out.value:.2%}, less than asked: give it more room, or a longer trace"
@@ -356,11 +359,12 @@ def _binding(asked: Asked, comparison: Comparison, options: Sequence[ScaleOption
 
 
 def _series(run: PoolRun) -> ScaleSeries:
-    step = max(1, len(run.time_s) // SHOWN_TICKS)
+    ticks = sum(time_s <= run.span_s for time_s in run.time_s)  # later ones only see what is left being answered, at a rate of 0
+    shown = slice(0, ticks, max(1, ticks // SHOWN_TICKS))
     return ScaleSeries(
-        time_s=tuple(run.time_s[::step]),
-        requests_per_s=tuple(run.requests_per_s[::step]),
-        wanted=tuple(run.wanted[::step]),
-        ready=tuple(run.ready[::step]),
-        under_way=tuple(run.waiting[::step]),
+        time_s=tuple(run.time_s[shown]),
+        requests_per_s=tuple(run.requests_per_s[shown]),
+        wanted=tuple(run.wanted[shown]),
+        ready=tuple(run.ready[shown]),
+        under_way=tuple(run.waiting[shown]),
     )

@@ -25,6 +25,12 @@ export function formatBytes(value: number): string {
   return `${value < 0 ? '−' : ''}${text} ${BINARY[unit]}`;
 }
 
+/** Bytes that are a part of others: `2.85` of 23.5 GiB, without the unit where the whole has the same. */
+export function formatPart(part: number, whole: number): string {
+  const [figure, unit] = formatBytes(part).split(' ');
+  return formatBytes(whole).endsWith(` ${unit}`) ? figure : `${figure} ${unit}`;
+}
+
 /** A change: `+1.50 GiB`, `−3 KiB`, `±0`. */
 export function formatGrowth(value: number): string {
   return value === 0 ? '±0' : `${value > 0 ? '+' : ''}${formatBytes(value)}`;

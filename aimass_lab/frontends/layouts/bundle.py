@@ -11,8 +11,8 @@ from .base import lay_out, notes_of
 
 def promise_table(promises: tuple[Promise, ...]) -> Table:
     """Each promise with what was measured and where its limit comes from."""
-    words = {True: "PASS", False: "FAIL", None: ""}
-    rows = tuple((words[p.passed], p.name, p.measured, f"{p.relation} {format_number(p.limit)}", p.limit.method) for p in promises)
+    words, relations = {True: "PASS", False: "FAIL", None: ""}, {"<=": "≤", ">=": "≥", "==": "="}
+    rows = tuple((words[p.passed], p.name.replace("_", " "), p.measured, f"{relations[p.relation]} {format_number(p.limit)}", p.limit.method) for p in promises)
     return Table(title="Promises", columns=("", "promise", "measured", "limit", "limit comes from"), rows=rows)
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from ...headlines import format_interval, headline
 from ...records import Demand, MemoryPart, ModuleDemand, Number, PeakPlace, TrainingDemand
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of
 
 TOP_ROWS = 12
@@ -40,7 +40,7 @@ def _(record: Demand) -> Page:
             ("request, JSON", record.request_json_bytes),
             ("response, binary", record.response_bytes),
             ("response, JSON", record.response_json_bytes),
-            ("FLOPs known for", record.coverage),
+            ("FLOPs known for", share(record.coverage)),
         ),
         tables=(
             _ledger("Memory", record.memory, record.driver_bytes, _driver(record)),
@@ -111,7 +111,7 @@ def _operators(record: Demand) -> Table:
     top = moving[:TOP_ROWS]
     # What no formula covers is shown wherever it stands: it is what the totals lack.
     top += [o for o in moving[TOP_ROWS:] if not o.has_formula]
-    rows = tuple((o.name, o.calls, o.flops, o.light_flops, o.bytes_moved, o.bytes_share, "" if o.has_formula else "no FLOP formula") for o in top)
+    rows = tuple((o.name, o.calls, o.flops, o.light_flops, o.bytes_moved, share(o.bytes_share), "" if o.has_formula else "no FLOP formula") for o in top)
     return Table(
         title=_title("By operator", len(top), len(moving)),
         columns=("operator", "calls", "FLOPs", "light", "bytes moved", "of bytes", ""),
@@ -133,7 +133,7 @@ def _modules(record: Demand) -> Table:
 
 def _module_row(alike: list[ModuleDemand]) -> tuple[Cell, ...]:
     one = alike[0]
-    share = one.time_share and msgspec.structs.replace(one.time_share, value=min(1.0, sum(_weight(m) for m in alike)))
+    of_time = one.time_share and msgspec.structs.replace(one.time_share, value=min(1.0, sum(_weight(m) for m in alike)))
     return (
         _common_name(alike) or "(the model itself)",
         one.type,
@@ -143,7 +143,7 @@ def _module_row(alike: list[ModuleDemand]) -> tuple[Cell, ...]:
         one.arithmetic_intensity,
         one.live_bytes,
         one.bound or "–",
-        share,
+        share(of_time),
     )
 
 
@@ -171,7 +171,7 @@ def _weight(module: ModuleDemand) -> float:
 
 def _lines(record: Demand) -> Table:
     top = record.lines[:TOP_LINES]
-    rows = tuple((line.source, line.calls, line.flops, line.bytes_moved, line.time_share) for line in top)
+    rows = tuple((line.source, line.calls, line.flops, line.bytes_moved, share(line.time_share)) for line in top)
     return Table(
         title=_title("By line", len(top), len(record.lines)), columns=("line", "operators", "FLOPs", "bytes moved", "of time"), rows=rows, bar=4, folded=True
     )

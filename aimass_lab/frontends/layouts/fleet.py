@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import format_measured, format_number, headline
 from ...records import FleetAllocation, FleetModel, FleetNode
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of
 
 TOP = 40
@@ -39,10 +39,10 @@ def _(record: FleetAllocation) -> Page:
         facts=(
             ("aim", {"cost": "serve everybody at the least cost", "value": "the most value within the limits"}[record.objective]),
             ("cost", record.cost),
-            ("distance to the best", record.gap),
-            ("least share served", record.least_share),
+            ("distance to the best", share(record.gap)),
+            ("least share served", share(record.least_share)),
             ("fairness (Jain)", record.fairness),
-            ("least share after losing one node", record.node_loss),
+            ("least share after losing one node", share(record.node_loss)),
             ("bursts", f"{record.burst:g} times the rate between them" if record.burst > 1 else "none"),
             ("headroom", f"{record.headroom:.0%}"),
             ("time to choose", record.solve_time),
@@ -63,7 +63,7 @@ def _model(m: FleetModel) -> tuple[Cell, ...]:
     where = None if m.node_type is None else m.node_type + (f", {m.device_share}" if m.device_share not in (None, "whole") else "")
     p99 = None if m.latency_p99 is None else format_measured(m.latency_p99)
     variant = "the original" if m.technique == "none" else m.technique
-    return name, m.requests_per_s, m.latency_target, m.share, variant, where, m.replicas, m.max_batch_size, p99, m.utilization, m.reason
+    return name, m.requests_per_s, m.latency_target, share(m.share), variant, where, m.replicas, m.max_batch_size, p99, share(m.utilization), m.reason
 
 
 def _node(node: FleetNode) -> tuple[Cell, ...]:

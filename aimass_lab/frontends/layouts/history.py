@@ -10,7 +10,7 @@ from .base import lay_out, notes_of
 
 @lay_out.register
 def _(record: History) -> Page:
-    rows = tuple((str(r.id), r.taken_at, r.verb, r.model, r.summary) for r in record.runs)
+    rows = tuple((str(r.id), r.taken_at[:16].replace("T", " "), r.verb, r.model, r.summary) for r in record.runs)
     return Page(
         title="History", headline=headline(record), tables=(Table(title="Runs", columns=("run", "taken at (UTC)", "verb", "model", "found"), rows=rows),)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import describe_policy, format_measured, headline
 from ...records import JobPlan, JobPolicyRun, JobsRun, Number, PlannedJob
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of
 
 JOB = ("job", "ends", "deadline", "on time", "begins", "cost", "")
@@ -41,7 +41,7 @@ def _(record: JobPlan) -> Page:
         tone="good" if record.feasible else "bad",
         facts=(
             ("last job ends", chosen.all_ended),
-            ("devices busy until then", chosen.utilization),
+            ("devices busy until then", share(chosen.utilization)),
             ("device time of all jobs", None if len(record.jobs) < 2 else _total(record)),
             ("price of a device", record.price),
             ("jobs at once, at most", record.max_jobs),
@@ -55,7 +55,10 @@ def _(record: JobPlan) -> Page:
 
 def _ran(run: JobsRun) -> Table:
     columns = ("of", "figure", "measured", "predicted", "replayed", "error", "of it mechanism", "of it times of calls")
-    rows = tuple((m.model, m.name, m.measured, format_measured(m.predicted), m.replayed, m.error, m.mechanism_error, m.service_error) for m in run.metrics)
+    rows = tuple(
+        (m.model, m.name, m.measured, format_measured(m.predicted), m.replayed, share(m.error), share(m.mechanism_error), share(m.service_error))
+        for m in run.metrics
+    )
     length = "whole" if run.shortened.value == 1 else f"{run.shortened.value:.3g} times shorter"
     title = f"Run here under {describe_policy(run)}, {length}, beside {run.num_requests} requests: predicted, run, replayed"
     return Table(title=title, columns=columns, rows=rows)
@@ -65,7 +68,7 @@ def _outcomes(record: JobPlan, run: JobPolicyRun) -> list[tuple[Cell, ...]]:
     rows: list[tuple[Cell, ...]] = []
     for job, outcome in zip(record.jobs, run.jobs, strict=True):
         ends = None if outcome.ends is None else format_measured(outcome.ends)
-        rows.append((job.name, ends, job.deadline, outcome.on_time, outcome.begins, outcome.cost, outcome.text))
+        rows.append((job.name, ends, job.deadline, share(outcome.on_time), outcome.begins, outcome.cost, outcome.text))
     return rows
 
 
@@ -78,7 +81,7 @@ def _online(record: JobPlan, run: JobPolicyRun) -> list[tuple[Cell, ...]]:
 
 def _policy(run: JobPolicyRun) -> tuple[Cell, ...]:
     late, beyond = sum(job.meets is False for job in run.jobs), sum(not model.meets for model in run.online)
-    return describe_policy(run), "yes" if run.feasible else "no", late, beyond, run.all_ended, run.utilization
+    return describe_policy(run), "yes" if run.feasible else "no", late, beyond, run.all_ended, share(run.utilization)
 
 
 def _asked(job: PlannedJob) -> tuple[Cell, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...headlines import format_number, headline
 from ...records import Monitoring
-from ...units import format_seconds
-from ..page import Cell, Page, Table
+from ...units import format_seconds, format_share
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of
 
 MOST_ROWS = 60
@@ -19,7 +19,7 @@ def _(record: Monitoring) -> Page:
         slo = (
             ("should be answered within", f"{format_number(budget.latency)}, {budget.attainment_target:.2%} of all ({budget.latency.method})"),
             ("were", budget.attained),
-            ("error budget spent", budget.spent),
+            ("error budget spent", share(budget.spent)),
         )
     missed = budget is not None and budget.spent.value > 1
     return Page(
@@ -35,7 +35,7 @@ def _(record: Monitoring) -> Page:
             ("latency p99, in the server", record.latency_p99),
             ("batch size", record.batch_size),
             ("waiting", record.queue),
-            ("utilization", record.utilization),
+            ("utilization", share(record.utilization)),
             ("workers restarted", record.restarts),
             *slo,
         ),
@@ -50,7 +50,7 @@ def _points(record: Monitoring) -> Table:
     for p in shown:
         ends = [None if end is None else f"≤ {format_seconds(end)}" for end in (p.latency_p50_s, p.latency_p99_s)]
         rates = f"{p.requests_per_s:.4g}", f"{p.failed_per_s:.3g}"
-        rows.append((f"{p.at_s:.1f} s", *rates, *ends, f"{p.queue_items:g}", f"{p.utilization:.0%}", f"{p.workers_ready:g}", f"{p.restarts:g}"))
+        rows.append((f"{p.at_s:.1f} s", *rates, *ends, f"{p.queue_items:g}", format_share(p.utilization), f"{p.workers_ready:g}", f"{p.restarts:g}"))
     title = "Looks" if len(shown) == len(record.points) else f"The last {len(shown)} of {len(record.points)} looks"
     columns = ("at", "requests/s", "failed/s", "p50", "p99", "waiting", "busy", "workers", "restarted")
     return Table(title=title, columns=columns, rows=tuple(rows), folded=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import headline
 from ...records import NetworkDemand, Traffic
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of
 
 
@@ -54,7 +54,7 @@ def _codecs(record: NetworkDemand) -> Table:
 
 
 def _load(record: NetworkDemand) -> Table:
-    rows: list[tuple[Cell, ...]] = [(f.form, f.received_bytes_per_s, f.sent_bytes_per_s, f.link_share, f.egress_cost) for f in record.forms]
+    rows: list[tuple[Cell, ...]] = [(f.form, f.received_bytes_per_s, f.sent_bytes_per_s, share(f.link_share), f.egress_cost) for f in record.forms]
     return Table(title="At the request rate", columns=("form", "in", "out", "share of the link", "egress"), rows=tuple(rows))
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from ...headlines import headline
 from ...records import KernelState, Live
 from ...units import format_quantity
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of
 
 
 @lay_out.register
 def _(record: Live) -> Page:
-    kernels = tuple((k.path or k.name, k.num_processes, k.cpu, k.memory_bytes, k.gpu_memory_bytes, k.gpu_utilization) for k in record.kernels)
+    kernels = tuple((k.path or k.name, k.num_processes, k.cpu, k.memory_bytes, k.gpu_memory_bytes, share(k.gpu_utilization)) for k in record.kernels)
     services = tuple((s.folder, s.url, s.grpc_address, str(s.pid)) for s in record.services)
     return Page(
         title="This Jupyter server",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...export import read_exporter
 from ...headlines import format_number, headline
 from ...records import Number, Plan, ServingSpec
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import ladder_table, lay_out, notes_of, rehearsed_table
 
 TOP_OPTIONS = 8
@@ -14,7 +14,7 @@ TOP_OPTIONS = 8
 @lay_out.register
 def _(record: Plan) -> Page:
     options: list[tuple[Cell, ...]] = [
-        (o.device, o.replicas, o.max_batch_size, o.max_wait, o.latency_p99, o.utilization, o.cost, o.reason) for o in record.options[:TOP_OPTIONS]
+        (o.device, o.replicas, o.max_batch_size, o.max_wait, o.latency_p99, share(o.utilization), o.cost, o.reason) for o in record.options[:TOP_OPTIONS]
     ]
     shown = "Considered" if len(record.options) <= TOP_OPTIONS else f"Considered (the best {TOP_OPTIONS} of {len(record.options)})"
     return Page(
@@ -28,7 +28,7 @@ def _(record: Plan) -> Page:
             ("waits for a batch", record.max_wait),
             ("latency p50", record.latency_p50),
             ("latency p99", record.latency_p99),
-            ("utilization", record.utilization),
+            ("utilization", share(record.utilization)),
             ("grows unstable at", record.throughput_limit),
             ("server's own time, in it", record.server_time.typical if record.server_time else None),
             ("cost", record.cost),
@@ -43,11 +43,11 @@ def _(record: Plan) -> Page:
             Table(
                 title="One replica at other loads",
                 columns=("at one replica", "p99", "utilization"),
-                rows=tuple((point.requests_per_s, point.latency_p99, point.utilization) for point in record.by_load),
+                rows=tuple((point.requests_per_s, point.latency_p99, share(point.utilization)) for point in record.by_load),
                 folded=True,
             ),
         ),
-        remarks=(record.binding,),
+        remarks=() if record.binding in headline(record) else (record.binding,),
         notes=notes_of(record.notes),
     )
 
@@ -55,7 +55,7 @@ def _(record: Plan) -> Page:
 @lay_out.register
 def _(record: ServingSpec) -> Page:
     fields = ((name.replace("_", " "), getattr(record, name)) for name in record.__struct_fields__)
-    numbers = [(name, value) for name, value in fields if isinstance(value, Number)]
+    numbers = [(name, share(value) if name == "utilization" else value) for name, value in fields if isinstance(value, Number)]
     return Page(
         title=f"Resource spec of {record.name}",
         headline=headline(record),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import format_interval, format_number, headline
 from ...records import Ledger, LedgerEntry, Number, Prediction
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of, where
 
 NEWEST = 20
@@ -35,7 +35,9 @@ def _(record: Prediction) -> Page:
 
 @lay_out.register
 def _(record: Ledger) -> Page:
-    kinds: list[tuple[Cell, ...]] = [(k.kind, k.scored, k.inside, k.coverage, k.median_error, k.p90_error, k.bias, k.open) for k in record.kinds]
+    kinds: list[tuple[Cell, ...]] = [
+        (k.kind, k.scored, k.inside, share(k.coverage), share(k.median_error), share(k.p90_error), k.bias, k.open) for k in record.kinds
+    ]
     return Page(
         title="Ledger of predictions" + (f" for {record.model}" if record.model else ""),
         headline=headline(record),

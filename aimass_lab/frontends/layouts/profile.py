@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import format_interval, format_number, headline
 from ...records import CellProfile, ColdStart, LiveTensor, ModelSummary, ModuleTime, Profile
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import ladder_table, lay_out, notes_of, where
 
 TOP_MODULES = 12
@@ -19,7 +19,7 @@ def module_table(modules: tuple[ModuleTime, ...]) -> Table:
     top = sorted(modules, key=lambda m: -m.self_time.value)[:TOP_MODULES]
     left = len(modules) - len(top)
     title = "Time by module" + (f" (the {len(top)} largest of {len(modules)})" if left else "")
-    rows = tuple((m.name or "(the model itself)", m.type, m.calls, m.self_time, m.total_time, m.share) for m in top)
+    rows = tuple((m.name or "(the model itself)", m.type, m.calls, m.self_time, m.total_time, share(m.share)) for m in top)
     return Table(title=title, columns=("module", "type", "calls", "own time", "with submodules", "share"), rows=rows, bar=5)
 
 
@@ -27,7 +27,7 @@ def operator_table(record: Profile) -> Table:
     """The operators that take the most time themselves, and what belongs to none."""
     top = record.operators[:TOP_ROWS]
     on_gpu = bool(record.kernels)
-    rows: list[tuple[Cell, ...]] = [(o.name, o.family, o.calls, o.device_time if on_gpu else o.self_time, o.share, o.module, o.source) for o in top]
+    rows: list[tuple[Cell, ...]] = [(o.name, o.family, o.calls, o.device_time if on_gpu else o.self_time, share(o.share), o.module, o.source) for o in top]
     if record.outside_operators is not None and not on_gpu:
         rows.append(("(in no operator)", "Python, dispatch", "", record.outside_operators, None, "", ""))
     columns = ("operator", "family", "calls", "GPU time" if on_gpu else "own time", "share", "mostly in", "line")
@@ -37,7 +37,7 @@ def operator_table(record: Profile) -> Table:
 def kernel_table(record: Profile) -> Table:
     """The GPU kernels that take the most time."""
     top = record.kernels[:TOP_ROWS]
-    rows = tuple((_short(k.name), k.calls, k.device_time, k.share, k.operator, k.module) for k in top)
+    rows = tuple((_short(k.name), k.calls, k.device_time, share(k.share), k.operator, k.module) for k in top)
     columns = ("kernel", "runs", "time", "share", "launched by", "in")
     return Table(title=_title("Time by GPU kernel", len(top), len(record.kernels)), columns=columns, rows=rows, bar=3)
 
@@ -45,7 +45,7 @@ def kernel_table(record: Profile) -> Table:
 def line_table(record: Profile) -> Table:
     """The lines of the user's code that ask for the most time."""
     top = record.lines[:TOP_ROWS]
-    rows = tuple((line.source, line.calls, line.time, line.share, line.operator) for line in top)
+    rows = tuple((line.source, line.calls, line.time, share(line.share), line.operator) for line in top)
     return Table(
         title=_title("Time by line", len(top), len(record.lines)), columns=("line", "operators", "time", "share", "mostly"), rows=rows, bar=3, folded=True
     )
@@ -111,7 +111,7 @@ def _(record: Profile) -> Page:
             ("latency p99", record.latency_p99),
             ("throughput", record.throughput),
             ("processor time", record.cpu_time_per_call),
-            ("GPU busy", record.device_busy),
+            ("GPU busy", share(record.device_busy)),
             ("energy", record.energy_per_call),
             ("batch size", record.batch_size),
             ("peak memory", record.peak_memory_bytes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import headline
 from ...records import GpuReading, Readings
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of
 
 
@@ -47,7 +47,7 @@ def _gpu_table(gpus: tuple[GpuReading, ...]) -> Table:
     columns = ("GPU", "name", "busy", "memory used", "memory", "power", "limit", "temperature", "SM clock", "from host", "to host", "held back by")
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            f"{g.index}" if g.mig_instance is None else f"{g.index}, instance {g.mig_instance}", g.name, g.utilization, g.memory_used_bytes,
+            f"{g.index}" if g.mig_instance is None else f"{g.index}, instance {g.mig_instance}", g.name, share(g.utilization), g.memory_used_bytes,
             g.memory_total_bytes, g.power, g.power_limit, g.temperature, g.sm_clock, g.pcie_receive, g.pcie_transmit, ", ".join(g.throttled),
         )
         for g in gpus
@@ -57,7 +57,7 @@ def _gpu_table(gpus: tuple[GpuReading, ...]) -> Table:
 
 def _process_table(gpus: tuple[GpuReading, ...]) -> Table:
     rows: list[tuple[Cell, ...]] = [
-        (g.index, p.pid, "this process" if p.ours else p.name or "unknown", p.memory_bytes, p.utilization) for g in gpus for p in g.processes
+        (g.index, str(p.pid), "this process" if p.ours else p.name or "unknown", p.memory_bytes, share(p.utilization)) for g in gpus for p in g.processes
     ]
     return Table(title="Processes on GPUs", columns=("GPU", "process", "name", "memory", "busy"), rows=tuple(rows))
 

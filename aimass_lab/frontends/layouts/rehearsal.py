@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import headline
 from ...records import Rehearsal
-from ..page import Page, Table
+from ..page import Page, Table, share
 from .base import ladder_table, lay_out, notes_of, rehearsed_table, where
 
 VERDICTS = {
@@ -49,7 +49,7 @@ def _(record: Rehearsal) -> Page:
 
 
 def _errors(record: Rehearsal) -> Table:
-    rows = tuple((m.name, m.error, m.mechanism_error, m.service_error, m.arrivals_error, m.planned_error) for m in record.metrics)
+    rows = tuple((m.name, *map(share, (m.error, m.mechanism_error, m.service_error, m.arrivals_error, m.planned_error))) for m in record.metrics)
     columns = ("figure", "error", "of it mechanism", "of it times", "of it arrivals", "error of the plan")
     return Table(title="What the error is made of", columns=columns, rows=rows)
 

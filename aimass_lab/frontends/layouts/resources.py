@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from ...headlines import headline
 from ...records import ResourceDemand
-from ..page import Page, Table
+from ..page import Page, Table, share
 from .base import lay_out, notes_of
 
 
 @lay_out.register
 def _(record: ResourceDemand) -> Page:
     forms = tuple(
-        ("→ " * (f.name == record.chosen) + f.name, f.time_per_request, f.busy_devices, f.replicas, f.held_out_error, f.network_error) for f in record.forms
-    )  # fmt: skip
-    coefficients = tuple((c.family, c.alpha, c.beta, c.epsilon, c.held_out_error) for c in record.coefficients)
+        ("→ " * (f.name == record.chosen) + f.name, f.time_per_request, f.busy_devices, f.replicas, *map(share, (f.held_out_error, f.network_error)))
+        for f in record.forms
+    )
+    coefficients = tuple((c.family, c.alpha, c.beta, c.epsilon, share(c.held_out_error)) for c in record.coefficients)
     return Page(
         title=f"Resources for {record.model.name} at {record.requests_per_s.value:g} requests/s on {record.device}",
         headline=headline(record),
@@ -25,7 +26,7 @@ def _(record: ResourceDemand) -> Page:
             ("operators launched", record.launches_per_s),
             ("γ", record.gamma),
             ("busy devices, R", record.busy_devices),
-            ("highest utilisation", record.utilization),
+            ("highest utilization", share(record.utilization)),
             ("replicas, at least", record.replicas),
             ("δ per decision", record.decision_time),
             ("J", record.jobs),

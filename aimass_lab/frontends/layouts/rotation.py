@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import describe_policy, format_measured, headline
 from ...records import Rotation, RotationMetric, RotationRun
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of, where
 
 
@@ -17,7 +17,7 @@ def _(record: Rotation) -> Page:
         facts=(
             ("clock", {"device": "time that the device worked", "wall": "the wall's"}[record.clock]),
             ("lanes", record.lanes),
-            ("load", record.load),
+            ("load", share(record.load)),
             ("calls arrive over", record.span),
             ("measured on", where(record.environment)),
         ),
@@ -32,7 +32,7 @@ def _policies(record: Rotation) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for run in record.runs:
         shown = [run.metric(name).measured for name in ("mean latency", "p50 latency", "p99 latency", "mean slowdown")]
-        rows.append((describe_policy(run), run.num_jobs, *shown, run.longest_wait, run.interruptions, run.fairness, run.utilization))
+        rows.append((describe_policy(run), run.num_jobs, *shown, run.longest_wait, run.interruptions, run.fairness, share(run.utilization)))
     return Table(title="Measured", columns=columns, rows=tuple(rows))
 
 
@@ -55,4 +55,4 @@ def _by_model(run: RotationRun) -> Table:
 
 def _error(metric: RotationMetric) -> tuple[Cell, ...]:
     predicted = format_measured(metric.predicted)
-    return metric.name, metric.measured, predicted, metric.replayed, metric.error, metric.mechanism_error, metric.service_error
+    return metric.name, metric.measured, predicted, metric.replayed, share(metric.error), share(metric.mechanism_error), share(metric.service_error)

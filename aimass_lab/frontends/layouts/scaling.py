@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...headlines import format_measured, headline
+from ...headlines import headline
 from ...records import ScaleOption, ScalePlan
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of
 
 TOP_OPTIONS = 10
@@ -26,7 +26,7 @@ def _(record: ScalePlan) -> Page:
         facts=(
             ("arrivals", record.load),
             ("to be answered within", record.latency_target),
-            ("of all requests", record.attainment_target),
+            ("of all requests", share(record.attainment_target)),
             ("batch limit", record.max_batch_size),
             ("start-up of a replica", record.startup_time),
             ("between failures of a replica", record.failures),
@@ -41,8 +41,8 @@ def _(record: ScalePlan) -> Page:
 
 
 def _row(option: ScaleOption) -> tuple[Cell, ...]:
-    attained, replicas = format_measured(option.attainment), format_measured(option.replicas)
+    target = share(option.target) if option.target and option.target.unit == "ratio" else option.target
     return (
-        option.kind, option.scaler, option.target, option.min_replicas, replicas, option.cost, attained, option.held_out, option.latency_p99, option.dropped,
-        option.reason,
+        option.kind, option.scaler, target, option.min_replicas, option.replicas, option.cost, share(option.attainment), share(option.held_out),
+        option.latency_p99, share(option.dropped), option.reason,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import format_number, headline
 from ...records import Candidate, ObjectiveName, SearchResult
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of, where
 
 COLUMNS: dict[ObjectiveName, str] = {
@@ -32,7 +32,7 @@ def _(record: SearchResult) -> Page:
         tone="good" if record.best is not None else "warn",
         facts=(
             ("settings possible", record.num_points),
-            ("share measured", record.measured_share),
+            ("share measured", share(record.measured_share)),
             ("on the front", len(record.front)),
             ("ended because", record.stopped),
             ("measured on", where(record.environment)),

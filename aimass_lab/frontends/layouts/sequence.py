@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import headline
 from ...records import SequenceDemand
-from ..page import Page, Table
+from ..page import Page, Table, share
 from .base import lay_out, notes_of
 
 KINDS = {
@@ -50,7 +50,7 @@ def _(record: SequenceDemand) -> Page:
             ("  while decoding", record.decode_tokens_per_s),
             ("sequences in flight", record.sequences_in_flight),
             ("cache at this rate", record.cache_bytes_at_rate),
-            ("FLOPs known for", record.coverage),
+            ("FLOPs known for", share(record.coverage)),
         ),
         tables=(Table(title="One step of the batch", columns=columns, rows=rows),),
         remarks=(f"Not modelled: {'; '.join(record.not_modelled)}.",),

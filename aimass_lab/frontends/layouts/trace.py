@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import headline
 from ...records import Number, TraceModule, TraceSummary, derived
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of, where
 
 TOP_ROWS = 12
@@ -33,7 +33,7 @@ def _(record: TraceSummary) -> Page:
             ("steps", record.num_steps),
             ("mean step", step.total),
             *(
-                (f"GPU {g.index}{f' ({g.name})' if g.name else ''} {words}", number)
+                (f"GPU {g.index}{f' ({g.name})' if g.name else ''} {words}", share(number))
                 for g in record.gpus
                 for words, number in (("busy", g.utilization), ("multiprocessors", g.sm_efficiency), ("occupancy", g.occupancy))
             ),
@@ -47,7 +47,7 @@ def _(record: TraceSummary) -> Page:
             Table(
                 title="Where a step's time goes",
                 columns=("", "time", "share"),
-                rows=tuple((words, part, _share(part, step.total)) for words, part in parts if part is not None),
+                rows=tuple((words, part, share(_of(part, step.total))) for words, part in parts if part is not None),
                 bar=2,
             ),
             _operator_table(record),
@@ -59,7 +59,7 @@ def _(record: TraceSummary) -> Page:
     )
 
 
-def _share(part: Number, total: Number) -> Number | None:
+def _of(part: Number, total: Number) -> Number | None:
     return derived(part.value / total.value, "ratio", "of the mean step", [("part", part), ("step", total)]) if total.value > 0 else None
 
 

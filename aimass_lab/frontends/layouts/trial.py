@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...headlines import format_interval, format_number, headline
 from ...records import HeldVariants, Number, StepReport, TrialPoint, TrialResult
-from ..page import Cell, Page, Table
+from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of, where
 
 
@@ -78,7 +78,7 @@ def _speeds(points: tuple[TrialPoint, ...]) -> Table:
 def _steps(steps: tuple[StepReport, ...]) -> tuple[Table, ...]:
     if len(steps) < 2:
         return ()
-    rows = tuple((n, s.step.name, _changed(s), s.weight_share, s.apply_time, s.peak_memory) for n, s in enumerate(steps, 1))
+    rows = tuple((n, s.step.name, _changed(s), share(s.weight_share), s.apply_time, s.peak_memory) for n, s in enumerate(steps, 1))
     return (Table(title="Step by step", columns=("", "step", "layers changed", "of the weights", "time", "memory above"), rows=rows),)
 
 

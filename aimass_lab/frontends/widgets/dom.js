@@ -2,6 +2,7 @@
 
 import { figure, interval, provenance, sourceWord } from "./format.js";
 
+const LONG = 36; // of a cell's text, in characters: it may run over several lines
 const SVG_TAGS = new Set("svg g path rect line circle text tspan title polyline clipPath defs".split(" "));
 
 /** An element: attributes, `on...` listeners, children; null children are left out. */
@@ -46,7 +47,7 @@ export const empty = (text, label, act) => h("div", { class: "aw-empty" }, h("p"
 /** A table that scrolls where it is too large; the first cell of a row names it, and numbers as text stand to the right. */
 export const table = (label, columns, rows) => {
   const right = columns.map((_, i) => rows.some((row) => row[i] !== "–") && rows.every((row) => typeof row[i] === "number" || /^[−+]?[\d,.]+( \S+)?$|^–$/.test(row[i])));
-  const cell = (value, i) => h(i ? "td" : "th", { scope: i ? null : "row", class: right[i] ? "aw-num" : typeof value === "string" && value.length > 60 ? "aw-long" : null }, value);
+  const cell = (value, i) => h(i ? "td" : "th", { scope: i ? null : "row", class: right[i] ? "aw-num" : typeof value === "string" && value.length > LONG ? "aw-long" : null }, value);
   return h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, columns.map((text, i) => h("th", { scope: "col", class: right[i] ? "aw-num" : null }, text)))), h("tbody", {}, rows.map((row) => h("tr", {}, row.map(cell))))));
 };
 

@@ -32,8 +32,10 @@ function count(value, unit) {
   const slash = unit.indexOf("/");
   const noun = slash < 0 ? unit : unit.slice(0, slash);
   const words = `${noun}${value === 1 && slash < 0 ? "" : "s"}${slash < 0 ? "" : unit.slice(slash)}`;
-  if (Math.abs(value) >= 1e6) return `${scaled(value, DECIMAL, "")} ${words}`;
-  return `${Number.isInteger(value) ? value.toLocaleString("en-US") : significant(value)} ${words}`;
+  const whole = Number.isInteger(value);
+  const shown = slash < 0 || whole ? value : Number(value.toPrecision(3));
+  if (Math.abs(shown) >= 1e6) return `${scaled(shown, DECIMAL, "")} ${words}`;
+  return `${whole ? shown.toLocaleString("en-US") : significant(shown)} ${words}`;
 }
 
 /** A value in SI base units, as people read it. */
@@ -71,4 +73,7 @@ export function provenance(number) {
   return parts.join("; ");
 }
 
-export const percent = (share) => `${share >= 0.0995 ? Math.round(100 * share) : (100 * share).toFixed(1)} %`;
+/** As a heading begins. */
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+export const percent = (share) => share > 0 && share < 0.0005 ? "< 0.1 %" : `${share === 0 || share >= 0.0995 ? Math.round(100 * share) : (100 * share).toFixed(1)} %`;

@@ -1,8 +1,8 @@
 // What if the sequences were longer: latency, tokens per second and memory by length, from one pass over shapes at each.
 
-import { interval, quantity } from "./format.js";
+import { capital, interval, quantity } from "./format.js";
 import { empty, fill, h, number, section } from "./dom.js";
-import { at, axes, bandLine, draggable, linear, logarithmic, powers, ticks } from "./plot.js";
+import { at, axes, bandLine, draggable, linear, logarithmic, powers, scaleTicks } from "./plot.js";
 
 const PLOT = { width: 320, height: 210, margin: { left: 58, right: 12, top: 26, bottom: 38 } };
 const QUANTITIES = [["latency", "latency of a call", "s"], ["tokens", "tokens per second", "token/s"], ["memory", "peak memory of a call", "B"]];
@@ -59,7 +59,7 @@ class ByLength {
 
   plot(name, title, unit) {
     const points = this.curves[name];
-    if (points.length < 2) return { node: section(title, null, h("p", { class: "aw-hint" }, "Not predicted there: a rate of the device is unknown.")), move() {} };
+    if (points.length < 2) return { node: section(capital(title), null, h("p", { class: "aw-hint" }, "Not predicted there: a rate of the device is unknown.")), move() {} };
     const { width, height, margin } = PLOT;
     const { known } = this;
     const limit = name === "memory" && known.limit && known.limit < 4 * Math.max(...points.map((p) => p.high)) ? known.limit : null;
@@ -72,7 +72,7 @@ class ByLength {
     const x = logarithmic(...this.ends, margin.left, width - margin.right);
     const y = (logY ? logarithmic : linear)(bottom, top, floor, margin.top);
     const base = unit === "B" ? 2 : 10;
-    const yTicks = (logY ? powers(bottom, top, base, 5) : ticks(top, 4, base)).map((v) => [v, v ? quantity(v, unit).replace(/\.0+ /, " ").replace(/ tokens\/s/, "") : "0"]);
+    const yTicks = scaleTicks(bottom, top, logY, base).map((v) => [v, v ? quantity(v, unit).replace(/\.0+ /, " ").replace(/ tokens\/s/, "") : "0"]);
     const cursor = h("line", { class: "aw-cursor", y1: margin.top, y2: floor });
     const handle = h("circle", { class: "aw-handle", r: 7 });
     const svg = h("svg", { class: "aw-plot aw-drag", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} by sequence length, predicted with its band` },
@@ -82,7 +82,7 @@ class ByLength {
       dot && known.own >= this.ends[0] && known.own <= this.ends[1] ? h("circle", { class: "aw-measured", cx: x(known.own), cy: y(dot), r: 4 }) : null);
     const toTokens = (place) => Math.round(this.ends[0] * (this.ends[1] / this.ends[0]) ** Math.min(1, Math.max(0, (place - margin.left) / (width - margin.left - margin.right))));
     draggable(svg, (place) => this.move(toTokens(place)), () => this.letGo());
-    return { node: section(title, null, svg), move: (tokens) => {
+    return { node: section(capital(title), null, svg), move: (tokens) => {
       const now = at(points, tokens);
       for (const end of ["x1", "x2"]) cursor.setAttribute(end, x(tokens));
       handle.setAttribute("cx", x(tokens));

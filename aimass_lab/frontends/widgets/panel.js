@@ -5,7 +5,7 @@
 //   kinds        the records that it draws, which source.py reads here; without one of the first kind there is nothing of it to keep in a picture,
 //                unless kept(ctx) finds something else
 //   facts        what it needs besides, by the names of the kernel's facts/
-//   draw(ctx)    gives {node}, and where it wants to: mark(), called when the selection or the work changed; update(), called in place of drawing
+//   draw(ctx)    gives {node}, its plots in the sizes that ctx.fit says, and where it wants to: mark(), called when the selection or the work changed; update(), called in place of drawing
 //                anew when what it draws has changed, so that a form keeps what is being typed
 //   line(ctx)    the line or lines of code to show when it is opened; null where drawing shows them
 
@@ -17,10 +17,12 @@ import { tryView } from "./tries.js";
 import { whatIfView } from "./whatif.js";
 import { planView } from "./plan.js";
 import { shipView } from "./ship.js";
+import { narrowed } from "./plot.js";
 import { pictureOf, savePictures } from "./saving.js";
 
 const VIEWS = [profileView, whatIfView, tryView, searchView, planView, shipView];
 const PICTURE_AFTER_MS = 1200;
+const NARROW_PX = 480; // as in panel.css
 
 class Frame {
   constructor(model) {
@@ -37,6 +39,16 @@ class Frame {
     this.keep = savePictures(model, () => this.picture());
     this.draw();
     this.drawJobs();
+    this.watch = new ResizeObserver(([{ contentRect }]) => this.resized(contentRect.width));
+    this.watch.observe(this.root);
+  }
+
+  /** A plot's words are as large as others only in a plot as wide as its place. */
+  resized(width) {
+    const narrow = width > 0 && width <= NARROW_PX;
+    if (narrow === Boolean(this.narrow)) return;
+    this.narrow = narrow;
+    this.draw();
   }
 
   /** What a view may know and do. */
@@ -50,6 +62,7 @@ class Frame {
       fact: (fact) => model.get("facts")[fact],
       subject: () => model.get("subject"),
       quiet,
+      fit: (plot) => (this.narrow && !quiet ? narrowed(plot) : plot),
       jobs: () => this.active(),
       busy: () => this.active().length > 0,
       stop: (number) => model.send({ kind: "stop", number }),
@@ -253,6 +266,7 @@ class Frame {
   }
 
   end() {
+    this.watch.disconnect();
     clearTimeout(this.drawing);
     clearTimeout(this.saying);
     this.forget();

@@ -9,7 +9,9 @@ import { turns } from "./turns.js";
 import { whyNotCheaper } from "./cheaper.js";
 
 const PLOT = { width: 440, height: 240, margin: { left: 58, right: 14, top: 26, bottom: 38 } };
+const TICK_PX = 45;
 const REST_MS = 80; // keys that repeat come closer together
+const PRICE_PX = 46; // where costs stand, at the right of the replicas
 const DECADES = { rate: [0, 5], p99: [-3, 1] };
 
 /** Two significant digits: what a slider can point at. */
@@ -244,8 +246,8 @@ class Planner {
   }
 
   /** A plot over the rate, whose children are drawn anew while it is dragged. */
-  overRate(title, aria, draw) {
-    const { width, height, margin } = PLOT;
+  overRate(title, aria, size, draw) {
+    const { width, height, margin } = size;
     const svg = h("svg", { class: "aw-plot aw-drag", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": aria });
     let [least, most] = this.span();
     const rateAt = (place) => least * (most / least) ** Math.min(1, Math.max(0, (place - margin.left) / (width - margin.left - margin.right)));
@@ -255,16 +257,17 @@ class Planner {
       const span = this.span();
       [least, most] = [Math.min(least, span[0]), Math.max(most, span[1])];
       const x = logarithmic(least, most, margin.left, width - margin.right);
-      const xTicks = rounds(least, most, 8).map((v) => [v, v >= 1e4 ? quantity(v, "").replace(/\.0+ /, " ") : v.toLocaleString("en-US")]);
+      const xTicks = rounds(least, most, Math.floor((width - margin.left - margin.right) / TICK_PX)).map((v) => [v, v >= 1e4 ? quantity(v, "").replace(/\.0+ /, " ") : v.toLocaleString("en-US")]);
       fill(svg, draw(now, { x, least, most, xTicks }), h("line", { class: "aw-cursor", x1: x(now.rate), x2: x(now.rate), y1: margin.top, y2: height - margin.bottom }));
     } };
   }
 
   p99Plot() {
-    const { width, height, margin } = PLOT;
+    const size = this.ctx.fit(PLOT);
+    const { width, height, margin } = size;
     const { points, limit } = this.loads;
     const floor = height - margin.bottom;
-    return this.overRate("p99 by rate", "p99 by rate with so many replicas, with its band, and the target", (now, { x, least, most, xTicks }) => {
+    return this.overRate("p99 by rate", "p99 by rate with so many replicas, with its band, and the target", size, (now, { x, least, most, xTicks }) => {
       const target = this.ui.p99;
       const finite = points.filter((p) => Number.isFinite(p.high));
       const [low, high] = [Math.min(...points.map((p) => p.low), target) / 1.5, Math.max(...finite.map((p) => p.high), target) * 1.5];
@@ -272,13 +275,13 @@ class Planner {
       const shown = Number.isFinite(now.replicas) ? now.replicas : this.plan.replicas.value;
       const scaledBy = (n) => finite.map((p) => ({ ...p, x: p.x * n })).filter((p) => p.x <= most && p.x >= least);
       const others = [shown - 1, shown + 1].filter((n) => n > 0 && scaledBy(n).length > 1);
-      const name = (n) => { const end = scaledBy(n).at(-1); return h("text", { class: n === shown ? "aw-strong" : null, x: Math.min(width - margin.right, x(end.x)), y: Math.max(margin.top + 9, y(end.y) - 6), "text-anchor": "end" }, n === shown ? quantity(n, "replica") : n); };
+      const name = (n) => { const end = scaledBy(n).at(-1); return h("text", { class: n === shown ? "aw-strong" : "aw-over", x: Math.min(width - margin.right, x(end.x)), y: Math.max(margin.top + 9, y(end.y) - 6), "text-anchor": "end" }, n === shown ? quantity(n, "replica") : n); };
       const edge = x(Math.min(most, shown * limit));
       const own = scaledBy(shown);
       return [
         axes({ width, height, margin, x, y, xTicks, yTicks: rounds(low, high).map((v) => [v, quantity(v, "s").replace(/\.0+ /, " ")]), xLabel: "requests per second, at all replicas", yLabel: "p99" }),
         shown * limit < most ? [h("rect", { class: "aw-beyond", x: edge, y: margin.top, width: width - margin.right - edge, height: floor - margin.top }), h("line", { class: "aw-limit", x1: edge, x2: edge, y1: margin.top, y2: floor })] : null,
-        h("line", { class: "aw-limit aw-dashed", x1: margin.left, x2: width - margin.right, y1: y(target), y2: y(target) }), h("text", { class: "aw-limit-name", x: margin.left + 5, y: y(target) - 5 }, `target ${quantity(target, "s")}`),
+        h("line", { class: "aw-limit aw-dashed", x1: margin.left, x2: width - margin.right, y1: y(target), y2: y(target) }), h("text", { class: "aw-limit-name", x: margin.left + 5, y: y(target) + (y(target) > margin.top + 14 ? -5 : 14) }, `target ${quantity(target, "s")}`),
         others.map((n) => h("path", { class: "aw-line aw-other", d: scaledBy(n).map((p, i) => `${i ? "L" : "M"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`).join("") })),
         own.length > 1 ? bandLine(own, x, y) : null, own.map((p) => h("circle", { class: "aw-rested", cx: x(p.x), cy: y(p.y), r: 2.6 })), [...others, ...(own.length > 1 ? [shown] : [])].map(name),
         now.p99 ? h("circle", { class: "aw-handle", cx: x(now.rate), cy: y(Math.min(high, now.p99.y)), r: 6 }) : null,
@@ -287,12 +290,14 @@ class Planner {
   }
 
   replicasPlot() {
-    const { width, height, margin } = PLOT;
+    const price = this.price(this.plan.device);
+    const fitting = this.ctx.fit(PLOT);
+    const size = price === null ? fitting : { ...fitting, margin: { ...fitting.margin, right: PRICE_PX } };
+    const { width, height, margin } = size;
     const floor = height - margin.bottom;
-    return this.overRate("Replicas by rate", "replicas that are needed by rate, under this target", (now, { x, least, most, xTicks }) => {
+    return this.overRate("Replicas by rate", "replicas that are needed by rate, under this target, and what they cost where that is known", size, (now, { x, least, most, xTicks }) => {
       const each = carried(this.loads, this.ui.p99);
-      const price = this.price(this.plan.device);
-      const labels = { xTicks, xLabel: "requests per second, at all replicas", yLabel: price === null ? "replicas" : "replicas, and USD per hour" };
+      const labels = { xTicks, xLabel: "requests per second, at all replicas", yLabel: "replicas" };
       if (!each) return [axes({ width, height, margin, x, y: linear(0, 1, floor, margin.top), ...labels, yTicks: [] }), h("text", { class: "aw-strong", x: (margin.left + width - margin.right) / 2, y: height / 2, "text-anchor": "middle" }, `no number of replicas answers within ${quantity(this.ui.p99, "s")}`)];
       const [first, count] = [Math.max(1, Math.ceil(least / each)), Math.ceil(most / each)];
       const top = Math.max(2, count, Number.isFinite(now.replicas) ? now.replicas : 0) * 1.15;
@@ -301,7 +306,8 @@ class Planner {
       const corners = [[least, first], ...more.map((n) => [n * each, n + 1])];
       const whole = [...new Set(ticks(top, 5).map(Math.round))];
       return [
-        axes({ width, height, margin, x, y, ...labels, yTicks: whole.map((v) => [v, price === null || !v ? v.toLocaleString("en-US") : `${v.toLocaleString("en-US")} · ${Number((v * price).toPrecision(2))}`]) }),
+        axes({ width, height, margin, x, y, ...labels, yTicks: whole.map((v) => [v, v.toLocaleString("en-US")]) }),
+        price === null ? null : [h("text", { class: "aw-axis-name", x: width, y: margin.top - 8, "text-anchor": "end" }, "USD/h"), whole.map((v) => h("text", { x: width - margin.right + 6, y: y(v) + 3.5 }, (v * price).toLocaleString("en-US", { maximumSignificantDigits: 3 })))],
         h("g", { class: "aw-series" }, steps([...corners, [most, count]], x, y, floor)),
         Number.isFinite(now.replicas) ? h("circle", { class: now.planned && this.plan.feasible ? "aw-measured" : "aw-handle", cx: x(now.rate), cy: y(now.replicas), r: 6 }) : null,
       ];

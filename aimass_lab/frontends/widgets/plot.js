@@ -8,6 +8,11 @@ export const logarithmic = (d0, d1, r0, r1) => {
   return (v) => scale(Math.log(v));
 };
 
+const NARROW_WIDTH = 340;
+
+/** The size of a plot in a narrow panel, where it would else be drawn so small that nobody could read its words. */
+export const narrowed = (plot) => ({ ...plot, width: Math.min(plot.width, NARROW_WIDTH) });
+
 /** Round values that cut [0, high] into about `wanted` steps. */
 export function ticks(high, wanted = 4, base = 10) {
   const rough = high / wanted;
@@ -28,6 +33,12 @@ export function powers(low, high, base = 10, most = 6) {
 export function rounds(low, high, most = 6) {
   const of = (steps) => powers(low / 10, high, 10, 99).flatMap((power) => steps.map((step) => step * power)).filter((v) => v >= low && v <= high);
   return [[1, 2, 5], [1, 3], [1]].map(of).find((found) => found.length <= most) ?? powers(low, high, 10, most);
+}
+
+/** About five round values of an axis from `low`, which is 0 on a linear one, to `high`. */
+export function scaleTicks(low, high, isLog, base) {
+  if (!isLog) return ticks(high, 4, base);
+  return base === 10 ? rounds(low, high, 5) : powers(low, high, base, 5);
 }
 
 /** Axes of a plot of size `w` by `h_` inside the margins `m`; texts are given with their places. */

@@ -38,7 +38,7 @@ export function policies(ctx, asked) {
   if (!record) return section("Scaling policies", code, form, h("p", { class: "aw-hint" }, "A fixed number, HPA, KEDA, Knative and Ray Serve are simulated on the same arrivals, with the start-up that was measured, and floors below them: what does each cost, and what does it miss?"));
   return section("Scaling policies", code, form, h("p", { class: `aw-lead ${record.feasible ? "aw-good" : "aw-bad"}` }, `${record.binding[0].toUpperCase()}${record.binding.slice(1)}.`),
     h("p", { class: "aw-hint" }, `${record.load}; at least ${percent(record.attainment_target.value)} within ${figure(record.latency_target)}; a replica needs ${figure(record.startup_time)} to start.`),
-    h("div", { class: "aw-columns" }, scatter(record), overTime(record)), options(record));
+    h("div", { class: "aw-columns" }, scatter(record, ctx.fit(PLOT)), overTime(record, ctx.fit(SMALL))), options(record));
 }
 
 /** Seconds to simulate: one round of a timetable, else what some ten thousand requests take, which a minute's patience allows. */
@@ -48,8 +48,7 @@ function span(timetable, rate) {
   return Math.min(1200, Math.max(60, Number((REQUESTS / rate).toPrecision(1))));
 }
 
-function scatter(record) {
-  const { width, height, margin } = PLOT;
+function scatter(record, { width, height, margin }) {
   const priced = record.options.every((o) => o.cost);
   const across = (o) => (priced ? o.cost.value : o.replicas.value);
   const most = 1.1 * Math.max(...record.options.map(across));
@@ -68,10 +67,9 @@ function scatter(record) {
 }
 
 /** One run of the recommended way: what came, and what stood ready. */
-function overTime(record) {
+function overTime(record, { width, height, margin }) {
   const { time_s: time, requests_per_s: rate, wanted, ready } = record.series;
   if (time.length < 2) return h("div", {}, h("p", { class: "aw-hint" }, "The run is too short to be drawn over time."));
-  const { width, height, margin } = SMALL;
   const end = time.at(-1);
   const x = linear(0, end, margin.left, width - margin.right);
   const plot = (text, values, draw, label) => {

@@ -5,6 +5,7 @@ import { choice, empty, fill, h, number, section } from "./dom.js";
 import { axes, linear, logarithmic, powers, squarify, steps, ticks } from "./plot.js";
 
 const PLOT = { width: 440, height: 250, margin: { left: 62, right: 16, top: 26, bottom: 38 } };
+const AREAS = { width: 480, height: 300 };
 const label = (name, model) => name || `${model} (whole)`;
 const shortName = (name) => name.split(".").pop();
 
@@ -150,14 +151,16 @@ function areas(ctx, profile, tree, demand) {
     const root = tree.get("");
     weigh(root, weights ? (node) => ownParams(node) * bytesEach : (node) => node.own);
     const unit = weights ? "B" : "s";
-    const cells = ui.shape === "treemap" ? nest(root, { x: 0, y: 0, w: 480, h: 300 }) : layers(root, { x: 0, y: 0, w: 480, h: 300 });
+    const { width, height } = ctx.fit(AREAS);
+    const box = { x: 0, y: 0, w: width, h: height };
+    const cells = ui.shape === "treemap" ? nest(root, box) : layers(root, box);
     const most = Math.max(...cells.map((cell) => cell.own), 1e-30);
     const drawn = cells.map((cell) => h("g", { class: "aw-cell", "data-row": cell.name, onclick: () => ctx.select(cell.name) },
       h("rect", { x: cell.x + 0.75, y: cell.y + 0.75, width: Math.max(0, cell.w - 1.5), height: Math.max(0, cell.h - 1.5), style: `fill-opacity:${(0.08 + 0.42 * (cell.own / most)).toFixed(3)}` }),
       h("title", {}, `${label(cell.name, profile.model.name)}: ${quantity(cell.value, unit)} with submodules`),
       ...caption(cell, profile.model.name, unit)));
     const what = weights ? "weights by module" : "time by module";
-    const svg = h("svg", { class: "aw-plot aw-cells", viewBox: "0 0 480 300", role: "img", "aria-label": `${what}, as ${ui.shape}; the table has the same figures` }, drawn);
+    const svg = h("svg", { class: "aw-plot aw-cells", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${what}, as ${ui.shape}; the table has the same figures` }, drawn);
     const controls = h("div", { class: "aw-row" }, choice("what the areas show", [["time", "time"], ["memory", "weights"]], ui.weight, (value) => { ui.weight = value; draw(); }), choice("how", [["treemap", "treemap"], ["icicle", "icicle"]], ui.shape, (value) => { ui.shape = value; draw(); }));
     const missing = ui.weight === "memory" && !demand ? empty("Weights by module come from one pass over shapes; nothing is run.", "Estimate", () => ctx.run([demandLine(ctx, profile)])) : svg;
     holder.replaceChildren(controls, missing);
@@ -262,7 +265,7 @@ function timeline(ctx, profile) {
     node.append(h("p", { class: "aw-hint" }, "The allocator could not be followed: another profiler was running, or the model is compiled."));
     return { node };
   }
-  const { width, height, margin } = PLOT;
+  const { width, height, margin } = ctx.fit(PLOT);
   const end = t.times_s.at(-1) || 1e-9;
   const high = Math.max(...t.held_bytes) * 1.08 || 1;
   const x = linear(0, end, margin.left, width - margin.right);
@@ -295,7 +298,7 @@ function roofline(ctx, profile, tree, demand) {
     node.append(h("p", { class: "aw-hint" }, "No module of this model counts FLOPs: there is nothing to hold against a roof."));
     return { node };
   }
-  const { width, height, margin } = PLOT;
+  const { width, height, margin } = ctx.fit(PLOT);
   const [compute, memory] = [demand.roof_flops_per_s, demand.roof_bytes_per_s];
   const ridge = compute && memory ? compute.value / memory.value : null;
   const xs = [...points.map((p) => p.x), ...(ridge ? [ridge] : [])];

@@ -8,6 +8,7 @@ import { axes, linear, powers, ticks } from "./plot.js";
 const PLOT = { width: 640, height: 360, margin: { left: 70, right: 22, top: 26, bottom: 40 } };
 const SPREAD = 30;
 const TICK_GAP = 36;
+const ROOM = 48; // of a tick's word
 const GAPS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1];
 
 export const WORDS = { throughput: "throughput", speedup: "speed-up", latency: "latency", latency_p99: "p99 latency", drop: "metric lost", dissimilarity: "dissimilarity", size: "on disk", memory: "in memory", cost: "cost of an item" };
@@ -31,14 +32,15 @@ function scaleOf(name, numbers, limit, from, to) {
   const positive = values.filter((v) => v > 0);
   const [least, most] = [Math.min(...positive), Math.max(...positive)];
   const base = unit === "B" ? 2 : 10;
+  const marks = Math.floor(Math.abs(to - from) / ROOM);
   if (most / least > SPREAD) {
     const [low, high] = [least / 1.25, most * 1.25];
     const at = linear(Math.log(low), Math.log(high), from, to);
     const back = linear(from, to, Math.log(low), Math.log(high));
-    return { at: (v) => at(Math.log(v)), back: (p) => Math.exp(back(p)), ticks: powers(low, high, base, 6).map((v) => [v, tidy(quantity(v, unit))]) };
+    return { at: (v) => at(Math.log(v)), back: (p) => Math.exp(back(p)), ticks: powers(low, high, base, Math.min(6, marks)).map((v) => [v, tidy(quantity(v, unit))]) };
   }
   const high = most * 1.1;
-  return { at: linear(0, high, from, to), back: linear(from, to, 0, high), ticks: ticks(high, 5, base).map((v) => [v, v ? tidy(quantity(v, unit)) : "0"]) };
+  return { at: linear(0, high, from, to), back: linear(from, to, 0, high), ticks: ticks(high, Math.min(5, marks), base).map((v) => [v, v ? tidy(quantity(v, unit)) : "0"]) };
 }
 
 /** What can be told apart without colour: filled, hollow, crossed. */
@@ -51,10 +53,10 @@ function mark(kind, x, y) {
 /**
  * Draw the candidates of `record` in the quantities `names` = [x, y].
  *
- * `limits` maps a quantity to what it may be at most, null for no limit, for those that can be limited; `drag(name, value, done)` is told of a handle.
+ * `limits` maps a quantity to what it may be at most, null for no limit, for those that can be limited; `drag(name, value, done)` is told of a handle; `fit` gives the size that there is room for.
  */
-export function scatter(record, names, limits, { hover, pick, drag }) {
-  const { width, height, margin } = PLOT;
+export function scatter(record, names, limits, fit, { hover, pick, drag }) {
+  const { width, height, margin } = fit(PLOT);
   const [left, right, top, bottom] = [margin.left, width - margin.right, margin.top, height - margin.bottom];
   const known = record.candidates.map((c, i) => ({ c, i })).filter(({ c }) => names.every((name) => c.numbers[name]));
   const kept = (c) => Object.entries(limits).every(([name, limit]) => limit === null || (c.numbers[name] && c.numbers[name].value <= limit));
@@ -75,7 +77,7 @@ export function scatter(record, names, limits, { hover, pick, drag }) {
     dots);
   const recheck = (name, value) => { limits[name] = value; for (const dot of dots) dot.recheck(limits); };
   names.forEach((name, axis) => {
-    if (name in limits) svg.append(handle(svg, name, limits[name], [x, y][axis], axis, { left, right, top, bottom }, (value, done) => { recheck(name, value); drag(name, value, done); }));
+    if (name in limits) svg.append(handle(svg, name, limits[name], [x, y][axis], axis, { left, right, top, bottom, width, height }, (value, done) => { recheck(name, value); drag(name, value, done); }));
   });
   return { node: svg, mark: (index) => { for (const dot of dots) dot.classList.toggle("aw-chosen", Number(dot.dataset.candidate) === index); } };
 }
@@ -85,7 +87,7 @@ const stairs = (points, largeX) =>
   points.map(([a, b], i) => (i ? (largeX ? `V${b.toFixed(1)}H${a.toFixed(1)}` : `H${a.toFixed(1)}V${b.toFixed(1)}`) : `M${a.toFixed(1)} ${b.toFixed(1)}`)).join("");
 
 /** A limit as a line with a handle; at the far end there is none. */
-function handle(svg, name, limit, scale, axis, { left, right, top, bottom }, moved) {
+function handle(svg, name, limit, scale, axis, { left, right, top, bottom, width, height }, moved) {
   const [start, end] = axis ? [bottom, top] : [left, right];
   const nearest = (p) => Math.min(Math.max(p, Math.min(start, end)), Math.max(start, end));
   const line = h("line", { class: "aw-limit" });
@@ -116,7 +118,7 @@ function handle(svg, name, limit, scale, axis, { left, right, top, bottom }, mov
   };
   const placeOf = (event) => {
     const box = svg.getBoundingClientRect();
-    return axis ? ((event.clientY - box.top) / box.height) * PLOT.height : ((event.clientX - box.left) / box.width) * PLOT.width;
+    return axis ? ((event.clientY - box.top) / box.height) * height : ((event.clientX - box.left) / box.width) * width;
   };
   group.addEventListener("pointerdown", (event) => { group.setPointerCapture(event.pointerId); group.dragged = true; });
   group.addEventListener("pointermove", (event) => { if (group.dragged) go(placeOf(event), false); });

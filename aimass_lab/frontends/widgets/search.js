@@ -160,7 +160,7 @@ class Search {
       else delete this.ui.values[fieldName];
       if (done) this.ctx.showCode([searchLine(this.ctx)]);
     };
-    const drawn = scatter(this.record, this.axesOf(this.record), this.limits(), { hover: (i) => this.show(i ?? this.ui.picked), pick: (i) => this.pick(i), drag });
+    const drawn = scatter(this.record, this.axesOf(this.record), this.limits(), this.ctx.fit, { hover: (i) => this.show(i ?? this.ui.picked), pick: (i) => this.pick(i), drag });
     this.markPlot = drawn.mark;
     fill(this.plot, drawn.node);
     this.markPlot(this.ui.picked ?? this.record.best);
@@ -168,7 +168,7 @@ class Search {
 
   legend(record) {
     const guess = record.candidates.some((c) => c.status === "predicted") ? [h("span", { class: "aw-key aw-key-guess" }), "predicted "] : null;
-    return h("p", { class: "aw-hint" }, h("span", { class: "aw-key aw-key-best" }), "best ", h("span", { class: "aw-key aw-key-front" }), "on the front ", h("span", { class: "aw-key aw-key-plain" }), "measured ", h("span", { class: "aw-key-cross" }, "×"), " outputs not equivalent ", guess, "; pale: beyond the limits above. Limits can be dragged; they hold in the next search.");
+    return h("p", { class: "aw-hint" }, h("span", { class: "aw-key aw-key-best" }), "best ", h("span", { class: "aw-key aw-key-front" }), "on the front ", h("span", { class: "aw-key aw-key-plain" }), "measured ", h("span", { class: "aw-key-cross" }, "×"), "outputs not equivalent ", guess, ". Pale: beyond the limits above. Limits can be dragged; they hold in the next search.");
   }
 
   pick(index) {

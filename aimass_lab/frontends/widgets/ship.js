@@ -1,12 +1,13 @@
 // What is shipped: the spec with the provenance of every number, its files and what a check finds in them, the bundle, and its proof.
 
-import { figure, interval, sourceWord } from "./format.js";
+import { figure, interval, percent, sourceWord } from "./format.js";
 import { fill, h, section, table } from "./dom.js";
 import { optionFields, stepText } from "./form.js";
 import { bundlePart, proofPart, proving } from "./proof.js";
 
 const LABELS = { latency_p99_target: "p99 asked for", latency_p99: "p99 predicted", requests_per_s: "requests per second", scale_at: "one more replica from", max_wait: "held back for a batch", cpu_cores: "cores of a replica", memory_bytes: "memory of a replica", accelerators: "accelerators of a replica", startup_time: "start-up" };
 const labelOf = (name) => LABELS[name] ?? name.replaceAll("_", " ");
+const SHARES = ["utilization"];
 const isNumber = (value) => value && typeof value === "object" && "unit" in value && "source" in value;
 
 export const shipView = {
@@ -115,7 +116,7 @@ class Shipping {
       fill(holder, named.flatMap(([name, value]) => {
         const open = ui.chosen === name;
         const pick = h("button", { type: "button", class: "aw-pick", "aria-expanded": String(open), "data-number": name, onclick: () => choose(open ? null : name) }, labelOf(name));
-        const row = h("tr", { class: open ? "aw-selected" : null }, h("th", { scope: "row" }, pick), h("td", { class: "aw-num" }, figure(value)), h("td", {}, h("span", { class: "aw-src" }, sourceWord(value))));
+        const row = h("tr", { class: open ? "aw-selected" : null }, h("th", { scope: "row" }, pick), h("td", { class: "aw-num" }, SHARES.includes(name) ? percent(value.value) : figure(value)), h("td", {}, h("span", { class: "aw-src" }, sourceWord(value))));
         return open ? [row, h("tr", {}, h("td", { colspan: 3, class: "aw-from" }, provenance(name, value, spec, choose)))] : [row];
       }));
     };

@@ -180,10 +180,10 @@ class Try {
     const row = (t) => h("tr", { class: t === chosen ? "aw-selected" : null },
       h("th", { scope: "row" }, h("button", { type: "button", class: "aw-pick", "aria-current": String(t === chosen), onclick: () => choose_(t.name) }, t.name)),
       t.record ? this.figures(t.record, scale, metric) : h("td", { colspan: 5 }, "not tried by itself"),
-      h("td", {}, t.memory ? figure(t.memory) : h("span", { class: "aw-hint" }, "released")));
+      h("td", { class: "aw-num" }, t.memory ? figure(t.memory) : h("span", { class: "aw-hint" }, "released")));
     const heads = ["recipe", "verdict", "speed-up", "latency, copy", "on disk", metric ? "metric lost" : "outputs", "in memory"];
     return section("Tried so far", this.ctx.codeButton(() => this.variantsLine()), h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "tried so far" },
-      h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, heads.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, tries.map(row)))));
+      h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, heads.map((text, i) => h("th", { scope: "col", class: i > 2 ? "aw-num" : null }, text)))), h("tbody", {}, tries.map(row)))));
   }
 
   figures(record, scale, metric) {

@@ -28,7 +28,7 @@ export function turns(ctx) {
   }
   ui.policy = found.runs.some((run) => run.policy === ui.policy) ? ui.policy : found.runs[0].policy;
   const holder = h("div", { class: "aw-view" });
-  const draw = () => holder.replaceChildren(...parts(found, found.runs.find((run) => run.policy === ui.policy)));
+  const draw = () => holder.replaceChildren(...parts(found, found.runs.find((run) => run.policy === ui.policy), ctx.fit(PLOT)));
   draw();
   const chosen = choice("policy", found.runs.map((run) => [run.policy, run.policy.replace(/^\w+/, (name) => name.replaceAll("_", " "))]), ui.policy, (value) => {
     ui.policy = value;
@@ -38,10 +38,10 @@ export function turns(ctx) {
   return section("Turns on the device", code, form, found.runs.length > 1 ? h("div", { class: "aw-row" }, chosen) : null, holder);
 }
 
-function parts(found, run) {
+function parts(found, run, plot) {
   const rows = run.metrics.map((m) => [m.name, figure(m.measured), figure(m.predicted), interval(m.predicted), figure(m.replayed), m.error ? signed(m.error.value) : "–", m.mechanism_error ? signed(m.mechanism_error.value) : "–"]);
   const cut = run.cut ? ` The first ${run.turns.run.length.toLocaleString("en-US")} of ${run.cut.toLocaleString("en-US")} turns.` : "";
-  return [gantt(found, run),
+  return [gantt(found, run, plot),
     h("p", { class: "aw-hint" }, found.models.map((name, i) => [h("span", { class: `aw-key aw-turn-${i % 4}` }), `${name}. `]), `${found.clock === "device" ? "Time that the device worked" : "The wall's time"}, ${quantity(run.num_jobs, "request").replace("request", "call")} over ${figure(found.span)}.${cut}`),
     table(`how ${run.policy} was foretold`, ["figure", "measured", "predicted", "90 % band", "replayed", "error", "of it the mechanism's"], rows)];
 }
@@ -56,8 +56,7 @@ function turnsOf(turns, model, finished, x, top) {
 
 const signed = (share) => `${share < 0 ? "−" : "+"}${percent(Math.abs(share))}`;
 
-function gantt(found, run) {
-  const { width, margin, row, gap } = PLOT;
+function gantt(found, run, { width, margin, row, gap }) {
   const kinds = KINDS.filter(([kind]) => run.turns[kind].length);
   const tall = row * found.lanes;
   const height = margin.top + kinds.length * (tall + gap) + margin.bottom;

@@ -1,6 +1,6 @@
 // A trial as a card: what to do, original and copy side by side, why it is not faster, what was left, where the outputs differ most.
 
-import { figure, interval, percent, provenance, quantity } from "./format.js";
+import { capital, figure, interval, percent, provenance, quantity } from "./format.js";
 import { choice, fill, h, number, section } from "./dom.js";
 import { kept } from "./foreseen.js";
 import { logarithmic } from "./plot.js";
@@ -9,6 +9,7 @@ const BAND = 0.02; // a change of speed up to this is no gain: the trial's own r
 const MARKS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100];
 const MARK_GAP = 34;
 const SAMPLES = 6;
+const FOREST = { width: 440, margin: { left: 62, right: 162 }, row: 26 };
 
 export const toneOf = (record) => {
   if (record.verdict === "slower" || record.verdict === "not equivalent") return "bad";
@@ -16,8 +17,6 @@ export const toneOf = (record) => {
 };
 
 export const verdictTag = (record) => h("span", { class: `aw-tag aw-${toneOf(record)}` }, record.verdict);
-
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 const sentence = (record) => (record.setting.recipe.steps.length ? capital(record.recommendation || record.verdict) : `The control, an identical copy: ${record.verdict}. Its interval shows what the comparison can resolve`);
 
@@ -44,8 +43,8 @@ const noChange = (scale, top, bottom) => {
 export const smallWhisker = (speedup, scale) =>
   h("svg", { class: "aw-mini", viewBox: "0 0 120 16", role: "img", "aria-label": `speed-up ${figure(speedup)} ${interval(speedup)}` }, noChange(scale, 0, 16), whisker(speedup, scale, 8));
 
-function forest(record) {
-  const [width, left, right, row] = [440, 62, 278, 26];
+function forest(record, { width, margin, row }) {
+  const [left, right] = [margin.left, width - margin.right];
   const scale = ratioScale(record.points.map((p) => p.speedup), left, right);
   const x = logarithmic(...scale);
   const bottom = 8 + row * record.points.length;
@@ -98,7 +97,7 @@ function sides(ctx, one) {
   const controls = h("div", { class: "aw-row", "data-live": true });
   const buttons = () => fill(controls, choice("batch size of the table", batches, ui.batchShown ?? batches[0][0], (size) => { ui.batchShown = size; buttons(); draw(); }));
   if (batches.length > 1) buttons();
-  return section("Side by side", [controls, partOf(ctx, one, "points")], forest(record), holder);
+  return section("Side by side", [controls, partOf(ctx, one, "points")], forest(record, ctx.fit(FOREST)), holder);
 }
 
 function outputs(ctx, one) {

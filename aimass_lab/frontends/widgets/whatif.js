@@ -1,8 +1,8 @@
 // What if the batch were another: curves from the fitted model, followed by hand; a measured dot where it is let go.
 
-import { figure, interval, quantity, sourceWord } from "./format.js";
+import { capital, figure, interval, quantity, sourceWord } from "./format.js";
 import { empty, fill, h, number, section } from "./dom.js";
-import { at, axes, bandLine, draggable, linear, logarithmic, powers, ticks } from "./plot.js";
+import { at, axes, bandLine, draggable, linear, logarithmic, powers, scaleTicks } from "./plot.js";
 import { lengthPart } from "./lengths.js";
 
 const PLOT = { width: 320, height: 230, margin: { left: 58, right: 12, top: 26, bottom: 38 } };
@@ -93,7 +93,7 @@ class WhatIf {
 
   plot(name, title, unit) {
     const points = this.curves[name];
-    const holder = section(title, this.ctx.codeButton(() => this.ctx.chartLine("prediction")));
+    const holder = section(capital(title), this.ctx.codeButton(() => this.ctx.chartLine("prediction")));
     if (points.length < 2) {
       holder.append(h("p", { class: "aw-hint" }, "Not predicted: see the notes of the prediction."));
       return { node: holder, move() {} };
@@ -109,7 +109,7 @@ class WhatIf {
     const bottom = logY ? Math.min(...values) / 1.4 : 0;
     const x = logarithmic(this.sizes[0], this.sizes[1], margin.left, width - margin.right);
     const y = (logY ? logarithmic : linear)(bottom, top, height - margin.bottom, margin.top);
-    const yTicks = (logY ? powers(bottom, top, unit === "B" ? 2 : 10, 5) : ticks(top, 4, unit === "B" ? 2 : 10)).map((v) => [v, v ? quantity(v, unit).replace(/\.0+ /, " ").replace(/ items\/s/, "") : "0"]);
+    const yTicks = scaleTicks(bottom, top, logY, unit === "B" ? 2 : 10).map((v) => [v, v ? quantity(v, unit).replace(/\.0+ /, " ").replace(/ items\/s/, "") : "0"]);
     const floor = height - margin.bottom;
     const edge = this.largest && this.largest < this.sizes[1] ? x(Math.max(this.sizes[0], this.largest)) : null;
     const cursor = h("line", { class: "aw-cursor", y1: margin.top, y2: floor });

@@ -3,7 +3,7 @@
 import * as assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { formatBytes, formatCount, formatGrowth, formatSeconds } from '../format';
+import { formatBytes, formatCount, formatGrowth, formatPart, formatSeconds } from '../format';
 import type { Live } from '../records';
 import { busyCores, pieces, Series, valuesOf } from '../series';
 
@@ -30,6 +30,8 @@ test('quantities read as in the Python half', () => {
   assert.equal(formatBytes(0), '0 B');
   assert.equal(formatBytes(1536), '1.50 KiB');
   assert.equal(formatBytes(-(2 ** 30)), '−1.00 GiB');
+  assert.equal(formatPart(2 ** 30, 2 ** 34), '1.00');
+  assert.equal(formatPart(2 ** 20, 2 ** 34), '1.00 MiB');
   assert.equal(formatGrowth(2 ** 20), '+1.00 MiB');
   assert.equal(formatGrowth(0), '±0');
   assert.equal(formatSeconds(0.0123), '12.3 ms');

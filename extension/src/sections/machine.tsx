@@ -3,7 +3,7 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { formatBytes, formatNumber, formatShare, provenance } from '../format';
+import { formatBytes, formatNumber, formatPart, formatShare, provenance } from '../format';
 import { PanelModel } from '../model';
 import type { GpuReading, Live } from '../records';
 import { hasQuota } from '../series';
@@ -84,7 +84,7 @@ function Charts(props: {
           series={model.series('memory')}
           limit={total.value}
           format={formatBytes}
-          text={trans.__('%1 of %2', formatBytes(used.value), formatBytes(total.value))}
+          text={trans.__('%1 of %2', formatPart(used.value, total.value), formatBytes(total.value))}
           tooltip={provenance(used)}
         />
       ) : null}
@@ -106,6 +106,9 @@ function Charts(props: {
       {gpus.map(gpu => (
         <Gpu key={`${gpu.index}.${gpu.mig_instance}`} gpu={gpu} model={model} shared={shared} trans={trans} />
       ))}
+      <div className="jp-aimass-Chart-caption">
+        {trans.__('Charts: the last %1 min, up to all there is; the network up to its highest.', String(model.windowMinutes))}
+      </div>
       {noGpu ? (
         <Remark>
           {trans.__('GPU: %1.', noGpu.text)}
@@ -157,7 +160,11 @@ function Gpu(props: {
           series={model.series(`${name}.memory`)}
           limit={gpu.memory_total_bytes.value}
           format={formatBytes}
-          text={trans.__('%1 of %2', formatBytes(gpu.memory_used_bytes.value), formatBytes(gpu.memory_total_bytes.value))}
+          text={trans.__(
+            '%1 of %2',
+            formatPart(gpu.memory_used_bytes.value, gpu.memory_total_bytes.value),
+            formatBytes(gpu.memory_total_bytes.value)
+          )}
           tooltip={provenance(gpu.memory_used_bytes)}
         />
       ) : null}

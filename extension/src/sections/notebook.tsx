@@ -166,11 +166,11 @@ function Cells(props: IProps & { state: KernelState }): JSX.Element | null {
                 <button
                   type="button"
                   className="jp-aimass-Link"
-                  title={cell.raised ? trans.__('raised %1', cell.raised) : trans.__('Go to this cell')}
+                  title={cell.raised ? trans.__('%1: raised %2', cell.first_line, cell.raised) : trans.__('Go to this cell: %1', cell.first_line)}
                   disabled={!cell.cell_id}
                   onClick={() => actions.showCell(cell.cell_id ?? '')}
                 >
-                  [{cell.number}]{cell.raised ? ' ⚠' : ''} <code>{cell.first_line}</code>
+                  [{cell.number}]{cell.raised ? ' ⚠' : ''} <code>{afterMagic(cell.first_line)}</code>
                 </button>
               </td>
               <td className="jp-mod-number" title={trans.__('processor time %1', formatNumber(cell.cpu_time))}>
@@ -199,6 +199,11 @@ function Cells(props: IProps & { state: KernelState }): JSX.Element | null {
       ))}
     </>
   );
+}
+
+/** What tells cells apart: most begin with our magic, and there is room for few letters. */
+function afterMagic(line: string): string {
+  return line.replace(/^%%?aimass +/, '');
 }
 
 /** Whose memory of each GPU it is: parts that add up to all of it. */

@@ -20,19 +20,17 @@ export function Services(props: {
       {model.services.length ? (
         <ul className="jp-aimass-List" aria-label={trans.__('Bundles that are being served')}>
           {model.services.map(service => (
-            <li key={service.pid} className="jp-aimass-Model">
-              <div>
+            <li key={service.pid} className="jp-aimass-Service">
+              <div className="jp-aimass-Head">
                 <PathName path={service.folder} />
-                <div className="jp-aimass-Small">
-                  {service.url}
-                  {service.grpc_address ? ` · gRPC ${service.grpc_address}` : ''}
-                </div>
+                <Button
+                  label={trans.__('Stop')}
+                  caption={trans.__('Let it finish what it accepted, and end')}
+                  onClick={() => props.stop(service.pid, service.folder)}
+                />
               </div>
-              <Button
-                label={trans.__('Stop')}
-                caption={trans.__('Let it finish what it accepted, and end')}
-                onClick={() => props.stop(service.pid, service.folder)}
-              />
+              <Address protocol={trans.__('REST')} at={service.url} />
+              {service.grpc_address ? <Address protocol={trans.__('gRPC')} at={service.grpc_address} /> : null}
             </li>
           ))}
         </ul>
@@ -40,5 +38,14 @@ export function Services(props: {
         <Remark>{trans.__('No bundle is being served.')}</Remark>
       )}
     </Section>
+  );
+}
+
+/** Where it answers: on one line, so that it can be read and copied as a whole. */
+function Address(props: { protocol: string; at: string }): JSX.Element {
+  return (
+    <div className="jp-aimass-Address" title={props.at}>
+      {props.protocol} <span>{props.at}</span>
+    </div>
   );
 }

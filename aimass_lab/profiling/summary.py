@@ -26,8 +26,8 @@ def summarise(workload: Workload, batch_size: int, trace: Trace | None = None) -
         batch_size=batch_size,
         num_parameters=Number(value=info.num_parameters, unit="parameter", source="measured", method="counted, tied ones once"),
         weight_bytes=Number(value=info.weight_bytes, unit="B", source="measured", method="sizes of parameters and buffers, tied ones once"),
-        flops=trace and count_flops(trace),
-        activation_peak_bytes=trace and shapes_peak(trace),
+        flops=None if trace is None else count_flops(trace),
+        activation_peak_bytes=None if trace is None else shapes_peak(trace),
     )
 
 
@@ -40,5 +40,7 @@ def count_flops(trace: Trace, environment: str | None = None) -> Number:
 
 def shapes_peak(trace: Trace, environment: str | None = None) -> Number:
     """Most bytes that the tensors of one call hold at once, by their shapes."""
-    source, method = ("measured" if trace.ran else "estimated"), "live tensors of one pass over shapes"
-    return Number(value=trace.activation_peak_bytes, unit="B", source=source, method=method, environment=environment)
+    return Number(
+        value=trace.activation_peak_bytes, unit="B", source="measured" if trace.ran else "estimated", method="live tensors of one pass over shapes",
+        environment=environment,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ ERRORS = {
 }  # fmt: skip
 WORDS = {
     3: "Not Supported", 4: "Insufficient Permissions", 6: "Not Found", 9: "Driver Not Loaded", 12: "NVML Shared Library Not Found", 13: "Function Not Found",
+    15: "GPU is lost", 18: "RM has detected an NVML/RM version mismatch.",
 }  # fmt: skip
 
 

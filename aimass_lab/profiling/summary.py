@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..records import ModelSummary, Number
 
@@ -26,8 +26,8 @@ def summarise(workload: Workload, batch_size: int, trace: Trace | None = None) -
         batch_size=batch_size,
         num_parameters=Number(value=info.num_parameters, unit="parameter", source="measured", method="counted, tied ones once"),
         weight_bytes=Number(value=info.weight_bytes, unit="B", source="measured", method="sizes of parameters and buffers, tied ones once"),
-        flops=count_flops(trace) if trace else None,
-        activation_peak_bytes=shapes_peak(trace) if trace else None,
+        flops=None if trace is None else count_flops(trace),
+        activation_peak_bytes=None if trace is None else shapes_peak(trace),
     )
 
 
@@ -40,5 +40,7 @@ def count_flops(trace: Trace, environment: str | None = None) -> Number:
 
 def shapes_peak(trace: Trace, environment: str | None = None) -> Number:
     """Most bytes that the tensors of one call hold at once, by their shapes."""
-    source: Literal["measured", "estimated"] = "measured" if trace.ran else "estimated"
-    return Number(value=trace.activation_peak_bytes, unit="B", source=source, method="live tensors of one pass over shapes", environment=environment)
+    return Number(
+        value=trace.activation_peak_bytes, unit="B", source="measured" if trace.ran else "estimated", method="live tensors of one pass over shapes",
+        environment=environment,
+    )  # fmt: skip

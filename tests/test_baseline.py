@@ -160,7 +160,7 @@ def test_a_record_against_a_run_of_the_history(tmp_path, monkeypatch):
         ("nowhere.json", {}, "is not there"),
         ("notes.json", {}, "is there, and is no record"),
         ("old.json", {}, "a record of another version"),
-        ("base.yaml", {"tolerance": -1}, "tolerance must be a share"),
+        ("base.yaml", {"tolerance": -1}, "tolerance: -1 is not a number of at least 0"),
         ("other.json", {}, "no figure in common"),
     ],
 )

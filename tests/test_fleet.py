@@ -250,6 +250,27 @@ def test_what_is_left_out_of_a_large_program_is_worth_nothing(problem):
         assert solution.cost <= min(costs) * 1.002
 
 
+def test_the_solver_writes_nothing_and_leaves_the_notebooks_other_solvers_alone(capfd):
+    """HiGHS refuses another number of threads than it began with in the thread that calls it: neither we nor others may decide it for the other."""
+    import highspy
+
+    def theirs(threads):
+        model, solver = highspy.HighsLp(), highspy.Highs()
+        model.num_col_, model.col_cost_, model.col_lower_, model.col_upper_ = 1, np.array([-1.0]), np.array([0.0]), np.array([5.5])
+        model.integrality_ = [highspy.HighsVarType.kInteger]
+        solver.setOptionValue("output_flag", False)
+        solver.setOptionValue("threads", threads)
+        solver.passModel(model)
+        return solver.run(), solver.getInfo().objective_function_value
+
+    problem = many(4, budget=1.4)
+    before = solve(problem)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+    assert theirs(2) == (highspy.HighsStatus.kOk, -5)
+    assert solve(problem) == before
+
+
 @pytest.mark.parametrize("limits", [{"budget": 1.4}, {"max_jobs": 12}, {"quotas": (Quota(tenant="t1", resource="cores", limit=3),)}])
 def test_large_programs_come_near_to_fair_shares(limits, monkeypatch):
     """What is settled as if replicas could be cut up serves the tenant that gets least almost as well as the exact answer, and no bound is too low."""

@@ -90,7 +90,7 @@ def loaded_by(code):
 
 HEAVY = {
     "torch", "torchao", "plotly", "pandas", "numpy", "scipy", "onnx", "onnxruntime", "pynvml", "grpc", "uvicorn", "transformers", "sklearn", "optuna",
-    "cmaes", "torch_pruning", "sqlalchemy", "numba",
+    "cmaes", "torch_pruning", "sqlalchemy", "numba", "highspy",
 }  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,18 @@ Terms = Mapping[int, float]
 KEPT = 1e-5
 """What an aim that was reached may lose to those after it: more than the 1e-6 by which HiGHS takes a row or a whole number for right, or its own
 optimum may contradict the row that keeps it."""
+_FEW = 250
+"""Up to so many integer variables, a program is solved without looking for good solutions on the way, without beginning anew where some variables
+are settled, and with cuts at the root only: each takes longer than the branching that it saves."""
+_BRANCH_ONLY: dict[str, float | bool] = {
+    "mip_heuristic_effort": 0.0,
+    "mip_heuristic_run_feasibility_jump": False,
+    "mip_heuristic_run_rens": False,
+    "mip_heuristic_run_rins": False,
+    "mip_heuristic_run_root_reduced_cost": False,
+    "mip_allow_restart": False,
+    "mip_allow_cut_separation_at_nodes": False,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +68,7 @@ class Program:
         self._low: list[float] = []
         self._high: list[float] = []
         self._integer: list[bool] = []
-        self._rows: list[int] = []
+        self._starts: list[int] = []
         self._columns: list[int] = []
         self._values: list[float] = []
         self._row_low: list[float] = []
@@ -71,7 +84,7 @@ class Program:
     def row(self, terms: Terms, low: float = -math.inf, high: float = math.inf) -> int:
         """Demand that the sum of `terms` lies between `low` and `high`; return the row's place."""
         place = len(self._row_low)
-        self._rows += [place] * len(terms)
+        self._starts.append(len(self._columns))
         self._columns += terms.keys()
         self._values += terms.values()
         self._row_low.append(low)
@@ -106,61 +119,73 @@ class Program:
         Returns:
             None where the rows contradict each other, or nothing was found in time.
         """
-        import numpy as np
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
-        integrality = np.array(self._integer, dtype=int)
-        if not isinstance(integers, bool):
-            integrality = np.zeros(len(self._low), dtype=int)
-            integrality[list(integers)] = 1
-        found = milp(
-            self._costs(terms),
-            integrality=integrality if integers else None,
-            bounds=Bounds(self._low, self._high),
-            constraints=LinearConstraint(self._matrix(), self._row_low, self._row_high),
-            options={"time_limit": max(seconds, 0.05), "mip_rel_gap": gap},
-        )
-        if found.x is None:
+        wanted = [v for v, integer in enumerate(self._integer) if integer] if integers is True else list(integers or ())
+        options: dict[str, float | bool] = {"mip_rel_gap": gap}
+        if len(wanted) <= _FEW:
+            options |= _BRANCH_ONLY
+        solver = self._solved(terms, wanted, seconds, options)
+        if solver is None:
             return None
-        bound = found.mip_dual_bound if integers and found.mip_dual_bound is not None else found.fun
-        return Optimum(found.x, float(found.fun), float(bound))
+        found = solver.getInfo()
+        values, objective = _array(solver.getSolution().col_value), found.objective_function_value
+        return Optimum(values, objective, found.mip_dual_bound if wanted else objective)
 
     def relax(self, terms: Terms, *, seconds: float) -> Relaxed | None:
         """Find values that make the sum of `terms` small if nothing need be whole; None where there are none, or not in time."""
-        import numpy as np
-        from scipy.optimize import linprog
-        from scipy.sparse import vstack
+        import highspy
 
-        matrix, low, high = self._matrix(), np.array(self._row_low), np.array(self._row_high)
-        same = low == high
-        above, below = np.flatnonzero(np.isfinite(low) & ~same), np.flatnonzero(np.isfinite(high) & ~same)
-        same = np.flatnonzero(same)
-        found = linprog(
-            self._costs(terms),
-            A_ub=vstack([matrix[below], -matrix[above]], format="csr"),
-            b_ub=np.concatenate([high[below], -low[above]]),
-            A_eq=matrix[same],
-            b_eq=low[same],
-            bounds=np.column_stack([self._low, self._high]),
-            method="highs",
-            options={"time_limit": max(seconds, 0.05)},
-        )
-        if found.status != 0:
+        solver = self._solved(terms, (), seconds, {})
+        if solver is None or solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
-        prices = np.zeros(len(low))
-        prices[below] += found.ineqlin.marginals[: len(below)]
-        prices[above] -= found.ineqlin.marginals[len(below) :]
-        prices[same] += found.eqlin.marginals
-        return Relaxed(found.x, float(found.fun), found.lower.marginals + found.upper.marginals, prices)
+        found = solver.getSolution()
+        return Relaxed(_array(found.col_value), solver.getInfo().objective_function_value, _array(found.col_dual), _array(found.row_dual))
 
-    def _costs(self, terms: Terms) -> Array:
+    def _solved(self, terms: Terms, integers: Collection[int], seconds: float, options: Mapping[str, float | bool]) -> Any:
+        """A solver that has found something; None where it has not."""
+        import highspy
+
+        solver = highspy.Highs.__new__(highspy.Highs)
+        super(highspy.Highs, solver).__init__()  # its own one wants callbacks, which writes to standard output before an option can say not to (1.16)
+        for name, value in {"output_flag": False, "threads": 1, "time_limit": max(seconds, 0.05), **options}.items():
+            solver.setOptionValue(name, value)
+        solver.passModel(self._model(terms, integers))
+        _run(solver)
+        return solver if solver.getInfo().primal_solution_status == highspy.kSolutionStatusFeasible else None
+
+    def _model(self, terms: Terms, integers: Collection[int]) -> Any:
+        import highspy
         import numpy as np
 
+        model = highspy.HighsLp()
+        model.num_col_, model.num_row_ = len(self._low), len(self._row_low)
         costs = np.zeros(len(self._low))
         costs[list(terms)] = list(terms.values())
-        return costs
+        model.col_cost_ = costs
+        model.col_lower_, model.col_upper_ = _array(self._low), _array(self._high)
+        model.row_lower_, model.row_upper_ = _array(self._row_low), _array(self._row_high)
+        model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+        model.a_matrix_.start_ = np.array([*self._starts, len(self._columns)], dtype=np.int32)
+        model.a_matrix_.index_, model.a_matrix_.value_ = np.array(self._columns, dtype=np.int32), _array(self._values)
+        if integers:
+            kinds = [highspy.HighsVarType.kContinuous] * len(self._low)
+            for variable in integers:
+                kinds[variable] = highspy.HighsVarType.kInteger
+            model.integrality_ = kinds
+        return model
 
-    def _matrix(self) -> Any:
-        from scipy.sparse import csr_array
 
-        return csr_array((self._values, (self._rows, self._columns)), shape=(len(self._row_low), len(self._low)))
+def _run(solver: Any) -> None:
+    """Let it work in a thread of its own.
+
+    HiGHS keeps for each thread that calls it how many it works with, and refuses another number from then on: here it neither meets what another
+    of the notebook's solvers asked for, nor decides it for them.
+    """
+    worker = threading.Thread(target=solver.run, name="aimass-solver", daemon=True)
+    worker.start()
+    worker.join()
+
+
+def _array(values: Sequence[float]) -> Array:
+    import numpy as np
+
+    return np.array(values, dtype=float)

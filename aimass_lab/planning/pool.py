@@ -151,28 +151,30 @@ def _serve(times, indices, i, batch, begin, free, before, until, since, limit, p
         if batch and free <= until:
             done += batch
             area += batch * (until - free)
-            busy += free - max(begin, since)
+            busy += free - (begin if begin > since else since)
             batch = 0
         if i == count:
             break
-        start = times[i]
+        start = came = times[i]
         if free > start:
             start = free
         if start >= before:
             break
-        if start - times[i] > patience:
+        if start - came > patience:
             done += 1
             area += until - start
             i += 1
             continue
-        stop, most = i + 1, min(i + limit, count)
+        stop, most = i + 1, i + limit
+        if most > count:
+            most = count
         while stop < most and times[stop] <= start:
             stop += 1
         begin, batch = start, stop - i
         free = start + rows[batch][draws[drawn]]
         drawn += 1
-        for k in range(i, stop):
-            finish[indices[k]] = free
+        for index in indices[i:stop]:
+            finish[index] = free
         i = stop
     return i, batch, begin, free, drawn, done, area, busy
 

@@ -153,7 +153,7 @@ def replans() -> list[str]:
 
 
 def main() -> None:
-    solve(made_up(3, 0))  # loads scipy, once
+    solve(made_up(3, 0))  # loads the solver, once
     environment = read_environment(torch.device("cpu"))
     begin = time.process_time(), time.perf_counter()
     tables = sizes(), replans()

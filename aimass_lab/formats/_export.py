@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,19 @@ from .signature import Signature
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+@contextlib.contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Let torch take none as it traces: they cost a tenth of an export, and no file may hold one, since they are paths and source lines of the user's."""
+    import torch.fx.config
+
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
 
 
 def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
@@ -36,7 +50,7 @@ def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
 
     shapes = {"tensors": tuple({0: torch.export.Dim("batch", min=1)} for _ in signature.inputs)} if signature.batched else None
     try:
-        with quiet_export():
+        with quiet_export(), without_stack_traces():
             program = torch.export.export(Flat(model, call), tuple(call.tensors()), dynamic_shapes=shapes)
     except Exception as error:  # the exporter lets through whatever the model or a converter raises
         raise UnsupportedError(f"torch.export does not take {type(model).__name__}: {cause_of(error)}") from error

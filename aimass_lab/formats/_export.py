@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 
 _CULPRIT = re.compile(r"following call raised this error:.*line (\d+), in (\w+)\n\s*([^\n]+)", re.DOTALL)
 """Where torch.export says what could not be decided: line, function, and the line itself."""
+
+
+@contextlib.contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Let torch take none as it traces: they cost a tenth of an export, and no file may hold one, since they are paths and source lines of the user's."""
+    import torch.fx.config
+
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
 
 
 def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
@@ -40,7 +54,7 @@ def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
 
     shapes = {"tensors": tuple({0: torch.export.Dim("batch", min=1)} for _ in signature.inputs)} if signature.batched else None
     try:
-        with quiet_export():
+        with quiet_export(), without_stack_traces():
             program = torch.export.export(Flat(model, call), tuple(call.tensors()), dynamic_shapes=shapes)
     except Exception as error:  # the exporter lets through whatever the model or a converter raises
         raise refusal(f"torch.export does not take {type(model).__name__}", error) from error

@@ -12,7 +12,7 @@ from ..errors import UnsupportedError
 from ..quiet import quiet_export
 from ..units import format_bytes
 from ..workload import Call, weight_bytes
-from ._export import refusal
+from ._export import refusal, without_stack_traces
 from ._onnx_module import SERVABLE
 from .signature import Signature
 
@@ -51,7 +51,7 @@ def export_graph(model: nn.Module, call: Call, signature: Signature) -> Any:
     tensors = tuple(call.tensors())
     shapes = {"tensors": tuple({0: torch.export.Dim("batch", min=1)} for _ in tensors)}
     try:
-        with quiet_export():
+        with quiet_export(), without_stack_traces():
             program: Any = torch.onnx.export(
                 model,
                 tensors,

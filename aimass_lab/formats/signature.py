@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, DoesNotFitError, InputError, ModelError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PROBE_SIZES = (2, 3)
-"""Batch sizes a batched model must take; two of them, so that no fixed size passes by chance."""
+"""Batch sizes a batched model must take besides that of its example, so that no fixed size passes by chance; with an item alone, three sizes in all."""
 MIXING_LIMIT = 0.05
 """Relative difference between an item alone and the same item in a batch, from which items influence each other.
 Rounding in 16 bits or per-batch scales of int8 stay below it."""
@@ -32,6 +32,8 @@ class Signature:
     batched: bool
     """Whether axis 0 of every input and output counts the items, -1 in the shapes."""
     unbatched_because: str | None = None
+    answers: Mapping[str, np.ndarray[Any, Any]] | None = field(default=None, repr=False, compare=False)
+    """Outputs by name for the very inputs that this was read off: asking a large model again takes a while."""
 
     def example(self, call: Call) -> Call:
         """What to export with: two items at least where the batch size stays open, for exporters take a size of 1 to be fixed."""
@@ -44,7 +46,7 @@ def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None 
     The caller has put the model into evaluation mode and switched gradients off.
 
     Args:
-        model: Called three times, or once where it has no batch axis.
+        model: Called at three batch sizes, or once where it has no batch axis.
         call: Example inputs.
         names: Of the input tensors, in order; read off the model's ``forward`` if not given.
 
@@ -54,14 +56,16 @@ def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None 
     """
     named = list(zip(names, call.tensors(), strict=True)) if names is not None else list(call.named_tensors(model))
     outputs = run(model, call)
+    answers = {name: as_numpy(tensor).copy() for name, tensor in outputs}  # a model may write its next answer where this one lies
     for name, tensor in outputs:
-        check_finite(name, as_numpy(tensor), call.batch_axis == 0 and call.is_batched(tensor))
+        check_finite(name, answers[name], call.batch_axis == 0 and call.is_batched(tensor))
     reason = _no_batch_axis(model, call, named, outputs)
     return Signature(
         inputs=tuple(_spec(name, tensor, reason is None) for name, tensor in named),
         outputs=tuple(_spec(name, tensor, reason is None) for name, tensor in outputs),
         batched=reason is None,
         unbatched_because=reason,
+        answers=answers,
     )
 
 
@@ -84,7 +88,7 @@ def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Te
     for name, tensor in named:
         if not call.is_batched(tensor):
             return f"the input {name!r} {list(tensor.shape)} has no batch axis of {call.batch_size}"
-    for size in PROBE_SIZES:
+    for size in PROBE_SIZES if call.batch_size == 1 else [size for size in PROBE_SIZES if size != call.batch_size][:1]:
         batch = call.with_batch(size)
         try:
             probed = run(model, batch)

@@ -202,7 +202,9 @@ def _(record: Rehearsal) -> str:
 @headline.register
 def _(record: ScalePlan) -> str:
     best = record.options[record.recommended]
-    way = f"{best.min_replicas} replicas" if best.kind == "static" else f"{best.scaler} from {best.min_replicas} replicas, {best.replicas.value:.2f} on average"
+    way = format_quantity(best.min_replicas, "replica")
+    if best.kind != "static":
+        way = f"{best.scaler} from {way}, {best.replicas.value:.2f} on average"
     kept = "" if best.held_out is None else f", {best.held_out.value:.2%} on arrivals held out"
     attained = f"{best.attainment.value:.2%} within {format_number(record.latency_target)}{kept}"
     return f"{'' if record.feasible else 'not feasible; nearest: '}{way}: {attained}"

@@ -375,6 +375,8 @@ def test_every_kind_of_tampering_is_found(moved: Path) -> None:
     (moved / "vectors.npz").unlink()
     (moved / "model" / "added.onnx").write_bytes(b"x")
     (moved / "aimass_serve" / "__pycache__").mkdir()
+    (moved / ".ipynb_checkpoints").mkdir()
+    (moved / ".ipynb_checkpoints" / "spec-checkpoint.json").write_text("{}")  # of who looked at it in Jupyter: no finding
     manifest = json.loads((moved / "manifest.json").read_text())
     manifest["files"] |= {"../outside": "sha256:0", "weights.pkl": "sha256:0"}
     (moved / "manifest.json").write_text(json.dumps(manifest))

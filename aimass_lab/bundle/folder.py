@@ -25,6 +25,8 @@ RUNTIMES = "runtimes.json"
 PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".pt2", ".joblib", ".dill", ".ckpt", ".bin"})
 """Suffixes of files that may run code when they are loaded; a bundle holds none but the model itself, which its runner looks through before."""
 CACHE = "__pycache__"
+CHECKPOINTS = ".ipynb_checkpoints"
+"""Where Jupyter keeps copies of files that were opened in it, as a bundle's are to look at them; nothing of a bundle reads them."""
 
 
 @contextlib.contextmanager
@@ -134,8 +136,8 @@ def write_manifest(folder: Path, *, kept: Collection[Path] = ()) -> None:
 
 
 def bundle_files(folder: Path) -> list[Path]:
-    """Every file of the bundle but the manifest and Python's own caches."""
-    found = (path for path in folder.rglob("*") if path.is_file() and CACHE not in path.relative_to(folder).parts)
+    """Every file of the bundle but the manifest, Python's own caches and Jupyter's copies."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not {CACHE, CHECKPOINTS} & {*path.relative_to(folder).parts})
     return sorted(path for path in found if path != folder / MANIFEST)
 
 

@@ -41,7 +41,7 @@ border-bottom:1px solid var(--jp-border-color2,rgba(128,128,128,.25));padding:.1
 .aimass td:is(.good,.bad,.warn){font-weight:600}.aimass td.good{color:var(--good)}.aimass td.bad{color:var(--bad)}.aimass td.warn{color:var(--warn)}
 .aimass summary{cursor:pointer;font-weight:600;font-size:12px;margin:.1rem 0 .3rem}
 .aimass pre{font-size:11.5px;max-height:22rem;overflow:auto;background:var(--jp-layout-color2,rgba(128,128,128,.12));padding:.5rem}
-.aimass .note{color:var(--jp-ui-font-color2,inherit);overflow-wrap:anywhere}.aimass .doubt{color:var(--warn)}
+.aimass .note{color:var(--jp-ui-font-color2,inherit);overflow-wrap:anywhere}.aimass .doubt{color:var(--warn)}.aimass .wrong{color:var(--bad)}
 .aimass .note b{font-weight:600}
 [data-jp-theme-light=false] .aimass{--good:#57ab5a;--bad:#f47067;--warn:#d4a72c}
 """
@@ -50,6 +50,7 @@ LONGEST_LINE = 36
 """Of a cell's text, in characters; what is longer runs over several lines."""
 
 _TONES = {"PASS": "good", "FAIL": "bad", "NOT JUDGED": "warn", "W-": "warn", "E-": "bad"}
+_NOTES = {"W-": " doubt", "E-": " wrong"}
 _SOURCE_WORDS = {"user": "given", "measured": "measured", "estimated": "predicted", "datasheet": "datasheet", "assumed": "assumed"}
 
 
@@ -155,7 +156,7 @@ def page_html(page: Page) -> str:
     parts += [_html_table(table) for table in page.tables if table.rows]
     if page.remarks:
         parts.append(f'<ul class="remarks">{"".join(f"<li>{escape(remark)}</li>" for remark in page.remarks)}</ul>')
-    parts += [f'<div class="note{" doubt" if code.startswith(("W-", "E-")) else ""}"><b>{escape(code)}</b>: {escape(text)}</div>' for code, text in page.notes]
+    parts += [f'<div class="note{_NOTES.get(code[:2], "")}"><b>{escape(code)}</b>: {escape(text)}</div>' for code, text in page.notes]
     parts += [f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>" for name, text in page.listing]
     return f'<div class="aimass"><style>{STYLE}</style>{"".join(parts)}</div>'
 

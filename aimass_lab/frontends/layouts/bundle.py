@@ -20,7 +20,7 @@ def runtime_table(trials: tuple[RuntimeTrial, ...]) -> Table:
     """How the format was chosen: each one beside torch, or why it was left out."""
     rows = []
     for trial in trials:
-        ratios = ", ".join(f"{speedup.ratio.value:.2f}x at {speedup.batch_size}" for speedup in trial.speedups)
+        ratios = ", ".join(f"{speedup.ratio.value:.2f} × at {speedup.batch_size}" for speedup in trial.speedups)
         rows.append(("shipped" if trial.chosen else "", trial.format, trial.runtime, ratios or "left out", trial.left_out or ""))
     return Table(title="Formats", columns=("", "format", "runtime", "speed over torch, by batch size", ""), rows=tuple(rows))
 

@@ -35,7 +35,7 @@ export function keeping(node, draw) {
 /** A number with its band and its source; where it comes from is told on hover and to screen readers. */
 export const number = (value) =>
   value
-    ? h("span", { class: "aw-number", title: provenance(value) }, h("b", {}, figure(value)), value.interval ? h("span", { class: "aw-band" }, interval(value)) : null, h("span", { class: "aw-src" }, sourceWord(value)))
+    ? h("span", { class: "aw-number", title: provenance(value) }, h("b", {}, figure(value)), value.interval && value.interval[0] !== value.interval[1] ? h("span", { class: "aw-band" }, interval(value)) : null, h("span", { class: "aw-src" }, sourceWord(value)))
     : h("span", { class: "aw-number" }, "unknown");
 
 /** A part of a view: its heading, the controls beside it, what it shows. */

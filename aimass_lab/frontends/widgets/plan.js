@@ -64,7 +64,7 @@ class Planner {
     if (this.ui.sent?.some((asked) => madeFor(plan, asked))) return false; // our own: the hand may have gone on meanwhile
     const here = this.ctx.subject().device;
     const names = [...new Set([plan.device, ...plan.options.map((o) => o.device)])].sort((a, b) => (b === here) - (a === here) || a.localeCompare(b));
-    const priced = new Map(plan.options.filter((o) => o.cost && o.replicas.value).map((o) => [o.device, o.cost.value / o.replicas.value]));
+    const priced = new Map([plan, ...plan.options].filter((o) => o.cost && o.replicas.value).map((o) => [o.device, o.cost.value / o.replicas.value]));
     const before = this.line();
     Object.assign(this.ui, { rate: plan.target.requests_per_s.value, p99: plan.target.latency_p99.value, burst: plan.burst, headroom: plan.target.headroom, budget: plan.target.budget?.value ?? null, technique: plan.technique === "none" ? null : plan.technique });
     const ours = this.ui.devices.map(([name]) => name);

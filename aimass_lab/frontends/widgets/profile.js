@@ -4,7 +4,7 @@ import { figure, interval, percent, provenance, quantity, sourceWord } from "./f
 import { choice, empty, fill, h, number, section } from "./dom.js";
 import { axes, linear, logarithmic, powers, squarify, steps, ticks } from "./plot.js";
 
-const PLOT = { width: 440, height: 250, margin: { left: 62, right: 16, top: 26, bottom: 38 } };
+const PLOT = { width: 440, height: 250, margin: { left: 74, right: 16, top: 26, bottom: 38 } };
 const AREAS = { width: 480, height: 300 };
 const label = (name, model) => name || `${model} (whole)`;
 const shortName = (name) => name.split(".").pop();

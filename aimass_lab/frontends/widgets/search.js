@@ -167,8 +167,8 @@ class Search {
   }
 
   legend(record) {
-    const guess = record.candidates.some((c) => c.status === "predicted") ? [h("span", { class: "aw-key aw-key-guess" }), "predicted "] : null;
-    return h("p", { class: "aw-hint" }, h("span", { class: "aw-key aw-key-best" }), "best ", h("span", { class: "aw-key aw-key-front" }), "on the front ", h("span", { class: "aw-key aw-key-plain" }), "measured ", h("span", { class: "aw-key-cross" }, "×"), "outputs not equivalent ", guess, ". Pale: beyond the limits above. Limits can be dragged; they hold in the next search.");
+    const guess = record.candidates.some((c) => c.status === "predicted") ? [h("span", { class: "aw-key aw-key-guess" }), "predicted"] : null;
+    return h("p", { class: "aw-hint" }, h("span", { class: "aw-key aw-key-best" }), "best ", h("span", { class: "aw-key aw-key-front" }), "on the front ", h("span", { class: "aw-key aw-key-plain" }), "measured ", h("span", { class: "aw-key-cross" }, "×"), "outputs not equivalent", guess, ". Pale: beyond the limits above. Limits can be dragged; they hold in the next search.");
   }
 
   pick(index) {

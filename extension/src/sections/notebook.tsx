@@ -90,25 +90,25 @@ function State(props: IProps & { state: KernelState }): JSX.Element {
       {models.length ? (
         <ul className="jp-aimass-List" aria-label={trans.__('Models')}>
           {models.map(model => (
-            <li key={model.name} className="jp-aimass-Model">
-              <div>
-                <code>{model.name}</code>{' '}
+            <li key={model.name} className="jp-aimass-Entry">
+              <div className="jp-aimass-Head">
+                <code>{model.name}</code>
                 <span className="jp-aimass-Small">{model.type}</span>
-                <div className="jp-aimass-Small">
-                  {trans.__(
-                    '%1 parameters, %2, on %3',
-                    formatCount(model.num_parameters),
-                    formatBytes(model.weight_bytes),
-                    model.device
-                  )}
-                </div>
+                <Button
+                  label={trans.__('Profile')}
+                  caption={trans.__('Insert and run: %aimass profile %1', model.name)}
+                  disabled={!!running}
+                  onClick={() => actions.profileModel(model.name)}
+                />
               </div>
-              <Button
-                label={trans.__('Profile')}
-                caption={trans.__('Insert and run: %aimass profile %1', model.name)}
-                disabled={!!running}
-                onClick={() => actions.profileModel(model.name)}
-              />
+              <div className="jp-aimass-Small">
+                {trans.__(
+                  '%1 parameters, %2, on %3',
+                  formatCount(model.num_parameters),
+                  formatBytes(model.weight_bytes),
+                  model.device
+                )}
+              </div>
             </li>
           ))}
         </ul>

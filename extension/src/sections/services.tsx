@@ -20,7 +20,7 @@ export function Services(props: {
       {model.services.length ? (
         <ul className="jp-aimass-List" aria-label={trans.__('Bundles that are being served')}>
           {model.services.map(service => (
-            <li key={service.pid} className="jp-aimass-Service">
+            <li key={service.pid} className="jp-aimass-Entry">
               <div className="jp-aimass-Head">
                 <PathName path={service.folder} />
                 <Button

@@ -33,21 +33,26 @@ RUN = """async source => {
   notebook.activeCellIndex = cells.cells.length - 1;
   const area = notebook.activeCell.outputArea;
   const began = performance.now();
-  let first = null;
-  const watch = new MutationObserver(() => { if (first === null && area.node.textContent.trim()) first = performance.now(); });
+  const told = [];
+  const look = () => {
+    const text = area.node.innerText.trim();
+    if (text && text !== told.at(-1)?.text) told.push({ text, seconds: (performance.now() - began) / 1e3 });
+  };
+  const watch = new MutationObserver(() => requestAnimationFrame(look));
   watch.observe(area.node, { childList: true, subtree: true, characterData: true });
   const fine = await commands.execute('notebook:run-cell');
   await new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)));
   watch.disconnect();
-  const ended = performance.now();
-  return { seconds: (ended - began) / 1e3, first: ((first ?? ended) - began) / 1e3, fine: fine !== false, text: area.node.innerText };
+  look();
+  const outputs = area.node.querySelectorAll('.jp-OutputArea-child').length;
+  return { seconds: (performance.now() - began) / 1e3, fine: fine !== false, text: area.node.innerText, told, outputs };
 }"""
-"""Add a cell, run it, and say when the first words stood below it, and when it was done and drawn."""
+"""Add a cell, run it, and say what stood below it and since when, until it was done and drawn."""
 
 REACTS = """([event, selector]) => {
-  const times = window.reactions = [];
+  const times = (window.reactions ??= {})[event] = [];
   let at = null;
-  document.addEventListener(event, () => { at = performance.now(); }, true);
+  document.addEventListener(event, ({ buttons }) => { if (buttons) at = performance.now(); }, true);
   new MutationObserver(() => {
     if (at === null) return;
     const from = at;
@@ -55,7 +60,7 @@ REACTS = """([event, selector]) => {
     requestAnimationFrame(() => times.push((performance.now() - from) / 1e3));
   }).observe(document.querySelector(selector), { childList: true, subtree: true, characterData: true });
 }"""
-"""From a movement of the hand to the frame that shows what came of it, for every one that changes something in `selector`."""
+"""From what a hand does while it holds something to the frame that shows what came of it, each time that it changes something in `selector`; by event."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Subject:
     """The model that the stories are about, and what is asked of it."""
 
     name: str
+    type: str
+    """The class of the model."""
     make: str
     """A cell that makes ``model``, ``x`` and ``data``, keyword arguments of a `Study`."""
     item_bytes: int
@@ -93,10 +100,18 @@ class Ran:
     """What became of a cell."""
 
     seconds: float
-    first: float
-    """When its first words were there."""
     fine: bool
     text: str
+    told: list[dict[str, Any]]
+    """``text`` below it and the ``seconds`` after which it stood there, each time that it was another."""
+    outputs: int
+    """Number of outputs that are left."""
+
+    def when(self, *words: str) -> float:
+        """Seconds until all of these stood below it at once, in any case."""
+        found = [float(one["seconds"]) for one in self.told if all(word.lower() in one["text"].lower() for word in words)]
+        assert found, f"{words} never stood there, but {[one['text'][:200] for one in self.told]}"
+        return found[0]
 
 
 @dataclass(frozen=True)
@@ -134,8 +149,15 @@ def first_look(walk: Walk) -> list[Step]:
     ran = walk.run(f"%load_ext aimass_lab\n%aimass profile model x{walk.seconds(2)}")
     for words in ("latency p50", "latency p99", "peak memory", "Time by module"):
         assert words.lower() in ran.text.lower(), words
+    assert ran.outputs == 1  # the profile has taken the place of what stood there before
+    card = ("class", "parameters", "weights", "dtype", "device")
+    assert "dtype" not in ran.text
+    assert walk.subject.type in next(one["text"] for one in ran.told if "dtype" in one["text"])
     assert ask(walk.page, "print(all(torch.equal(before[name], t) for name, t in model.state_dict().items()), model.training == mode)") == "True True"
-    return [Step("first words below the cell", 1, ran.first), Step("the profile", 5, ran.seconds)]
+    return [
+        Step("first words below the cell", 1, ran.when()), Step("the card: who the model is, its parameters and weights", 1, ran.when(*card)),
+        Step("FLOPs and activations on the card", 1, ran.when(*card, "FLOPs of a call", "activations")), Step("the profile", 5, ran.seconds),
+    ]  # fmt: skip
 
 
 def why_is_it_slow(walk: Walk) -> list[Step]:
@@ -153,13 +175,16 @@ def why_is_it_slow(walk: Walk) -> list[Step]:
     )
     page.evaluate(REACTS, ["pointerdown", ".aw-body"])
     page.locator(f".aw .aw-cells g.aw-cell[data-row='{widest}'] > rect").click(position={"x": 3, "y": 3})
-    page.wait_for_function("() => window.reactions.length > 0")
+    page.wait_for_function("() => window.reactions.pointerdown.length > 0")
     detail = page.locator(".aw-section", has=page.locator("h4")).inner_text()
     assert widest in detail
     assert "own time" in detail
     assert "limited by" in detail
     assert widest in page.locator("code.aw-code").inner_text()
-    return [Step("the workbench, drawn", None, opened.seconds), Step("from the click to its details", 0.2, page.evaluate("() => window.reactions[0]"))]
+    return [
+        Step("the workbench, drawn", None, opened.seconds),
+        Step("from the click to its details", 0.2, page.evaluate("() => window.reactions.pointerdown[0]")),
+    ]
 
 
 def drag_the_batch(walk: Walk) -> list[Step]:
@@ -170,15 +195,17 @@ def drag_the_batch(walk: Walk) -> list[Step]:
     page.wait_for_selector(".aw-drag")
     idle = "() => !document.querySelector('.aw-job progress')"
     page.wait_for_function(idle)
-    page.evaluate(REACTS, ["pointermove", ".aw-four"])
+    for event in ("pointerdown", "pointermove"):
+        page.evaluate(REACTS, [event, ".aw-four"])
     box = page.locator(".aw-drag").first.bounding_box()
     across = [0.25 + 0.05 * step for step in range(12)]
     page.mouse.move(box["x"] + across[0] * box["width"], box["y"] + 0.5 * box["height"])
     page.mouse.down()
+    page.wait_for_function("() => window.reactions.pointerdown.length > 0")
     for share in across:
         page.mouse.move(box["x"] + share * box["width"], box["y"] + 0.5 * box["height"])
-    page.wait_for_function("n => window.reactions.length >= n", arg=len(across) // 2)
-    slowest = page.evaluate("() => Math.max(...window.reactions)")
+    page.wait_for_function("n => window.reactions.pointermove.length >= n", arg=len(across) // 2)
+    pressed, slowest = page.evaluate("() => [window.reactions.pointerdown[0], Math.max(...window.reactions.pointermove)]")
     batch = page.locator(".aw input[type=number]").first.input_value()
     page.mouse.up()
     let_go = time.perf_counter()
@@ -186,7 +213,10 @@ def drag_the_batch(walk: Walk) -> list[Step]:
     landed_s = time.perf_counter() - let_go
     assert page.locator(".aw-lead").inner_text().startswith(f"Batch {batch}: predicted")
     page.wait_for_function(idle)
-    return [Step("from a movement to the numbers, slowest of twelve", 0.05, slowest), Step("from letting go to the measured dot", 10, landed_s)]
+    return [
+        Step("from the press to the numbers", 0.05, pressed), Step("from a movement to the numbers, slowest of twelve", 0.05, slowest),
+        Step("from letting go to the measured dot", 10, landed_s),
+    ]  # fmt: skip
 
 
 ANSWERS = """
@@ -232,7 +262,7 @@ def try_compression(walk: Walk) -> list[Step]:
     preview = walk.run("%aimass predict study --technique int8_dynamic")
     assert "predicted" in preview.text
     tried = walk.run(f"%aimass trial study '{walk.subject.recipe}'{walk.seconds(2)}")
-    assert any(verdict in tried.text for verdict in ("faster", "no gain", "slower", "not equivalent"))
+    assert any(verdict in tried.text for verdict in ("faster", "no gain", "slower", "cannot tell", "not equivalent"))
     assert "on disk" in tried.text
     back = walk.run("study.undo()\nprint(len(study.variants.items), all(torch.equal(before[name], t) for name, t in model.state_dict().items()))")
     assert back.text.strip() == "0 True"
@@ -388,6 +418,7 @@ STORIES: tuple[Callable[[Walk], list[Step]], ...] = (
 
 DIGITS = Subject(
     name="digits CNN",
+    type="Sequential",
     make="""\
 import torch
 from sklearn.datasets import load_digits
@@ -417,6 +448,7 @@ data = {"data": (images[1200:], labels[1200:]), "metric": accuracy, "name": "dig
 
 BERT = Subject(
     name="BERT-base",
+    type="BertModel",
     make="""\
 import torch
 from transformers import BertConfig, BertModel

@@ -59,7 +59,7 @@ def names(result: SearchResult) -> set[str]:
 
 def test_recipes_types_and_runtimes_are_searched_and_the_model_stays_as_it_was(study):
     before = snapshot(study.model)
-    result = study.search(recipe=("none", "int8_dynamic", "low_rank(ratio=0.5)"), dtype=("float32", "bfloat16"), batch=(2,), seconds=20, sampler="grid")
+    result = study.search(recipe=("none", "int8_dynamic", "low_rank(ratio=0.5)"), dtype=("float32", "bfloat16"), batch=(2,), seconds=300, sampler="grid")
     assert_same(before, snapshot(study.model))
     assert names(result) == {"none", "bf16", "int8_dynamic", "low_rank(ratio=0.5)", "low_rank(ratio=0.5) + bf16"}
     assert [p.cause.partition(":")[0] for p in result.pruned] == ["bf16 cannot follow int8_dynamic"]

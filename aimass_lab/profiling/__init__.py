@@ -48,7 +48,7 @@ def profile_model(
         UnsupportedError: the model is on the meta device and cannot run.
     """
     from ..environment import LoadMeter
-    from .summary import summarise
+    from .summary import look_first
 
     if workload.torch_device.type == "meta":
         raise UnsupportedError("the model is on the meta device: it has no weights to run with", help="estimate its demand instead, or load its weights")
@@ -58,13 +58,14 @@ def profile_model(
     for wanted in (size, *(ladder or ())):
         if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
             raise InputError(f"batch size {wanted!r} is not a positive integer")
-    if seen is not None:
-        seen(summarise(workload, size))
-    from .measure import Measurement  # what follows operators and profiles takes a second to load: not before the first words
+    if progress is not None:
+        progress(0.0, "reading the model")
+    trace = look_first(workload, size, seen)
+    from .measure import Measurement  # what runs and times a model takes long to load: not before the first look
     from .report import Report
 
     with LoadMeter() as load:
-        measured = Measurement(workload, batch_size=size, ladder=ladder, budget_s=budget_s, force=force, progress=progress, seen=seen).run()
+        measured = Measurement(workload, batch_size=size, ladder=ladder, budget_s=budget_s, force=force, progress=progress, trace=trace).run()
     return Report(workload, measured, load).make()
 
 

@@ -17,7 +17,7 @@ from ..errors import AimassError, DoesNotFitError, InputError, ModelError, witho
 from ..outputs import output_tensors
 from ..preserve import preserved
 from ..readings.energy import EnergyMeter
-from ..records import INTERRUPTED, ModelSummary, Note
+from ..records import INTERRUPTED, Note
 from ..timing import percentile, sample_latency, stopwatch, timed, warm_up
 from ..tracing.law import fit_batch_law
 from ..tracing.trace import Trace, is_compiled, trace_call
@@ -30,7 +30,6 @@ from .memory import address_space_capped, begin_peak, free_bytes, peak_of_call, 
 from .modules import ModuleTimer, Times
 from .probes import page_faults
 from .recorder import Recording, record_call
-from .summary import summarise
 
 DEFAULT_LADDER = tuple(2**k for k in range(9))
 FEWEST_SAMPLES = 3
@@ -113,20 +112,19 @@ class Measurement:
         budget_s: Seconds for everything.
         force: Run even if the estimate says that memory will not suffice.
         progress: Told the share that is done and what comes next.
-        seen: Given what is known of the model once its operators were counted.
+        trace: The pass over shapes; None where only a real call can follow the model.
     """
 
     def __init__(
         self, workload: Workload, *, batch_size: int, ladder: Sequence[int] | None, budget_s: float, force: bool, progress: Progress | None,
-        seen: Callable[[ModelSummary], None] | None = None,
+        trace: Trace | None = None,
     ) -> None:  # fmt: skip
         self.workload, self.model = workload, workload.model
         self.device = workload.torch_device
-        self.seen = Observations(batch_size)
+        self.seen = Observations(batch_size, trace=trace)
         self._ladder, self._budget_s, self._force = ladder, budget_s, force
         self._deadline = time.perf_counter() + budget_s
         self._progress = progress or (lambda share, text: None)
-        self._show = seen or (lambda summary: None)
         self._grad_mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.inference_mode
 
     def run(self) -> Observations:
@@ -137,7 +135,6 @@ class Measurement:
             ModelError: the model raised.
         """
         started = time.perf_counter()
-        self._progress(0.0, "reading the model")
         self._foresee()
         if any(module.training for module in self.model.modules()):
             self.seen.note("W-TRAINING-MODE", "the model is in training mode; it was measured in eval mode and put back")
@@ -154,12 +151,8 @@ class Measurement:
         return self.seen
 
     def _foresee(self) -> None:
-        """Trace the call without running it, and refuse what cannot fit."""
-        with contextlib.suppress(ModelError):  # a model that only a real call can follow is traced after the first one
-            self.seen.trace = trace_call(self.model, self.workload.call, batch_size=self.seen.batch_size, may_run=False)
+        """Refuse what cannot fit."""
         trace = self.seen.trace
-        if trace is not None:
-            self._show(summarise(self.workload, self.seen.batch_size, trace))
         if trace is None or self._force:
             return
         needed, free = trace.input_bytes + trace.activation_peak_bytes, free_bytes(self.device)

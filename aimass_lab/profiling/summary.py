@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from ..errors import ModelError
 from ..records import ModelSummary, Number
 
 if TYPE_CHECKING:
@@ -11,13 +16,33 @@ if TYPE_CHECKING:
     from ..workload import Workload
 
 
-def summarise(workload: Workload, batch_size: int, trace: Trace | None = None) -> ModelSummary:
-    """Sum up a model without running it.
+def look_first(workload: Workload, batch_size: int, seen: Callable[[ModelSummary], None] | None = None) -> Trace | None:
+    """Follow one call by its shapes, without running it; None where the model cannot be followed so.
 
     Args:
         workload: The model and its inputs.
         batch_size: Items per call.
-        trace: The pass over shapes, once it was made.
+        seen: Given what is known before the pass, and again after it.
+    """
+    summary = None if seen is None else summarise(workload, batch_size)
+    if seen is not None and summary is not None:
+        seen(summary)
+    from ..tracing.trace import trace_call
+
+    trace = None
+    with contextlib.suppress(ModelError):  # a model that only a real call can follow is traced after the first one
+        trace = trace_call(workload.model, workload.call, batch_size=batch_size, may_run=False)
+    if seen is not None and summary is not None and trace is not None:
+        seen(with_counts(summary, trace))
+    return trace
+
+
+def summarise(workload: Workload, batch_size: int) -> ModelSummary:
+    """Sum up a model without following a call of it.
+
+    Args:
+        workload: The model and its inputs.
+        batch_size: Items per call.
     """
     info = workload.info()
     return ModelSummary(
@@ -26,9 +51,12 @@ def summarise(workload: Workload, batch_size: int, trace: Trace | None = None) -
         batch_size=batch_size,
         num_parameters=Number(value=info.num_parameters, unit="parameter", source="measured", method="counted, tied ones once"),
         weight_bytes=Number(value=info.weight_bytes, unit="B", source="measured", method="sizes of parameters and buffers, tied ones once"),
-        flops=None if trace is None else count_flops(trace),
-        activation_peak_bytes=None if trace is None else shapes_peak(trace),
     )
+
+
+def with_counts(summary: ModelSummary, trace: Trace) -> ModelSummary:
+    """The same with what a pass over shapes counted."""
+    return msgspec.structs.replace(summary, flops=count_flops(trace), activation_peak_bytes=shapes_peak(trace))
 
 
 def count_flops(trace: Trace, environment: str | None = None) -> Number:

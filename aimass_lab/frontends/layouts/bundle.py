@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ...baseline import UNKNOWN_SPREAD, has_assumed_spread
 from ...headlines import format_measured, format_number, headline
 from ...records import Bundle, Check, Promise, RuntimeTrial, Service
 from ..page import Page, Table
@@ -52,6 +51,8 @@ def _(record: Check) -> Page:
 
 def change_table(record: Check) -> Table:
     """Each figure beside what it was, those that got worse first."""
+    from ...baseline import UNKNOWN_SPREAD, has_assumed_spread  # which reads bundles and specs: not for every result that is shown
+
     order = ("worse", "not judged", "better", "same")
     rows = []
     for change in sorted(record.changes, key=lambda change: order.index(change.verdict)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ...export import read_exporter
 from ...headlines import format_number, headline
 from ...records import Number, Plan, ServingSpec
 from ..page import Cell, Page, Table, share
@@ -54,6 +53,8 @@ def _(record: Plan) -> Page:
 
 @lay_out.register
 def _(record: ServingSpec) -> Page:
+    from ...export import read_exporter  # every format, which nothing else that is shown needs
+
     fields = ((name.replace("_", " "), getattr(record, name)) for name in record.__struct_fields__)
     numbers = [(name, share(value) if name == "utilization" else value) for name, value in fields if isinstance(value, Number)]
     return Page(

@@ -35,7 +35,13 @@ class Frame {
     this.build();
     const heard = { "change:records": () => this.follow(), "change:facts": () => this.follow(), "change:view": () => this.draw(), "change:selection": () => this.mark(), "change:jobs": () => this.drawJobs(), "change:subject": () => this.drawTitle(), "msg:custom": (message) => this.answered(message) };
     for (const [event, react] of Object.entries(heard)) model.on(event, react);
-    this.forget = () => { for (const [event, react] of Object.entries(heard)) model.off(event, react); };
+    // While a hand holds something, its picture can wait: it is drawn of every view, which would make the hand wait.
+    const hand = { pointerdown: (event) => { this.held = this.root.contains(event.target); }, pointerup: () => { this.held = false; }, pointercancel: () => { this.held = false; } };
+    for (const [event, react] of Object.entries(hand)) addEventListener(event, react, true);
+    this.forget = () => {
+      for (const [event, react] of Object.entries(heard)) model.off(event, react);
+      for (const [event, react] of Object.entries(hand)) removeEventListener(event, react, true);
+    };
     this.keep = savePictures(model, () => this.picture());
     this.draw();
     this.drawJobs();
@@ -261,7 +267,8 @@ class Frame {
   pictureLater() {
     clearTimeout(this.drawing);
     this.drawing = setTimeout(() => {
-      if (this.root.isConnected && Object.keys(this.model.get("records")).length) this.model.send({ kind: "picture", html: this.picture() });
+      if (this.held) this.pictureLater();
+      else if (this.root.isConnected && Object.keys(this.model.get("records")).length) this.model.send({ kind: "picture", html: this.picture() });
     }, PICTURE_AFTER_MS);
   }
 

@@ -84,7 +84,13 @@ export function draggable(svg, move, drop) {
     const box = svg.getBoundingClientRect();
     return ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
   };
-  svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); held = true; move(place(event)); });
+  svg.addEventListener("pointerdown", (event) => {
+    // No mousedown is to follow: a notebook's handler of it would look at the focus and the selection, and have the whole page laid out for that.
+    event.preventDefault();
+    svg.setPointerCapture(event.pointerId);
+    held = true;
+    move(place(event));
+  });
   svg.addEventListener("pointermove", (event) => { if (held) move(place(event)); });
   svg.addEventListener("pointerup", () => { if (held) { held = false; drop(); } });
 }

@@ -90,8 +90,6 @@ data-centre GPU; here there is none, and the model computes on the processor.
 
 NOT_MEASURED = """## Not measured here
 
-- **First look**: what stands below the cell within the first second is the line of progress, not yet a card with parameters and FLOPs; that comes with the
-  profile.
 - **Ask too much**: no GPU, so nothing was read off `nvidia-smi`. What comes back is the kernel's resident memory, which is read right after the failure.
 - **Ask too much, with BERT-base**: the first walk ended there, because 83 MB more were resident afterwards than before, of inputs of 132 MB. Since then what
   the C library's heap keeps is given back as well; the walk was not repeated, and what comes after it not walked.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import AimassError, DoesNotFitError, InputError, ModelError, first_line
+from .inputs import with_spared_inputs
 from .records import ModelInfo, TensorSpec
 
 if TYPE_CHECKING:
@@ -360,14 +361,14 @@ def digest_model(model: nn.Module) -> str:
 
 
 def call_model(model: nn.Module, call: Call) -> Any:
-    """Call the model once.
+    """Call the model once; the tensors of `call` stay as they are, also where the model writes into them.
 
     Raises:
         ModelError: the model raised; the message has its message and the inputs.
         DoesNotFitError: the device's memory did not suffice.
     """
     try:
-        return model(*call.args, **call.kwargs)
+        return with_spared_inputs(model, call, lambda own: model(*own.args, **own.kwargs))
     except AimassError:
         raise
     except Exception as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import AimassError, DoesNotFitError, InputError, ModelError, first_line
+from .errors import AimassError, DoesNotFitError, InputError, ModelError, UnsupportedError, first_line
 from .inputs import with_spared_inputs
 from .records import ModelInfo, TensorSpec
 
@@ -258,6 +258,15 @@ class Workload:
 
         first = next(self.model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
+
+    def require_weights(self, help: str) -> None:
+        """Refuse a model that cannot be run.
+
+        Raises:
+            UnsupportedError: it is on the meta device.
+        """
+        if self.torch_device.type == "meta":
+            raise UnsupportedError("the model is on the meta device: it has no weights to run with", help=help)
 
     def info(self) -> ModelInfo:
         """Who this model is, as every record tells it."""

@@ -33,6 +33,7 @@ from aimass_lab import Study
 from aimass_lab.errors import DoesNotFitError, InputError, ModelError, UnsupportedError
 from aimass_lab.profiling import bottleneck, profile_callable, profile_model
 from aimass_lab.profiling.bottleneck import Rates, say_what_binds, split_time
+from aimass_lab.profiling.cold import measure_cold_start
 from aimass_lab.profiling.measure import INSTRUMENTED_CALLS
 from aimass_lab.profiling.memory import address_space_capped, free_bytes, peak_of_call
 from aimass_lab.profiling.modules import ModuleTimer
@@ -169,6 +170,8 @@ def test_a_model_without_weights_in_memory_cannot_be_profiled():
         model = TinyMLP()
     with pytest.raises(UnsupportedError, match="meta"):
         profiled(model, features().to("meta"))
+    with pytest.raises(UnsupportedError, match="meta"):
+        measure_cold_start(Workload(model, features().to("meta")))
 
 
 def test_inputs_without_a_batch_axis_give_no_ladder():

@@ -165,7 +165,7 @@ def ledger(*, model: str | None = None) -> Ledger:
 
 
 @verb
-def show(run: int) -> AnyRecord:
+def show(run: Count) -> AnyRecord:
     """Show a run of the history again; neither its model nor its device is needed.
 
     Args:
@@ -175,7 +175,7 @@ def show(run: int) -> AnyRecord:
 
 
 @verb
-def compare(before: int, after: int) -> Comparison:
+def compare(before: Count, after: Count) -> Comparison:
     """Set two runs of the history side by side.
 
     Args:

@@ -15,6 +15,10 @@ _BYTES = {
     "": 1, "B": 1, "k": 1e3, "kB": 1e3, "KB": 1e3, "M": 1e6, "MB": 1e6, "G": 1e9, "GB": 1e9, "T": 1e12, "TB": 1e12,
     "Ki": 2**10, "KiB": 2**10, "Mi": 2**20, "MiB": 2**20, "Gi": 2**30, "GiB": 2**30, "Ti": 2**40, "TiB": 2**40,
 }  # fmt: skip
+HIGHEST_RATE = 1e9
+"""Per second; more is a slip of the pen, and simulating it would not end."""
+LARGEST_COUNT, LARGEST_AMOUNT, LARGEST_BURST, LONGEST_S = 10**9, 1e12, 1000, 1e9
+"""What is more is a slip of the pen, too, and would end in an overflow somewhere."""
 _QUANTITY = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Zµ/%]*)\s*$")
 
 
@@ -113,7 +117,10 @@ def parse_seconds(text: str | float) -> float:
     Raises:
         InputError: not a positive time.
     """
-    return _parse(text, _SECONDS, "s", "a time such as 50ms, 0.05s or 0.05 (seconds)")
+    time_s = _parse(text, _SECONDS, "s", "a time such as 50ms, 0.05s or 0.05 (seconds)")
+    if time_s > LONGEST_S:
+        raise InputError(f"{text!r} is longer than {LONGEST_S:g} s, 30 years")
+    return time_s
 
 
 def parse_bytes(text: str | float) -> float:
@@ -129,10 +136,13 @@ def parse_rate(text: str | float) -> float:
     """``"400"``, ``"400/s"`` or ``"24000/min"`` -> ``400.0`` per second.
 
     Raises:
-        InputError: not a positive rate.
+        InputError: not a positive rate, or one that nothing on earth has.
     """
     scales = {"": 1.0, "/s": 1.0, "/min": 1 / 60, "/m": 1 / 60, "/h": 1 / 3600}
-    return _parse(text, scales, "", "a rate such as 400 (requests per second) or 24000/min")
+    rate = _parse(text, scales, "", "a rate such as 400 (requests per second) or 24000/min")
+    if rate > HIGHEST_RATE:
+        raise InputError(f"{text!r} is more than {HIGHEST_RATE:,.0f} per second", help="give what comes in one second; for other times 24000/min or 1e6/h")
+    return rate
 
 
 def parse_bandwidth(text: str | float) -> float:
@@ -150,12 +160,27 @@ def parse_count(text: str | int) -> int:
     """``"8"`` -> ``8``.
 
     Raises:
-        InputError: not a whole number of at least 1.
+        InputError: not a whole number of at least 1, or more than anybody counts one by one.
     """
     number = _plain(text)
     if number is None or not number.is_integer() or number < 1:
         raise InputError(f"{text!r} is not a whole number of at least 1")
+    if number > LARGEST_COUNT:
+        raise InputError(f"{text!r} is more than {LARGEST_COUNT:,}")
     return int(number)
+
+
+def parse_burst(text: str | float) -> float:
+    """``"4"`` -> ``4.0``: the rate of bursts over the rate between them.
+
+    Raises:
+        InputError: not a number from 1 to 1000.
+    """
+    number = _plain(text)
+    if number is None or not 1 <= number <= LARGEST_BURST:
+        help = "1 is a Poisson stream; 4 has bursts of four times the rate"
+        raise InputError(f"{text!r} is not a number from 1 to {LARGEST_BURST}", help=help)
+    return number
 
 
 def parse_seed(text: str | int) -> int:
@@ -174,11 +199,11 @@ def parse_amount(text: str | float) -> float:
     """``"0.5"`` -> ``0.5``.
 
     Raises:
-        InputError: not a number, or below 0.
+        InputError: not a number, below 0, or more than there is of anything.
     """
     number = _plain(text)
-    if number is None or not 0 <= number < math.inf:
-        raise InputError(f"{text!r} is not a number of at least 0")
+    if number is None or not 0 <= number <= LARGEST_AMOUNT:
+        raise InputError(f"{text!r} is not a number of at least 0" + (f" and at most {LARGEST_AMOUNT:g}" if number and number > 0 else ""))
     return number
 
 

@@ -16,7 +16,7 @@ import re
 import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
@@ -24,7 +24,7 @@ import msgspec
 
 from .errors import DoesNotFitError, InputError, without_traceback
 from .interrupts import spare_imports
-from .units import parse_amount, parse_bandwidth, parse_bytes, parse_count, parse_part, parse_rate, parse_seconds, parse_seed
+from .units import parse_amount, parse_bandwidth, parse_burst, parse_bytes, parse_count, parse_part, parse_rate, parse_seconds, parse_seed
 
 Rate = Annotated[float | str, parse_rate]
 """Per second: 400, "400/s" or "24000/min"."""
@@ -38,6 +38,8 @@ Count = Annotated[int, parse_count]
 """A number of things, at least one."""
 Seed = Annotated[int, parse_seed]
 """Of everything random: the same seed draws the same lots."""
+Burst = Annotated[float, parse_burst]
+"""Rate of bursts over the rate between them."""
 Amount = Annotated[float, parse_amount]
 """How much of something, 0 or more."""
 Part = Annotated[float, parse_part]
@@ -170,6 +172,19 @@ def announce(name: str, work: Callable[[], Any]) -> Any:
     return result
 
 
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    """Wait until no other thread's verb works on a model; in slices, between which what is raised from outside ends the waiting."""
+    mine = False
+    try:
+        while not mine:
+            mine = _TURN.acquire(timeout=0.05)
+        yield
+    finally:
+        if mine:
+            _TURN.release()
+
+
 def _is_inside() -> bool:
     """Whether this thread is within a verb already."""
     return getattr(_inside, "verb", False)
@@ -190,7 +205,7 @@ def _called(function: Function, name: str, parameters: Iterable[Parameter], of_s
             if option in by_name:
                 given.arguments[option] = _read(by_name[option], value)
         try:
-            with contextlib.nullcontext() if _is_inside() or not of_study else _TURN:
+            with contextlib.nullcontext() if _is_inside() or not of_study else _turn():
                 return announce(name, lambda: function(*given.args, **given.kwargs))
         except DoesNotFitError as error:
             without_traceback(error)
@@ -210,7 +225,7 @@ def _read(parameter: Parameter, value: Any) -> Any:
     if parameter.multiple == "pairs":
         if not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
             raise InputError(f"{parameter.name}: {value!r} is not a dict by name")
-        return value
+        return {key: str(one) if isinstance(one, numbers.Real) and not isinstance(one, bool) else one for key, one in value.items()}
     if parameter.multiple == "no":
         return parameter.check(value)
     many = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))

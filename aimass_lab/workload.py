@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import AimassError, DoesNotFitError, InputError, ModelError, first_line
+from .errors import AimassError, DoesNotFitError, InputError, ModelError, UnsupportedError, first_line
+from .inputs import with_spared_inputs
 from .records import ModelInfo, TensorSpec
 
 if TYPE_CHECKING:
@@ -258,6 +259,15 @@ class Workload:
         first = next(self.model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
+    def require_weights(self, help: str) -> None:
+        """Refuse a model that cannot be run.
+
+        Raises:
+            UnsupportedError: it is on the meta device.
+        """
+        if self.torch_device.type == "meta":
+            raise UnsupportedError("the model is on the meta device: it has no weights to run with", help=help)
+
     def info(self) -> ModelInfo:
         """Who this model is, as every record tells it."""
         return describe_model(self.model, self.call, self.name)
@@ -360,14 +370,14 @@ def digest_model(model: nn.Module) -> str:
 
 
 def call_model(model: nn.Module, call: Call) -> Any:
-    """Call the model once.
+    """Call the model once; the tensors of `call` stay as they are, also where the model writes into them.
 
     Raises:
         ModelError: the model raised; the message has its message and the inputs.
         DoesNotFitError: the device's memory did not suffice.
     """
     try:
-        return model(*call.args, **call.kwargs)
+        return with_spared_inputs(model, call, lambda own: model(*own.args, **own.kwargs))
     except AimassError:
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickletools
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,15 @@ def test_a_model_that_decides_by_values_is_refused_and_says_where(tmp_path: Path
         FORMATS[format]().export(Branching(4, 4), as_call(torch.randn(2, 4)), tmp_path / FORMATS[format].file_name)
     assert "torch.where" in (raised.value.help or "")
     assert ("if x.sum() > 0" in raised.value.message) is (format != "torchscript")
+
+
+@pytest.mark.parametrize("format", ["onnx", "exported_program"])
+def test_a_scripted_model_is_refused_for_what_it_is(tmp_path: Path, format: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(nn.Linear(4, 4))
+    with pytest.raises(UnsupportedError, match="it is a TorchScript module"):
+        FORMATS[format]().export(scripted, as_call(torch.randn(2, 4)), tmp_path / FORMATS[format].file_name)
 
 
 def test_bfloat16_is_refused_with_what_can_be_bundled(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_a_step_that_cannot_be_made_says_why():
         ({"job": {"a": "batch(items=3, time=1s)"}, "ensemble": {"net": "net+net"}}, "needs a name of its own"),
         ({"job": {"a": "batch(items=3, time=1s)"}, "run": 1}, "a cannot be run: the time of a call was given"),
         ({"job": {"a": "training(steps=3)"}, "run": 1, "device": "l4"}, "not what the models are on"),
-        ({"job": {"a": "batch(items=3, time=1s)"}, "devices": 0}, "devices must be at least 1"),
+        ({"job": {"a": "batch(items=3, time=1s)"}, "devices": 0}, "devices: 0 is not a whole number of at least 1"),
         ({"job": {"a": "batch(items=3, time=1s)"}, "policy": "best"}, "no scheduling policy called 'best'"),
         ({"job": {"a": "batch(items=3, time=1s)"}, "policy": "priority(ageing_s=-1)"}, "ageing_s"),
     ],

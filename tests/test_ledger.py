@@ -9,7 +9,7 @@ import statistics
 import msgspec
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aimass_lab import Study
@@ -409,6 +409,7 @@ def test_on_real_convolutions_the_error_falls():
 ratios = st.lists(st.floats(0.01, 100), min_size=0, max_size=30)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # of a busy machine
 @given(ratios, st.floats(0.01, 2.0))
 def test_no_correction_goes_beyond_its_limits(errors, half):
     learnt = learn([entry(1.0, r, half=half, batch=i + 1) for i, r in enumerate(errors)])

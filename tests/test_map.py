@@ -14,7 +14,7 @@ FLOORS = {
     1: {
         "baseline", "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "fleet", "formats", "headlines", "jobs",
         "manifests", "monitoring",
-        "network", "options", "outputs",
+        "inputs", "network", "options", "outputs",
         "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
     },

@@ -316,7 +316,7 @@ def test_what_was_measured_is_given_back_and_the_rest_has_a_band_and_a_basis(pro
     assert measured.latency == known.ladder[2].latency_p50
     assert between.latency.source == "estimated"
     assert between.latency.quality == "ok"
-    assert between.latency.value == pytest.approx(2.2, rel=0.01)
+    assert between.latency.value == pytest.approx(2.2, rel=0.05)  # the curve between them is that of the rates, which other work moves
     assert "interpolated: between the measured batches 8 and 16" in between.latency.method
     assert between.throughput.value == pytest.approx(12 / between.latency.value)
     assert between.throughput.trust == "estimated"

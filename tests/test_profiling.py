@@ -1,5 +1,6 @@
 """Profiles: what they measure, and that the model never notices."""
 
+import math
 import random
 import sys
 import time
@@ -28,9 +29,11 @@ from models import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from aimass_lab import Study
 from aimass_lab.errors import DoesNotFitError, InputError, ModelError, UnsupportedError
 from aimass_lab.profiling import bottleneck, profile_callable, profile_model
 from aimass_lab.profiling.bottleneck import Rates, say_what_binds, split_time
+from aimass_lab.profiling.cold import measure_cold_start
 from aimass_lab.profiling.measure import INSTRUMENTED_CALLS
 from aimass_lab.profiling.memory import address_space_capped, free_bytes, peak_of_call
 from aimass_lab.profiling.modules import ModuleTimer
@@ -38,7 +41,7 @@ from aimass_lab.records import Number, Profile, from_json, to_json
 from aimass_lab.timing import MAX_WARMUP
 from aimass_lab.tracing.law import fit_batch_law
 from aimass_lab.tracing.trace import Row, Trace, trace_call
-from aimass_lab.workload import Workload, as_call
+from aimass_lab.workload import Workload, as_call, call_model
 
 CPU = torch.device("cpu")
 
@@ -167,6 +170,8 @@ def test_a_model_without_weights_in_memory_cannot_be_profiled():
         model = TinyMLP()
     with pytest.raises(UnsupportedError, match="meta"):
         profiled(model, features().to("meta"))
+    with pytest.raises(UnsupportedError, match="meta"):
+        measure_cold_start(Workload(model, features().to("meta")))
 
 
 def test_inputs_without_a_batch_axis_give_no_ladder():
@@ -685,3 +690,42 @@ def test_measuring_the_device_leaves_the_random_state_alone(monkeypatch):
     before = torch.get_rng_state()
     bottleneck.measure_rates(CPU, torch.float32)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class WritesItsInput(nn.Module):
+    """Scales what it is given in place, as some preprocessing does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.layer(x.mul_(0.5))
+
+
+def test_inputs_stay_as_they_are_though_the_model_writes_into_them(tmp_path):
+    """And it sees the same at each call: its copy, called after it, is no other model."""
+    x = torch.randn(4, 8)
+    before = x.clone()
+    study = Study(WritesItsInput(), x, store=tmp_path / "history.db")
+    profile = study.profile(seconds=0.3)
+    assert torch.equal(x, before)
+    assert "W-WRITES-INPUTS" in {note.code for note in profile.notes}
+    trial = study.trial("none", seconds=0.3)
+    assert torch.equal(x, before)
+    assert trial.fidelity.value == 1.0
+    assert trial.relative_error.value == 0.0
+
+
+def test_a_model_that_leaves_its_inputs_alone_gets_them_themselves(tmp_path):
+    seen = []
+
+    class Sees(nn.Linear):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    model, call = Sees(8, 4), as_call(torch.randn(2, 8).fill_diagonal_(math.nan))  # which is equal to nothing, not to itself
+    call_model(model, call)
+    call_model(model, call)
+    assert [tensor is call.args[0] for tensor in seen] == [False, True]

@@ -294,7 +294,8 @@ def test_a_study_rotates_beside_others_in_any_form():
         ({"load": 0.0}, "load must be above 0"),
         ({"clock": "wall", "lanes": 2}, "2 lanes cannot be run by the clock 'wall'"),
         ({"beside": ("net",)}, "a str cannot stand beside a model"),
-        ({"burst": 0.5}, "burst must be at least 1"),
+        ({"burst": 0.5}, "burst: 0.5 is not a number from 1 to 1000"),
+        ({"rate": {"mine": "1e9/s"}}, "calls are more than the 5,000,000 that are kept"),
     ],
 )
 def test_questions_that_make_no_sense(asked, message):

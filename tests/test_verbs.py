@@ -79,6 +79,9 @@ def test_what_is_asked_in_python_is_read_as_on_the_command_line(asked):
         ("price", 10**400, "is not a number of at least 0"),
         ("seconds", "soon", "seconds: 'soon' is not a time"),
         ("out", 3, "out: 3 is not text"),
+        ("counts", 10**30, "is more than 1,000,000,000"),
+        ("price", 1e300, "is not a number of at least 0 and at most 1e+12"),
+        ("seconds", 1e300, "is longer than 1e+09 s"),
         ("seed", -1, "seed: -1 is not a whole number from 0 to 4294967295"),
         ("flag", "yes", "flag: 'yes' is not True or False"),
     ],
@@ -119,6 +122,15 @@ def test_two_verbs_at_once_take_turns(tmp_path):
     assert not MET
     assert model.training
     assert model.layer.training
+
+
+def test_values_by_name_may_be_numbers():
+    """As they are on the command line: texts, which whoever knows what they are reads."""
+    study = Study(nn.Linear(4, 4), torch.ones(2, 4))
+    with pytest.raises(InputError, match="quota of 'a'|'-1'"):
+        study.allocate(rate={"Linear": 5}, p99={"Linear": 1}, quota={"a": -1})
+    with pytest.raises(InputError, match="job 'a'|'-1'"):
+        study.schedule(job={"a": -1})
 
 
 def test_a_misspelt_option_is_python_s_own_error():

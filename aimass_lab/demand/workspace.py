@@ -102,8 +102,7 @@ def measure_call_peaks(workload: Workload, batch_sizes: Sequence[int]) -> Calibr
     import torch
 
     device = workload.torch_device
-    if device.type == "meta":
-        raise UnsupportedError("the model is on the meta device: it has no weights to run with", help="leave calibration out, or load its weights")
+    workload.require_weights("leave calibration out, or load its weights")
     peaks: dict[int, float] = {}
     placed = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with preserved(workload.model), placed, torch.inference_mode():

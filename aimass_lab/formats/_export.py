@@ -52,6 +52,7 @@ def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
 
     from ._interface import Flat
 
+    refuse_scripted(model, f"torch.export does not take {type(model).__name__}")
     shapes = {"tensors": tuple({0: torch.export.Dim("batch", min=1)} for _ in signature.inputs)} if signature.batched else None
     try:
         with quiet_export(), without_stack_traces():
@@ -91,6 +92,18 @@ def refusal(what: str, error: BaseException, *, help: str | None = None) -> Unsu
     line = _CULPRIT.search(str(bottom))
     where = f", at line {line[1]} of {line[2]}: {line[3]}" if line else ""
     return decides_by_values(what, where)
+
+
+def refuse_scripted(model: nn.Module, what: str) -> None:
+    """Refuse what torch.export cannot read.
+
+    Raises:
+        UnsupportedError: the model is TorchScript already.
+    """
+    import torch
+
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UnsupportedError(f"{what}: it is a TorchScript module, of which only the graph is left", help="give the nn.Module that it was made from")
 
 
 def decides_by_values(what: str, where: str = "") -> UnsupportedError:

@@ -12,7 +12,7 @@ from ..errors import UnsupportedError
 from ..quiet import quiet_export
 from ..units import format_bytes
 from ..workload import Call, weight_bytes
-from ._export import refusal, without_stack_traces
+from ._export import refusal, refuse_scripted, without_stack_traces
 from ._onnx_module import SERVABLE
 from .signature import Signature
 
@@ -43,6 +43,8 @@ def export_graph(model: nn.Module, call: Call, signature: Signature) -> Any:
     Raises:
         UnsupportedError: the model is too large for one file, or an operator has no counterpart.
     """
+    name = type(getattr(model, "model", model)).__name__
+    refuse_scripted(model, f"{name} cannot be exported to ONNX")
     size = weight_bytes(model)
     if size > SIZE_LIMIT_BYTES:
         raise UnsupportedError(
@@ -63,7 +65,6 @@ def export_graph(model: nn.Module, call: Call, signature: Signature) -> Any:
                 verbose=False,
             )
     except Exception as error:  # the exporter lets through whatever the model or a converter raises
-        name = type(getattr(model, "model", model)).__name__
         raise refusal(f"{name} cannot be exported to ONNX", error, help=SERVABLE) from error
     _name_nodes(program.model)
     _strip(program.model)

@@ -17,6 +17,7 @@ from .mix import Online, Task
 from .outcome import policy_run
 from .simulate import MOST_SEGMENTS, Question, simulate
 
+MOST_DEVICES = 10_000
 QUICK = 3
 """Replications of what is only tried to see whether it would help."""
 MOST_DEVICES_MORE = 4
@@ -37,6 +38,8 @@ class Terms:
     def __post_init__(self) -> None:
         if self.devices < 1:
             raise InputError(f"the number of devices must be at least 1, got {self.devices}")
+        if self.devices > MOST_DEVICES:
+            raise InputError(f"{self.devices} devices are more than the {MOST_DEVICES:,} that are simulated one by one", help="plan for a part of them")
         if self.max_jobs is not None and self.max_jobs < 1:
             raise InputError(f"max_jobs must be at least 1, got {self.max_jobs}")
         if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):

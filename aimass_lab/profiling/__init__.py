@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, UnsupportedError
+from ..errors import InputError
 from ..interrupts import sparing_imports
 from ..records import CellProfile, ModelSummary, Profile
 
@@ -50,8 +50,7 @@ def profile_model(
     from ..environment import LoadMeter
     from .summary import look_first
 
-    if workload.torch_device.type == "meta":
-        raise UnsupportedError("the model is on the meta device: it has no weights to run with", help="estimate its demand instead, or load its weights")
+    workload.require_weights("estimate its demand instead, or load its weights")
     if not (isinstance(budget_s, (int, float)) and math.isfinite(budget_s) and budget_s > 0):
         raise InputError(f"a time budget of {budget_s!r} s cannot be kept", help="give seconds above 0")
     size = workload.call.batch_size if batch_size is None else batch_size

@@ -44,11 +44,14 @@ def measure_cold_start(workload: Workload, *, factory: str | None = None, limit_
 
     Raises:
         InputError: `factory` does not name a function, or the process failed with it.
+        UnsupportedError: the model is on the meta device, and there is no factory.
     """
     from ..environment import LoadMeter
 
     if factory is not None and not all(factory.rpartition(":")):
         raise InputError(f"{factory!r} does not name a function", help="give path/to/file.py:factory or package.module:factory")
+    if factory is None:
+        workload.require_weights("name a factory that loads them: --factory path/to/file.py:factory")
     load, how, why = LoadMeter(), FRESH, None
     with load:
         seen, why = _in_fresh_process(["factory", factory], limit_s) if factory else _from_file(workload, limit_s)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import AimassError, DoesNotFitError, InputError, ModelError, without_traceback
+from ..inputs import writes_inputs
 from ..outputs import output_tensors
 from ..preserve import preserved
 from ..readings.energy import EnergyMeter
@@ -209,6 +210,8 @@ class Measurement:
             self.seen.note("W-NO-INFERENCE-MODE", "the model cannot run under torch.inference_mode; it was measured under torch.no_grad")
         self.seen.process_bytes = int(psutil.Process().memory_info().rss)
         self._check_finite(outputs)
+        if writes_inputs(self.model):
+            self.seen.note("W-WRITES-INPUTS", "the model writes into its inputs; each call gets copies of them, and the time of copying is in the latencies")
         if self.seen.trace is None:
             with contextlib.suppress(AimassError):
                 self.seen.trace = trace_call(self.model, call)

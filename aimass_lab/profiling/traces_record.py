@@ -86,8 +86,7 @@ def record_trace(
     """
     if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
         raise InputError(f"{calls!r} calls cannot be traced", help="give a whole number above 0")
-    if workload.torch_device.type == "meta":
-        raise UnsupportedError("the model is on the meta device: it has no weights to run with", help="load its weights first")
+    workload.require_weights("load its weights first")
     if torch._C._autograd._profiler_enabled():
         raise UnsupportedError("torch's profiler is already at work in this process, and cannot trace twice", help="leave its block first")
     target = _target(workload, path)

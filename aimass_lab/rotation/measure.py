@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_BARS = 2000
 """Turns of each chart that a record keeps."""
+MOST_LANES = 1024
+MOST_CALLS = 5_000_000
 PREDICTIONS = 40
 """Simulations with segment times drawn anew; their spread is the band."""
 MOST_PREDICTED = 100_000
@@ -89,6 +91,8 @@ def rotate(
         profile = _profile(bench, PROFILE_SHARE * seconds, random.Random(seed))
         service_s = [_median(list(map(sum, vectors))) for vectors in profile.vectors]
         rates = rates_for(streams, service_s, load, lanes)
+        if not sum(rates) * seconds <= MOST_CALLS:
+            raise InputError(f"{sum(rates) * seconds:.3g} calls are more than the {MOST_CALLS:,} that are kept", help="give a shorter time, or less load")
         requests, stream_of = make_requests(streams, rates, service_s, seconds=seconds, burst=burst, seed=seed)
         outcomes = []
         for k, policy in enumerate(policies):
@@ -346,6 +350,8 @@ def _check(streams: Sequence[Stream], policies: Sequence[Policy], load: float, s
             raise InputError(f"{name} must be above 0, got {value}")
     if not (math.isfinite(burst) and burst >= 1):
         raise InputError(f"burst must be at least 1, got {burst}", help="1 is a Poisson stream; 4 has bursts of four times the rate")
+    if lanes > MOST_LANES:
+        raise InputError(f"{lanes} lanes are more than the {MOST_LANES} that can be run here one after another")
     if lanes < 1 or (lanes > 1 and clock == "wall"):
         raise InputError(f"{lanes} lanes cannot be run by the clock {clock!r}", help="several lanes have the device's clock: clock=device")
     return streams[0].workload.torch_device

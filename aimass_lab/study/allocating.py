@@ -10,7 +10,7 @@ from ..errors import AimassError, InputError
 from ..records import ORIGINAL, FleetAllocation, Number, Profile, ResourceDemand, TrialResult
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
-from ..verbs import Amount, Count, Model, Seconds, Seed, verb
+from ..verbs import Amount, Burst, Count, Model, Seconds, Seed, verb
 from ..workload import Workload
 from .base import StudyState
 from .rotating import read_pairs, whole, workload_of
@@ -43,7 +43,7 @@ class Allocating(StudyState):
         value: dict[str, str] | None = None,
         objective: Literal["cost", "value"] = "cost",
         technique: tuple[str, ...] | None = None,
-        burst: float = 1.0,
+        burst: Burst = 1.0,
         headroom: Amount = 0.0,
         seconds: Seconds = 10.0,
         seed: Seed = 0,

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from ..errors import InputError
 from ..records import Rotation
 from ..units import parse_rate, parse_seconds
-from ..verbs import Count, Model, Seconds, Seed, verb
+from ..verbs import Burst, Count, Model, Seconds, Seed, verb
 from ..workload import Workload
 from .base import StudyState
 
@@ -33,7 +33,7 @@ class Rotating(StudyState):
         deadline: dict[str, str] | None = None,
         clock: Literal["device", "wall"] = "device",
         lanes: Count = 1,
-        burst: float = 1.0,
+        burst: Burst = 1.0,
         max_jobs: Count | None = None,
         seed: Seed = 0,
     ) -> Rotation:
@@ -130,6 +130,8 @@ def read_pairs(option: str, pairs: Mapping[str, Any] | None, names: Sequence[str
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{option} {name}={value}: {value!r} is not a number") from None
+        if values[name] != values[name]:  # not a number
+            raise InputError(f"{option} {name}={value}: it must be a number")
     return values
 
 

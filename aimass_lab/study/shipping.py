@@ -12,7 +12,7 @@ from ..headlines import format_number
 from ..records import ORIGINAL, BatchPoint, Bundle, Environment, Experience, Number, Plan, Rehearsal, RehearsalMetric, ServerTime, ServingSpec
 from ..targets import make_target, parse_prices
 from ..units import parse_rate, parse_seconds
-from ..verbs import Amount, Count, Rate, Seconds, verb
+from ..verbs import Amount, Burst, Count, Rate, Seconds, verb
 from .base import StudyState
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Shipping(StudyState):
         device: tuple[str, ...] | None = None,
         technique: str = ORIGINAL,
         price: dict[str, str] | None = None,
-        burst: float = 1.0,
+        burst: Burst = 1.0,
         headroom: Amount = 0.0,
         policy: str = "fcfs",
         max_replicas: Count = 1000,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..inputs import copied
 from ..outputs import output_tensors
 from ..preserve import preserved
 from ..workload import Call, call_model, weight_bytes
@@ -92,6 +93,7 @@ def _trace_fake(model: nn.Module, call: Call, *, assume: bool) -> Trace:
 
 
 def _trace_real(model: nn.Module, call: Call, reason: str) -> Trace:
+    call = copied(call)  # the model may write into it, and a copy within the pass would count as an operator
     one_pass = OnePass(model, [*model.parameters(), *model.buffers(), *call.tensors()], _trace_real.__code__)
     with preserved(model), eager(model), one_pass.watching_modules(), torch.no_grad(), one_pass:
         outputs = call_model(model, call)

@@ -412,10 +412,12 @@ def _backlog_grows(run: Trajectory, one_round: int) -> bool:
 def _summary(run: Trajectory, num_workers: int, grows: bool, added: Array | None) -> tuple[float, float, float, float, float, float]:
     import numpy as np
 
-    latency = (run.latency_s if added is None else run.latency_s + added)[int(_WARM_UP * len(run.arrival_s)) :]
-    p50, p99 = np.percentile(latency, [50, 99])
+    latencies = (math.inf,) * 3
+    if not grows:
+        latency = (run.latency_s if added is None else run.latency_s + added)[int(_WARM_UP * len(run.arrival_s)) :]
+        p50, p99 = np.percentile(latency, [50, 99])
+        latencies = (float(p50), float(p99), float(latency.mean()))
     span = float(run.finish_s.max() - run.arrival_s[0])
-    latencies = (math.inf,) * 3 if grows else (float(p50), float(p99), float(latency.mean()))
     return (*latencies, run.utilization(num_workers), len(run.arrival_s) / span, float(run.batch_items.mean()))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..records import Record
+from ..records import Number, Record
 from .layouts import lay_out
-from .page import Cell, number_in
+from .page import Cell, Share, number_in
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,4 +32,6 @@ def to_frames(record: Record) -> dict[str, DataFrame]:
 
 
 def _plain(cell: Cell) -> str | float | None:
-    return number.value if (number := number_in(cell)) else cell
+    if isinstance(cell, Share):
+        return cell.number.value
+    return cell.value if isinstance(cell, Number) else cell

@@ -17,18 +17,18 @@ import { tryView } from "./tries.js";
 import { whatIfView } from "./whatif.js";
 import { planView } from "./plan.js";
 import { shipView } from "./ship.js";
-import { narrowed } from "./plot.js";
+import { roomIn } from "./plot.js";
 import { pictureOf, savePictures } from "./saving.js";
 
 const VIEWS = [profileView, whatIfView, tryView, searchView, planView, shipView];
 const PICTURE_AFTER_MS = 1200;
-const NARROW_PX = 480; // as in panel.css
 
 class Frame {
   constructor(model) {
     this.model = model;
     this.uis = Object.fromEntries(VIEWS.map(({ name }) => [name, {}]));
     this.lines = [];
+    this.room = Infinity;
     this.asked = new Map();
     this.id = `aw${Math.random().toString(36).slice(2, 9)}`;
     this.root = h("div", { class: "aw", "data-panel": model.get("identity") });
@@ -51,9 +51,9 @@ class Frame {
 
   /** A plot's words are as large as others only in a plot as wide as its place. */
   resized(width) {
-    const narrow = width > 0 && width <= NARROW_PX;
-    if (narrow === Boolean(this.narrow)) return;
-    this.narrow = narrow;
+    const room = width > 0 ? roomIn(width) : this.room;
+    if (room === this.room) return;
+    this.room = room;
     this.draw();
   }
 
@@ -68,7 +68,7 @@ class Frame {
       fact: (fact) => model.get("facts")[fact],
       subject: () => model.get("subject"),
       quiet,
-      fit: (plot) => (this.narrow && !quiet ? narrowed(plot) : plot),
+      fit: (plot) => (quiet ? plot : { ...plot, width: Math.min(plot.width, this.room) }),
       jobs: () => this.active(),
       busy: () => this.active().length > 0,
       stop: (number) => model.send({ kind: "stop", number }),

@@ -68,7 +68,7 @@ class Planner {
     const before = this.line();
     Object.assign(this.ui, { rate: plan.target.requests_per_s.value, p99: plan.target.latency_p99.value, burst: plan.burst, headroom: plan.target.headroom, budget: plan.target.budget?.value ?? null, technique: plan.technique === "none" ? null : plan.technique });
     const ours = this.ui.devices.map(([name]) => name);
-    if (names.some((name) => !ours.includes(name)) || [...priced].some(([name, price]) => Math.abs((this.price(name) ?? NaN) - price) > 1e-9)) this.ui.devices = names.map((name) => [name, priced.has(name) ? Number(priced.get(name).toPrecision(6)) : null]);
+    if (names.some((name) => !ours.includes(name)) || [...priced].some(([name, price]) => !(Math.abs((this.price(name) ?? NaN) - price) <= 1e-9))) this.ui.devices = names.map((name) => [name, priced.has(name) ? Number(priced.get(name).toPrecision(6)) : null]);
     return before !== this.line();
   }
 

@@ -8,10 +8,10 @@ export const logarithmic = (d0, d1, r0, r1) => {
   return (v) => scale(Math.log(v));
 };
 
-const NARROW_WIDTH = 340;
+const ROOMS = [[480, 340], [832, 560]]; // up to a panel's width in pixels, as panel.css has its steps: what a plot's width is at most
 
-/** The size of a plot in a narrow panel, where it would else be drawn so small that nobody could read its words. */
-export const narrowed = (plot) => ({ ...plot, width: Math.min(plot.width, NARROW_WIDTH) });
+/** How wide a plot may be laid out in a panel of `width` pixels: shrunk from more, nobody could read its words. */
+export const roomIn = (width) => ROOMS.find(([most]) => width <= most)?.[1] ?? Infinity;
 
 /** Round values that cut [0, high] into about `wanted` steps. */
 export function ticks(high, wanted = 4, base = 10) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..environment import LoadMeter, read_environment
@@ -106,7 +106,7 @@ def compare_speeds(
             round_s, done = sum(sum(one) / len(one) for one in samples), done + 1
             speeds += [_speed(file.format, size, samples[0], ours, threads) for file, ours in zip(files, samples[1:], strict=True)]
     quality: Quality = "noisy" if load.noisy else "ok"
-    told = tuple(_changed(speed, ratio=_changed(speed.ratio, quality=quality)) for speed in speeds)
+    told = tuple(replace(speed, ratio=_changed(speed.ratio, quality=quality)) for speed in speeds)
     return told, (*_missing(sizes, done, "compared with torch"), *load.notes())
 
 

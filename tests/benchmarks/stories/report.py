@@ -90,6 +90,9 @@ data-centre GPU; here there is none, and the model computes on the processor.
 
 NOT_MEASURED = """## Not measured here
 
+- **First look** and **Drag the batch** were walked again when the card and the press had come into them; then other notebooks' kernels may have run on the
+  machine. A press took 55 and 62 ms before: JupyterLab's handler of its mousedown had the whole page laid out. Since these walks the card waits for less to
+  be loaded, which was not measured again.
 - **Ask too much**: no GPU, so nothing was read off `nvidia-smi`. What comes back is the kernel's resident memory, which is read right after the failure.
 - **Ask too much, with BERT-base**: the first walk ended there, because 83 MB more were resident afterwards than before, of inputs of 132 MB. Since then what
   the C library's heap keeps is given back as well; the walk was not repeated, and what comes after it not walked.

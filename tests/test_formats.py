@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickletools
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from aimass_lab import Study
 from aimass_lab.bundle import write_bundle
 from aimass_lab.bundle.runtimes import slower_at, slower_notes
 from aimass_lab.environment import LoadMeter
@@ -182,6 +183,28 @@ def test_a_model_that_decides_by_values_is_refused_and_says_where(tmp_path: Path
         FORMATS[format]().export(Branching(4, 4), as_call(torch.randn(2, 4)), tmp_path / FORMATS[format].file_name)
     assert "torch.where" in (raised.value.help or "")
     assert ("if x.sum() > 0" in raised.value.message) is (format != "torchscript")
+
+
+@dataclass
+class Scored:
+    scores: torch.Tensor
+    hidden: torch.Tensor
+
+
+def test_a_dataclass_goes_through_a_runtime_and_comes_back(tmp_path: Path) -> None:
+    """Its fields are the outputs of the file; who calls the copy in place of the model gets the dataclass."""
+
+    class Scoring(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Scored:
+            hidden = torch.relu(super().forward(x))
+            return Scored(scores=hidden.sum(1), hidden=hidden)
+
+    model, x = Scoring(4, 4), torch.randn(3, 4)
+    study = Study(model, x, store=tmp_path / "history.db")
+    assert study.trial("onnxruntime", seconds=0.3).fidelity.value > 0.999
+    answer, expected = study.variant("onnxruntime")(x), model(x)
+    assert isinstance(answer, Scored)
+    torch.testing.assert_close((answer.scores, answer.hidden), (expected.scores, expected.hidden), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("format", ["onnx", "exported_program"])

@@ -222,7 +222,7 @@ def test_what_may_be_repeated_may_be_given_once(study):
     assert [point.batch_size for point in trial.points] == [2]
     assert [candidate.setting.recipe.name for candidate in search.candidates] == ["none"]
     assert study.plan(rate=10, p99="1s", device="l4").device == "l4"
-    with pytest.raises(InputError, match="batch size 'many' is not"):
+    with pytest.raises(InputError, match="batch: 'many' is not a whole number"):
         study.trial("none", batch="many")
 
 

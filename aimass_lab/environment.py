@@ -226,7 +226,7 @@ class LoadMeter:
             seen.append(f"tasks waited for a core {self.pressure:.0%} of the time")
         if self.stolen is not None and self.stolen >= 0.01:
             seen.append(f"the host took {self.stolen:.0%} of the processor")
-        return " and ".join(filter(None, (", ".join(seen[:-1]), seen[-1])))
+        return " and ".join(filter(None, (", ".join(seen[:-1]), *seen[-1:])))
 
     def notes(self) -> tuple[Note, ...]:
         """A warning when the machine was busy with other work."""

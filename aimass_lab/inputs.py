@@ -42,8 +42,11 @@ def with_spared_inputs(model: nn.Module, call: Call, run: Callable[[Call], Any])
 
 
 def copied(call: Call) -> Call:
-    """The same call with tensors of its own."""
-    return call.map(lambda t: t.detach().clone().requires_grad_(t.requires_grad))
+    """The same call with tensors of its own, which are ordinary ones even where inference mode is on: a model may hand them to a thread where it is not."""
+    import torch
+
+    with torch.inference_mode(False):
+        return call.map(lambda t: t.detach().clone().requires_grad_(t.requires_grad))
 
 
 def _are_plain(tensors: list[torch.Tensor]) -> bool:

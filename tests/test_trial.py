@@ -22,7 +22,7 @@ from aimass_lab.errors import DoesNotFitError, InputError, ModelError, OutOfTime
 from aimass_lab.recipe import read_recipe
 from aimass_lab.records import INTERRUPTED, Note, Recipe, Setting, Step, TrialResult, from_json, to_json
 from aimass_lab.trial import TrialSession, apply_recipe, run_trial
-from aimass_lab.trial.speed import burst, compare_speed, torch_threads
+from aimass_lab.trial.speed import MANY_CALLS, burst, compare_speed, torch_threads
 from aimass_lab.workload import Workload
 
 NONE = Recipe()
@@ -448,6 +448,28 @@ def counted_applications(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr("aimass_lab.trial.session.apply_recipe", apply_and_count)
     return applied
+
+
+class Unhurried(nn.Module):
+    """So slow that a few calls fill a short comparison."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(("tail_s", "known"), [(0.0, False), (60.0, True)])
+def test_a_slow_model_is_called_often_enough_for_a_99th_percentile_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, tail_s: float, known: bool) -> None:
+    monkeypatch.setattr("aimass_lab.trial.speed.MAX_ROUNDS", 2 * MANY_CALLS)
+    with TrialSession(Workload(Unhurried(), torch.randn(2, 4))) as session:
+        result = session.run(Setting(recipe=read_recipe("none"), batch_size=2), budget_s=0.1, tail_s=tail_s)
+    p99 = result.points[0].latency_p99_variant
+    assert (p99 is not None) is known
+    assert p99 is None or p99.n == MANY_CALLS
 
 
 def test_a_recipe_that_comes_again_costs_the_timing_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,7 +208,8 @@ def _why_refused(candidate: Candidate, problem: Problem) -> str:
 
 def _over(candidate: Candidate, name: ObjectiveName, limit: Number) -> str:
     if name not in candidate.numbers:
-        return f"{WORDS[name]} is not known, and at most {format_number(limit)} is allowed"
+        why = ": the model is too slow for enough calls in the time of this search, give it more" if name == "latency_p99" else ""
+        return f"{WORDS[name]} is not known, and at most {format_number(limit)} is allowed{why}"
     return f"{WORDS[name]} {format_number(candidate.numbers[name])}, at most {format_number(limit)} allowed"
 
 

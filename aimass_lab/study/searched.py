@@ -26,6 +26,8 @@ GUIDED = "guided"
 MOST_TRIAL_S, LEAST_TRIAL_S = 2.0, 0.3
 TRIAL_SHARE = 1 / 40
 """Of the time for a whole search, for comparing at one setting; a 99th percentile needs the most there is."""
+TAIL_SHARE = 1 / 3
+"""Of the time for a whole search: what one setting may take where a 99th percentile is asked for, which of a slow model takes many seconds of calls."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,11 @@ class StudySearch:
         log, notes = self._open_log(problem, session, store, resume=request.resume)
         asks_tail = "latency_p99" in problem.limits or any(o.name == "latency_p99" for o in problem.objectives)
         budget_s = MOST_TRIAL_S if asks_tail else min(MOST_TRIAL_S, max(LEAST_TRIAL_S, TRIAL_SHARE * request.seconds))
+        tail_s = TAIL_SHARE * request.seconds if asks_tail else 0.0
         prior = make_prior(workload, lambda point: space.setting(point).recipe, problem.objectives) if request.sampler == GUIDED else None
         self.search = Search(
-            problem, lambda setting: session.run(setting, budget_s=budget_s, making_s=self.search.making_s), sampler=request.sampler,
-            seed=request.seed, log=log, prior=prior,
+            problem, lambda setting: session.run(setting, budget_s=budget_s, tail_s=tail_s, making_s=self.search.making_s),
+            sampler=request.sampler, seed=request.seed, log=log, prior=prior,
         )  # fmt: skip
         self.search.notes += notes
         self._elsewhere = make_elsewhere(workload)

@@ -14,15 +14,12 @@ from ..units import format_bytes, format_seconds
 from ..workload import Workload, weight_bytes
 from .causes import across_sizes, find_causes
 from .outputs import Outputs
-from .speed import Burst, Speeds
+from .speed import MANY_CALLS, Burst, Speeds
 from .variant import Variant, counted
 from .verdict import BAND, ERROR, Ratio, judge_metric, judge_outputs, num_looks
 
 if TYPE_CHECKING:
     from torch import nn
-
-MANY_CALLS = 100
-"""Calls from which a 99th percentile is more than the longest of them."""
 
 
 @dataclass(frozen=True)

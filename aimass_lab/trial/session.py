@@ -105,8 +105,15 @@ class TrialSession:
         """Weights of the copies that are kept."""
         return sum(held.variant.size_bytes for held in self._held.values() if not held.lent)
 
-    def run(self, setting: Setting, *, budget_s: float = 3.0, making_s: float = math.inf, progress: Progress | None = None) -> TrialResult:
+    def run(self, setting: Setting, *, budget_s: float = 3.0, tail_s: float = 0.0, making_s: float = math.inf, progress: Progress | None = None) -> TrialResult:
         """Try one setting; see `run_trial`.
+
+        Args:
+            setting: What to try.
+            budget_s: Seconds for comparing.
+            tail_s: Seconds that may be spent for a 99th percentile; see `compare_speed`.
+            making_s: Seconds that making the copy may take.
+            progress: Told the share done.
 
         Raises:
             OutOfTime: making the copy took longer than `making_s`; it is noticed where a technique tells its progress.
@@ -115,8 +122,8 @@ class TrialSession:
             raise InputError(f"nothing can be measured on {setting.device}", help="a trial runs where the model is: leave the device out")
         sizes = None if setting.batch_size is None else (setting.batch_size,)
         return self.try_recipe(
-            setting.recipe, batch_sizes=sizes, threads=setting.threads, instances=setting.instances, budget_s=budget_s, making_s=making_s,
-            progress=progress,
+            setting.recipe, batch_sizes=sizes, threads=setting.threads, instances=setting.instances, budget_s=budget_s, tail_s=tail_s,
+            making_s=making_s, progress=progress,
         )  # fmt: skip
 
     def try_recipe(
@@ -127,6 +134,7 @@ class TrialSession:
         threads: int | None = None,
         instances: int = 1,
         budget_s: float = 6.0,
+        tail_s: float = 0.0,
         making_s: float = math.inf,
         progress: Progress | None = None,
         variant: Variant | None = None,
@@ -134,7 +142,7 @@ class TrialSession:
         """Try one recipe at one or more batch sizes; see `run_trial`."""
         sizes = tuple(batch_sizes or (self.workload.call.batch_size,))
         _check_arguments(sizes, threads, instances, budget_s)
-        trial = _Trial(self, recipe, sizes, instances, budget_s, progress or (lambda share, text: None))
+        trial = _Trial(self, recipe, sizes, instances, budget_s, tail_s, progress or (lambda share, text: None))
         try:
             with torch_threads(threads):
                 trial.hold(variant, making_s)
@@ -237,12 +245,13 @@ class TrialSession:
 class _Trial:
     """The steps of one trial."""
 
-    def __init__(self, session: TrialSession, recipe: Recipe, sizes: tuple[int, ...], instances: int, budget_s: float, report: Progress) -> None:
+    def __init__(self, session: TrialSession, recipe: Recipe, sizes: tuple[int, ...], instances: int, budget_s: float, tail_s: float, report: Progress) -> None:
         self.session = session
         self.recipe = recipe
         self.sizes = sizes
         self.instances = instances
         self.budget_s = budget_s
+        self.tail_s = tail_s
         self.report = report
         self.device = session.workload.torch_device
 
@@ -330,7 +339,7 @@ class _Trial:
 
         both = partial(self.pair.run_original, call), partial(self.pair.run_variant, call)
         budget_s = max(LEAST_S, left_s)
-        speeds = compare_speed(*both, self.device, budget_s=budget_s, instances=self.instances, report=report)
+        speeds = compare_speed(*both, self.device, budget_s=budget_s, tail_s=self.tail_s, instances=self.instances, report=report)
         if speeds.decision.alone_would_tell and not speeds.interrupted and not self.held.variant.compiles:  # which would be compiled anew
             with torch_threads(1):
                 alone = compare_speed(*both, self.device, budget_s=CHECK_SHARE * budget_s, report=report)

@@ -27,6 +27,8 @@ BURST_S = 1e-3
 """Short calls are made several times in a row for this long: one after the other, as in a service, and long enough for the clocks."""
 MOST_CALLS = 20
 """In a burst."""
+MANY_CALLS = 100
+"""Calls from which a 99th percentile is more than the longest of them."""
 WARM_BELOW_S = 5e-3
 """Calls shorter than this are preceded by one that does not count: what the other model left in the caches is not theirs to clear."""
 WINDOW_S = 0.05
@@ -84,6 +86,7 @@ def compare_speed(
     device: torch.device,
     *,
     budget_s: float,
+    tail_s: float = 0.0,
     instances: int = 1,
     max_rounds: int | None = None,
     report: Callable[[float, float, int], None] = lambda share, ratio, rounds: None,
@@ -98,6 +101,7 @@ def compare_speed(
         variant: One call of the variant.
         device: Where they run.
         budget_s: Seconds to spend; 3 rounds are made even if that takes longer.
+        tail_s: Seconds that may be spent until each has had the `MANY_CALLS` calls that a 99th percentile needs, however clear the verdict is.
         instances: Callers at once.
         max_rounds: Most rounds; `MAX_ROUNDS` if not given.
         report: Called now and then with the share of the time that is gone, the speed-up so far, and the rounds.
@@ -107,6 +111,11 @@ def compare_speed(
     with LoadMeter() as meter, _callers(instances) as pool:
 
         def enough(samples: Sequence[Sequence[Burst]]) -> bool:
+            passed_s = time.perf_counter() - begin
+            if passed_s < tail_s and min(sum(len(burst.calls_s) for burst in side) for side in samples) < MANY_CALLS:
+                return False
+            if passed_s > budget_s:
+                return True
             if not looks.due(len(samples[1])):
                 return False
             meter.update()
@@ -115,14 +124,14 @@ def compare_speed(
         try:
             sample = _sampler((original, variant), device, instances, pool)
             rounds = interleave(
-                (original, variant), device, budget_s=budget_s, min_rounds=LEAST_ROUNDS, max_rounds=max_rounds or MAX_ROUNDS,
+                (original, variant), device, budget_s=max(budget_s, tail_s), min_rounds=LEAST_ROUNDS, max_rounds=max_rounds or MAX_ROUNDS,
                 seed=secrets.randbits(32), stop=enough, sample=sample,
             )  # fmt: skip
             for samples in rounds:
                 if (now := time.perf_counter()) - told > 0.2:
                     told = now
                     so_far = percentile([b.seconds for b in samples[0]], 50) / percentile([b.seconds for b in samples[1]], 50)
-                    report(min(1.0, (now - begin) / budget_s), so_far, len(samples[1]))
+                    report(min(1.0, (now - begin) / max(budget_s, tail_s)), so_far, len(samples[1]))
         except KeyboardInterrupt:
             if min(len(s) for s in samples) < LEAST_ROUNDS:
                 raise

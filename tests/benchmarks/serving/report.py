@@ -182,7 +182,7 @@ metrics and gRPC on; the others have no token. Every answer to 64 samples is com
 All servers of a model are up; in each cycle they come in random order, each loaded for a second at a time by `wrk` with 1, 16 and 64
 connections in random order; those not measured are stopped (SIGSTOP; Ray Serve, which does not bear it, idles). Processor time is that of the server's whole
 process tree, without the client's; requests/s and p99 share the machine with the client. Figures are medians, with the range over the
-cycles in brackets."""
+cycles in brackets. MLP and encoder were measured with today's server; echo before a request became cheaper in it."""
 
 
 def tables(key: str, model: dict[str, Any]) -> str:

@@ -651,16 +651,6 @@ def msgspec_replace(value: Any, **fields: Any) -> Any:
     return dataclasses.replace(value, **fields)
 
 
-@pytest.mark.parametrize(("n", "missing", "keeps_up"), [(16, 1, True), (16, 2, False), (1000, 30, True), (1000, 31, False)])
-def test_of_few_requests_the_last_may_be_under_way(n: int, missing: int, keeps_up: bool) -> None:
-    throughput = number(100 * (n - missing) / n, "request/s", n=n)
-    run = run_of()
-    run = msgspec_replace(run, measured={**run.measured, "throughput": throughput})
-    assert (run.keeps_up, run.holds(0.01)) == (keeps_up, keeps_up)
-    notes = risk_notes(ASKED, make_promises(ASKED, FIDELITY, model_bytes=10, workers=1, calibration=run), run)
-    assert [note.text.split(":")[0] for note in notes] == ([] if keeps_up else ["throughput"])
-
-
 def test_a_rate_is_halved_until_it_is_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tried: list[float] = []
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .comparison import ends, how_it_stands, is_doubtful
+from .comparison import how_it_stands, is_doubtful
 from .errors import InputError
 from .records import Bundle, Change, Check, Environment, Finding, Number, Promise, Record, Rehearsal, ServingSpec, TrialResult, Unit, any_from_json, derived
 from .spec import is_spec, read_documents, spec_from_data
@@ -204,7 +204,7 @@ def has_assumed_spread(number: Number) -> bool:
 def _spread(number: Number) -> tuple[float, float]:
     if has_assumed_spread(number):
         return number.value * (1 - UNKNOWN_SPREAD), number.value * (1 + UNKNOWN_SPREAD)
-    return ends(number)
+    return number.ends
 
 
 def _ratio(was: Number, now: Number) -> Number | None:

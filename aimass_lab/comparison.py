@@ -31,15 +31,10 @@ def how_it_stands(number: Number, other: Number, *, tolerance: float = 0.0, spre
     """
     if is_doubtful(number, other):
         return "cannot tell"
-    (low, high), (least, most) = ((spread or ends)(one) for one in (number, other))
+    (low, high), (least, most) = (one.ends if spread is None else spread(one) for one in (number, other))
     if low > most * (1 + tolerance):
         return "higher"
     return "lower" if high * (1 + tolerance) < least else "same"
-
-
-def ends(number: Number) -> tuple[float, float]:
-    """Its interval; the value twice where it has none."""
-    return number.interval or (float(number.value), float(number.value))
 
 
 def compare_records(before: tuple[Run, Record], after: tuple[Run, Record]) -> Comparison:

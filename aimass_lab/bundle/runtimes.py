@@ -184,7 +184,7 @@ class _Search:
 
 def slower_at(speeds: Iterable[Speed]) -> list[Speed]:
     """Where torch came out surely faster. One format has to be shipped, so beside other work this is the best that is known, and no claim."""
-    return [speed for speed in speeds if (speed.ratio.interval or (0.0, speed.ratio.value))[1] < SLOWER_LIMIT]
+    return [speed for speed in speeds if speed.ratio.ends[1] < SLOWER_LIMIT]
 
 
 def holding(speeds: Mapping[str, Sequence[Speed]], names: Iterable[str]) -> list[str]:

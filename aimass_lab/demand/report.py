@@ -17,7 +17,7 @@ def ledger(parts: Sequence[Part], *, measured: bool) -> tuple[MemoryPart, ...]:
 def total_of(parts: Sequence[MemoryPart]) -> Number:
     """The sum of a ledger, exactly, with the sums of the ends of the parts' bands."""
     value = sum(part.bytes.value for part in parts)
-    ends = [part.bytes.interval or (part.bytes.value, part.bytes.value) for part in parts]
+    ends = [part.bytes.ends for part in parts]
     least, most = (sum(end) for end in zip(*ends, strict=True)) if ends else (0, 0)
     return derived(
         value, "B", "sum of the ledger", [(part.name, part.bytes) for part in parts],

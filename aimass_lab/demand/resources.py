@@ -261,7 +261,7 @@ class _Asked:
 
     def _table(self, point: BatchPoint) -> Form:
         p50, network_s = point.latency_p50, self._network_s()
-        low, high = (end * self.width / self.size + network_s for end in p50.interval or (p50.value, p50.value))
+        low, high = (end * self.width / self.size + network_s for end in p50.ends)
         per_request = derived(
             p50.value * self.width / self.size + network_s, "s", f"measured p50 of a call x {self.width} {self.unit}s held, over its items",
             [("latency_p50", p50), *self._gamma_part()], interval=(low, high), interval_kind=p50.interval_kind or "as measured",

@@ -59,7 +59,7 @@ class Share:
 
 def _stretched(point: BatchPoint, part: Number) -> BatchPoint:
     def longer(number: Number) -> Number:
-        low, high = number.interval or (number.value, number.value)
+        low, high = number.ends
         return derived(
             number.value / part.value, "s", "latency on the whole device over the part of it", [("latency", number), ("part", part)],
             interval=(low, high / part.value), interval_kind="from a call that does not fill the device to one that does",

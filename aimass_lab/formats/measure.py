@@ -146,7 +146,7 @@ def _point(samples: Sequence[float], size: int, runtime: str, threads: int, envi
         return _changed(number, method=f"{runtime}, {threads} thread{'s' if threads > 1 else ''}, {number.method}")
 
     p50 = latency(50)
-    low, high = p50.interval or (p50.value, p50.value)
+    low, high = p50.ends
     throughput = Number(
         value=size / p50.value,
         unit="item/s",

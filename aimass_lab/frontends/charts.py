@@ -199,7 +199,7 @@ def _(record: JobPlan) -> Figure:
     figure = make_subplots(cols=2, column_widths=[0.65, 0.35], subplot_titles=("jobs", "p99 of models online"))
     ended = [outcome for outcome in run.jobs if outcome.begins is not None and outcome.ends is not None]
     starts, ends = [o.begins.value for o in ended if o.begins], [o.ends for o in ended if o.ends]
-    reach = [(n.interval or (n.value, n.value)) for n in ends]
+    reach = [n.ends for n in ends]
     bars = {
         "type": "data", "symmetric": False,
         "array": [high - n.value for n, (_, high) in zip(ends, reach, strict=True)],
@@ -255,7 +255,7 @@ def _scatter(name: str, candidates: Sequence[Candidate], across: ObjectiveName, 
 
     def bars(of: ObjectiveName) -> dict[str, object]:
         numbers = [c.numbers[of] for c in candidates]
-        ends = [n.interval or (n.value, n.value) for n in numbers]
+        ends = [n.ends for n in numbers]
         low, high = ([max(0.0, sign * (n.value - end[k])) for n, end in zip(numbers, ends, strict=True)] for k, sign in ((0, 1), (1, -1)))
         return {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1, "width": 0}
 
@@ -273,7 +273,7 @@ def _describe(candidate: Candidate) -> str:
 def _band_line(name: str, x: Sequence[int], numbers: Sequence[Number], scale: float) -> object:
     from plotly.graph_objects import Scatter
 
-    error: Callable[[Number, int], float] = lambda n, end: abs((n.interval or (n.value, n.value))[end] - n.value) * scale  # noqa: E731
+    error: Callable[[Number, int], float] = lambda n, end: abs(n.ends[end] - n.value) * scale  # noqa: E731
     bars = {"type": "data", "symmetric": False, "array": [error(n, 1) for n in numbers], "arrayminus": [error(n, 0) for n in numbers]}
     return Scatter(x=x, y=[n.value * scale for n in numbers], error_y=bars, mode="lines+markers", name=name)
 
@@ -282,7 +282,7 @@ def _band_area(x: Sequence[int], numbers: Sequence[Number], scale: float) -> lis
     """A line in its band: the band's two edges, the area between them, and the line."""
     from plotly.graph_objects import Scatter
 
-    low, high = ([(n.interval or (n.value, n.value))[end] * scale for n in numbers] for end in (0, 1))
+    low, high = ([n.ends[end] * scale for n in numbers] for end in (0, 1))
     edge = {"mode": "lines", "line_width": 0, "hoverinfo": "skip"}
     area = [Scatter(x=x, y=high, **edge), Scatter(x=x, y=low, fill="tonexty", fillcolor="rgba(128,128,128,.25)", **edge)]
     return [*area, Scatter(x=x, y=[n.value * scale for n in numbers], mode="lines", name="predicted")]

@@ -127,7 +127,7 @@ def _admit(jobs: Sequence[PlannedJob], tenants: Mapping[str, JobTenant]) -> list
     left = {name: tenant.device_seconds.value for name, tenant in tenants.items() if tenant.device_seconds is not None}
     refused: dict[str, str] = {}
     for job in sorted(jobs, key=lambda job: (job.priority, job.submitted.value)):
-        most = (job.work.interval or (job.work.value, job.work.value))[1]
+        most = job.work.ends[1]
         if job.tenant not in left:
             continue
         if most > left[job.tenant] * (1 + 1e-9):

@@ -164,7 +164,7 @@ class _Assembly:
         if self.runtime is None:
             self.notes.append(Note(code="missing:image_bytes", text="what the bundle's container image holds beside the weights is not known here"))
             return None
-        low, high = self.runtime.interval or (self.runtime.value, self.runtime.value)
+        low, high = self.runtime.ends
         return derived(
             weights.value + self.runtime.value, "B", "weights, the bundle's packages and a base image", [("weight_bytes", weights), ("runtime", self.runtime)],
             interval=(weights.value + low, weights.value + high), interval_kind=self.runtime.interval_kind,
@@ -172,7 +172,7 @@ class _Assembly:
 
     def over_link(self, size: Number, name: str) -> Number:
         rate = self.scenario.link
-        low, high = size.interval or (size.value, size.value)
+        low, high = size.ends
         # TCP, TLS and Ethernet take 6 % of the link; shared links and disks on the way may take most of the rest.
         return derived(
             size.value / (0.94 * rate.value), "s", "bytes over 94 % of the link's rate", [(name, size), ("link_bytes_per_s", rate)],
@@ -278,7 +278,7 @@ def _total(named: Sequence[tuple[str, Number]], unit: Unit) -> Number | None:
     if not named:
         return None
     numbers = [number for _, number in named]
-    spread = [n.interval or (n.value, n.value) for n in numbers]
+    spread = [n.ends for n in numbers]
     banded = any(n.interval for n in numbers)
     return derived(
         sum(n.value for n in numbers), unit, "sum over the step", named,

@@ -66,7 +66,7 @@ class _Wire:
 
 
 def _frame(form: str, name: str, body: Number, raw_bytes: int, *, is_request: bool) -> _Wire:
-    low, high = body.interval or (body.value, body.value)
+    low, high = body.ends
     if form == "grpc":
         usual, fewest, most = GRPC_REQUEST_FRAMES if is_request else GRPC_RESPONSE_FRAMES
         contents = [grpc_data(round(size)) + extra for size, extra in ((body.value, usual), (low, fewest), (high, most))]
@@ -103,7 +103,7 @@ def _form(form: str, request: Number, response: Number, frames: Sequence[_Wire],
     sent = _per_request(back, there, "sent", wires)
     busier = max(received, sent, key=lambda n: n.value)
     link, rate = load.link, load.requests_per_s
-    low, high = busier.interval or (busier.value, busier.value)
+    low, high = busier.ends
     saturating = derived(
         link.value / busier.value, "request/s", "the link's rate over the bytes of its busier direction", [("link_bytes_per_s", link), ("bytes", busier)],
         interval=(link.value / high, link.value / low), interval_kind="from the bytes' band",
@@ -142,7 +142,7 @@ def _per_request(own: _Wire, other: _Wire, way: str, wires: tuple[Number, Number
 
 
 def _times_rate(per_request: Number, rate: Number) -> Number:
-    low, high = per_request.interval or (per_request.value, per_request.value)
+    low, high = per_request.ends
     return derived(
         per_request.value * rate.value, "B/s", f"{per_request.method}, times the rate", [("requests_per_s", rate), ("bytes", per_request)],
         interval=(low * rate.value, high * rate.value), interval_kind="from the bytes' band",
@@ -208,7 +208,7 @@ def _scaled(number: Number, count: int) -> Number:
     if count <= TIMED_ELEMENTS:
         return number
     factor = count / TIMED_ELEMENTS
-    low, high = number.interval or (number.value, number.value)
+    low, high = number.ends
     return derived(
         number.value * factor, "s", f"{number.method}, scaled from {TIMED_ELEMENTS} of {count} elements", [("timed", number)],
         interval=(0.7 * low * factor, 1.5 * high * factor), interval_kind="95 % interval of the median, widened for the scaling",

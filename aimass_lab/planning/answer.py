@@ -208,7 +208,7 @@ def _server_notes(problem: Problem) -> list[Note]:
     if problem.overhead is None:
         return [Note(code="missing:overhead", text="latencies hold queue and model; decoding and transport of the server come on top")]
     number = problem.overhead.number
-    low, high = number.interval or (number.value, number.value)
+    low, high = number.ends
     text = f"each request spends {format_seconds(number.value)} ({format_seconds(low)} to {format_seconds(high)}) in the server and on its way: {number.method}"
     return [Note(code="server-time" if number.weakest_source == "measured" else "assumes:server-time", text=text)]
 

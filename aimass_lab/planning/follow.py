@@ -347,7 +347,7 @@ def _binding(asked: Asked, comparison: Comparison, options: Sequence[ScaleOption
     if not option.meets:
         if not comparison.stable(asked.max_replicas):
             return f"unstable from {limit} on with {asked.max_replicas} replicas, and {format_quantity(asked.arrivals.rate, 'request/s')} arrive"
-        lowest = (option.attainment.interval or (option.attainment.value,))[0]
+        lowest = option.attainment.ends[0]
         return f"no way attains {asked.attainment:.2%} in every replication with up to {asked.max_replicas} replicas; the best has {lowest:.2%} in its worst"
     static = options[0]
     if option is static:

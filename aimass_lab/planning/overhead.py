@@ -57,7 +57,7 @@ class Overhead:
         times = np.sort(np.asarray(quantiles_s, dtype=float))
         if not len(times) or not np.isfinite(times).all() or times[0] < 0 or number.unit != "s":
             raise InputError(f"the server's own time must be at least 0 s, got {number.value} {number.unit}")
-        low, high = number.interval or (number.value, number.value)
+        low, high = number.ends
         scale = (low / number.value, high / number.value) if number.value > 0 else (1.0, 1.0)
         return cls(times, min(scale[0], 1.0), max(scale[1], 1.0), number)
 

@@ -105,7 +105,7 @@ def _repoint(point: PredictedPoint, latency: Number) -> PredictedPoint:
 
 def throughput_of(batch_size: int, latency: Number) -> Number:
     """Items per second of calls one after the other."""
-    low, high = latency.interval or (latency.value, latency.value)
+    low, high = latency.ends
     return derived(
         batch_size / latency.value, "item/s", "batch size over latency", [("latency", latency)], interval=(batch_size / high, batch_size / low),
         interval_kind=latency.interval_kind,

@@ -227,8 +227,8 @@ def _ratio(recipe: str, before: Number, after: Number, half: float) -> Number:
 
 
 def _latency(before: Number, ratio: Number) -> Number:
-    low, high = before.interval or (before.value, before.value)
-    least, most = ratio.interval or (ratio.value, ratio.value)
+    low, high = before.ends
+    least, most = ratio.ends
     return Number(
         value=before.value * ratio.value, unit="s", source="estimated", method=ratio.method, interval=(low * least, high * most),
         interval_kind="the original's band times the effect's", environment=ratio.environment, quality=ratio.quality,

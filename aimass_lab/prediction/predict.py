@@ -199,7 +199,7 @@ def _listed(estimate: Estimate) -> str:
 
 
 def _anchor(size: int, number: Number) -> Anchor:
-    low, high = number.interval or (number.value, number.value)
+    low, high = number.ends
     return Anchor(size, float(number.value), float(low), float(high), noisy=number.quality == "noisy")
 
 
@@ -241,7 +241,7 @@ def with_effect(prediction: Prediction, workload: Workload, technique: str) -> P
 
 
 def _times(latency: Number, ratio: Number, basis: str) -> Number:
-    (low, high), (least, most) = ((n.interval or (n.value, n.value)) for n in (latency, ratio))
+    (low, high), (least, most) = (n.ends for n in (latency, ratio))
     quality: Quality = "extrapolated" if latency.quality == "extrapolated" else "noisy" if "noisy" in (latency.quality, ratio.quality) else "ok"
     return Number(
         value=latency.value * ratio.value,
@@ -256,5 +256,5 @@ def _times(latency: Number, ratio: Number, basis: str) -> Number:
 
 
 def _inverse(ratio: Number) -> Number:
-    low, high = ratio.interval or (ratio.value, ratio.value)
+    low, high = ratio.ends
     return msgspec.structs.replace(ratio, value=1 / ratio.value, interval=(1 / high, 1 / low))

@@ -215,7 +215,7 @@ def raise_batch(s: Situation) -> Advice | None:
     if is_doubtful(enough.throughput, base.throughput):
         return None
     ratio = enough.throughput.value / base.throughput.value
-    a, b = (p.throughput.interval or (p.throughput.value, p.throughput.value) for p in (enough, base))
+    a, b = (p.throughput.ends for p in (enough, base))
     return Advice(
         name="raise_batch",
         text=(

@@ -24,15 +24,15 @@ def look_first(workload: Workload, batch_size: int, seen: Callable[[ModelSummary
         batch_size: Items per call.
         seen: Given what is known before the pass, and again after it.
     """
-    summary = None if seen is None else summarise(workload, batch_size)
-    if seen is not None and summary is not None:
+    summary = summarise(workload, batch_size) if seen else None
+    if seen and summary:
         seen(summary)
     from ..tracing.trace import trace_call
 
     trace = None
     with contextlib.suppress(ModelError):  # a model that only a real call can follow is traced after the first one
         trace = trace_call(workload.model, workload.call, batch_size=batch_size, may_run=False)
-    if seen is not None and summary is not None and trace is not None:
+    if seen and summary and trace is not None:
         seen(with_counts(summary, trace))
     return trace
 

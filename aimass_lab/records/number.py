@@ -65,6 +65,11 @@ class Number(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             raise ValueError(f"{self.method!r}: a derived number, and only such, states its trust")
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """Its interval; the value twice where it has none."""
+        return self.interval or (self.value, self.value)
+
+    @property
     def weakest_source(self) -> Source:
         """How far it can be trusted: its own source, or that of its weakest input."""
         return self.trust or self.source

@@ -197,7 +197,7 @@ def _metric(name: RehearsalQuantity, sides: Sides, learnt: Correction | None) ->
     predicted = apply_correction(predicted, learnt) if learnt else predicted
     again = Number(value=sides.replayed[name], unit=UNITS[name], source="estimated", method="simulated with the arrivals and the batch times of the run")
     measured, planned = _measured(name, sides), _planned(name, sides)
-    low, high = predicted.interval or (predicted.value, predicted.value)
+    low, high = predicted.ends
     return RehearsalMetric(
         name=name,
         measured=measured,

@@ -79,7 +79,7 @@ class JobBench:
         def user(value: float, unit: Unit) -> Number:
             return Number(value=value, unit=unit, source="user", method="given for the job")
 
-        low, high = call_time.interval or (call_time.value, call_time.value)
+        low, high = call_time.ends
         total = parts * calls
         shown = PlannedJob(
             name=name, kind=asked.kind, model=study.workload.info(), tenant=tenant, priority=asked.priority, batch_size=batch, calls=total, parts=parts,
@@ -169,7 +169,7 @@ class JobBench:
             self.environment = self.environment or step.environment
             self.notes |= {note.code: note for note in step.notes}
             self.notes["assumes:step"] = Note(code="assumes:step", text="training steps are AdamW's on a plain loss; loading of data is not in them")
-            low, high = step.latency_p50.interval or (step.latency_p50.value,) * 2
+            low, high = step.latency_p50.ends
             scale = (low / step.latency_p50.value, high / step.latency_p50.value)
             times = ServiceTimes.from_samples({batch: step.samples_s}, scale=scale)
             mean = times.mean_s(batch)
@@ -183,7 +183,7 @@ class JobBench:
             value=ratio * STEP_PACE[1], unit="ratio", source="assumed", method=f"FLOPs of a step over those of a call ({ratio:.3g}) x {STEP_PACE[1]:g}",
             interval=(ratio * STEP_PACE[0], ratio * STEP_PACE[2]), interval_kind="bounds that nobody checked",
         )  # fmt: skip
-        low, high = forward.interval or (forward.value, forward.value)
+        low, high = forward.ends
         assert pace.interval is not None
         number = derived(
             forward.value * pace.value, "s", "time of a call x what a step takes of it", [("call", forward), ("pace", pace)],
@@ -268,6 +268,6 @@ def _call_time(times: ServiceTimes, batch: int, ladder: Sequence[BatchPoint]) ->
 
 def _together(members: Sequence[str], calls: Sequence[Number]) -> Number:
     """Device time of a request that goes to several models."""
-    low, high = (sum((call.interval or (call.value, call.value))[end] for call in calls) for end in (0, 1))
+    low, high = (sum(call.ends[end] for call in calls) for end in (0, 1))
     total = sum(call.value for call in calls)
     return derived(total, "s", "sum over models", list(zip(members, calls, strict=True)), interval=(low, high), interval_kind="sum of those of the models")

@@ -91,7 +91,7 @@ class Decision:
     alone_would_tell: bool = False
     """Whether one thread by itself could be judged."""
     one_thread: Ratio | None = None
-    """By processor time with a single thread, measured where other work disturbs several."""
+    """By processor time with a single thread, measured where other work disturbs several: it is told, and decides nothing."""
 
     @property
     def ratio(self) -> Ratio:
@@ -118,7 +118,7 @@ class Decision:
         return f"{found}: it reaches into ±{BAND:.0%} of no change, so a difference is not shown"
 
 
-def decide_speed(wall: Ratio, processor: Ratio | None, *, noisy: bool, threads: int, robbed: bool = False, one_thread: Ratio | None = None) -> Decision:
+def decide_speed(wall: Ratio, processor: Ratio | None, *, noisy: bool, threads: int, robbed: bool = False) -> Decision:
     """Decide which clock counts, and what it says.
 
     Wall time is what a user gets, and decides on a quiet machine. Where other work takes the cores away, calls of one thread are compared by
@@ -133,7 +133,6 @@ def decide_speed(wall: Ratio, processor: Ratio | None, *, noisy: bool, threads: 
         noisy: Whether others took the cores away.
         threads: That a call may use.
         robbed: Whether it was the host that took them.
-        one_thread: By processor time with a single thread, where that was measured: it is told, and decides nothing.
     """
     if not noisy:
         return Decision("wall", wall, processor, wall.verdict, wall.resolved, "wall time")
@@ -143,7 +142,7 @@ def decide_speed(wall: Ratio, processor: Ratio | None, *, noisy: bool, threads: 
     doubt = "threads that wait for each other suffer more from other work than one alone" if several else "there is no clock here that leaves other work out"
     if robbed:
         doubt = "the host took the processor away, which may count as time of whoever had it"
-    return Decision("wall", wall, processor, "cannot tell", False, "wall time, beside other work", doubt, several and not robbed, one_thread)
+    return Decision("wall", wall, processor, "cannot tell", False, "wall time, beside other work", doubt, several and not robbed)
 
 
 def is_enough(decision: Decision) -> bool:

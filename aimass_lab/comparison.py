@@ -8,6 +8,7 @@ from typing import Literal
 from .errors import InputError
 from .headlines import format_number
 from .records import Comparison, Difference, ModuleTime, Note, Number, Profile, Record, Run, derived
+from .units import format_share
 
 Standing = Literal["lower", "same", "higher", "cannot tell"]
 
@@ -111,5 +112,5 @@ def _module_note(a: Profile, b: Profile) -> list[Note]:
     if share < 0.2:
         return []
     times = f"took {format_number(before[module.name].self_time)} and takes {format_number(module.self_time)}"
-    text = f"{module.name or 'the model itself'} {times}: {min(share, 1):.0%} of the change of the median"
+    text = f"{module.name or 'the model itself'} {times}: {format_share(min(share, 1))} of the change of the median"
     return [Note(code="module", text=text)]

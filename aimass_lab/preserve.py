@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .compiled import compiled_apart, copy_compiled, uncompiled
 from .errors import DoesNotFitError, ModelError, first_line
 from .interrupts import keep_whole
 from .workload import is_out_of_memory
@@ -30,7 +31,7 @@ def preserved(model: nn.Module, *, evaluate: bool = True, values: bool = True) -
     Put back: train/eval mode of every submodule, values of parameters, buffers (batch norm in
     training mode writes them) and tensors that are plain attributes, ``.grad``, hooks and plain
     attributes of every module, the random state of Python, NumPy and torch on every device, and
-    grad mode.
+    grad mode. What `torch.compile` makes for calls in the block stays apart from what it made before.
 
     Args:
         model: The user's model.
@@ -59,7 +60,8 @@ def preserved(model: nn.Module, *, evaluate: bool = True, values: bool = True) -
             # by attribute, because a model may override train() to do more than set the flag
             for module in modules:
                 module.__dict__["training"] = False
-        yield
+        with compiled_apart(model):
+            yield
     finally:
         torch.set_grad_enabled(grad_enabled)
         for module, kept in zip(modules, attributes, strict=True):
@@ -80,8 +82,12 @@ def preserved(model: nn.Module, *, evaluate: bool = True, values: bool = True) -
         )
 
 
-def private_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode.
+def private_copy(model: nn.Module, *, alike: bool = False) -> nn.Module:
+    """A copy in eval mode, of what is behind `torch.compile`.
+
+    Args:
+        model: The user's model.
+        alike: Compile the copy as the model is, for itself alone.
 
     Raises:
         ModelError: something in the model cannot be copied.
@@ -91,7 +97,7 @@ def private_copy(model: nn.Module) -> nn.Module:
 
     try:
         with torch.no_grad():
-            duplicate = copy.deepcopy(model)
+            duplicate = copy_compiled(model) if alike else copy.deepcopy(uncompiled(model))
     except Exception as error:
         if is_out_of_memory(error):
             raise DoesNotFitError("there was not enough memory for a copy of the model") from error

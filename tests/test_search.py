@@ -427,7 +427,7 @@ def test_a_copy_that_takes_too_long_is_given_up_and_the_search_goes_on():
     (failed,) = [c for c in result.candidates if c.status == "failed"]
     assert failed.failure == "out of time"
     assert failed.cause is not None
-    assert failed.cause.startswith("making the copy took more than 20 s and was given up (rounding): no setting gets more than 20% of a search's time")
+    assert failed.cause.startswith("making the copy took more than 20 s and was given up (rounding): no setting gets more than 20 % of a search's time")
 
 
 def test_what_was_being_made_as_the_time_ran_out_is_left_for_the_next_search():
@@ -555,6 +555,48 @@ def test_a_taken_setting_is_taken_once_and_can_be_given_back(tmp_path):
         assert not log.claim(setting)
 
 
+def test_what_a_busy_machine_left_undecided_is_tried_again_when_resumed(tmp_path):
+    store, tried, busy = Store(tmp_path / "h.db"), [], {"none", "bf16", "channels_last"}
+
+    def run(setting: Setting) -> TrialResult:
+        tried.append(setting.recipe.name)
+        return trial(setting, **{**TABLE[setting.recipe.name], **({"verdict": "cannot tell"} if setting.recipe.name in busy else {})})
+
+    def undecided(result: SearchResult) -> set[str]:
+        return {c.setting.recipe.name for c in result.candidates if c.verdict == "cannot tell"}
+
+    first = searched(evaluate=run, log=store.search_log("d", resume=False), max_trials=4)
+    assert tried == ["none", "bf16", "int8_dynamic", "channels_last"]
+    assert undecided(first) == busy
+    # as busy as before: one of them shows it, then what was never tried comes first, and the rest at last
+    tried.clear()
+    again = searched(evaluate=run, log=store.search_log("d", resume=True))
+    assert tried == ["none", "unstructured_pruning", "int8_weight_only", "bf16", "channels_last"]
+    assert undecided(again) == busy
+    # quiet now: those that were left, and no other
+    tried.clear()
+    busy.clear()
+    last = searched(evaluate=run, log=store.search_log("d", resume=True))
+    assert tried == ["none", "bf16", "channels_last"]
+    assert last == msgspec.structs.replace(searched(evaluate=run_table), stopped=last.stopped)
+
+
+def test_what_is_tried_again_and_interrupted_is_as_undecided_as_before(tmp_path):
+    store = Store(tmp_path / "h.db")
+    searched(evaluate=lambda setting: trial(setting, verdict="cannot tell"), log=store.search_log("d", resume=False), max_trials=1)
+    shared = store.search_log("d", resume=True)
+    (row,) = shared.rows()
+    late = store.search_log("d", resume=True)
+    for log in (MemoryLog([row]), shared):
+        assert log.claim(row.setting)
+        assert [r.outcome for r in log.rows()] == [None]
+        assert not log.claim(row.setting)
+        log.release(row.setting)
+        assert [r.outcome for r in log.rows()] == [row.outcome]
+    assert shared.claim(row.setting) is late.claim(row.setting) is False  # once each, and who opened it before sees what became of it
+    assert store.search_log("d", resume=True).claim(row.setting)
+
+
 def test_a_history_that_breaks_costs_the_sharing_and_not_the_search(tmp_path):
     store = Store(tmp_path / "h.db")
     log = store.search_log("d", resume=False)
@@ -589,13 +631,16 @@ def test_the_digest_follows_from_the_facts():
 
 
 WORKER = """
-import sys, time
+import os, pathlib, sys, time
 sys.path.insert(0, {tests!r})
 from test_search import problem, run_table, Search, Store, TABLE
 
 def run(setting):
     with open({tried!r}, "a") as file:
         file.write(f"{{setting.recipe.name}} {{setting.batch_size}}\\n")
+    pathlib.Path({tried!r} + f".{{os.getpid()}}").touch()
+    while len(list(pathlib.Path({tried!r}).parent.glob("tried.*"))) < int(sys.argv[4]):  # until all have one, however late they were started
+        time.sleep(0.01)
     time.sleep(float(sys.argv[1]))
     return run_table(setting)
 
@@ -607,9 +652,9 @@ print(sum(row.mine for row in search.rows), len(search.rows), flush=True)
 """
 
 
-def worker(folder: Path, sleep_s: float, sampler: str, seed: int) -> subprocess.Popen:
+def worker(folder: Path, sleep_s: float, sampler: str, seed: int, *, together: int = 1) -> subprocess.Popen:
     code = textwrap.dedent(WORKER).format(tests=str(Path(__file__).parent), tried=str(folder / "tried"), path=str(folder / "h.db"))
-    return subprocess.Popen([sys.executable, "-c", code, str(sleep_s), sampler, str(seed)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code, str(sleep_s), sampler, str(seed), str(together)], stdout=subprocess.PIPE, text=True)
 
 
 def tried(folder: Path) -> list[str]:
@@ -627,7 +672,7 @@ def wait_until(condition, what: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["random", "guided"])
 def test_several_processes_share_the_work_and_try_nothing_twice(tmp_path, sampler):
-    workers = [worker(tmp_path, 0.05, sampler, seed) for seed in range(3)]
+    workers = [worker(tmp_path, 0.02, sampler, seed, together=3) for seed in range(3)]
     counts = [[int(word) for word in process.communicate(timeout=120)[0].split()[1:]] for process in workers]
     assert all(process.returncode == 0 for process in workers)
     assert len(tried(tmp_path)) == len(set(tried(tmp_path))) == 30

@@ -101,9 +101,13 @@ def test_a_search_is_resumed_and_one_that_is_begun_anew_is_not(study):
     given = {"recipe": ("none", "channels_last", "bf16"), "batch": (2,), "sampler": "grid"}
     first = study.search(**given, trials=1, seconds=20)
     assert len(first.candidates) == 1
-    again = study.search(**given, trials=1, seconds=20, resume=True)
-    assert len(again.candidates) == 2
-    assert first.candidates[0] in again.candidates
+    again = study.search(**given, trials=2, seconds=20, resume=True)
+    assert set(names(first)) < set(names(again))
+    if first.candidates[0].verdict == "cannot tell":  # on a machine that is busy: it was tried again, and took one of the two trials
+        assert len(again.candidates) == 2
+    else:
+        assert first.candidates[0] in again.candidates
+        assert len(again.candidates) == 3
     anew = study.search(**given, trials=1, seconds=20)
     assert len(anew.candidates) == 1
 

@@ -72,7 +72,7 @@ def test_a_trial_says_that_it_cannot_tell_and_why_and_what_to_do(busy_trial):
     assert busy_trial.verdict == "cannot tell"
     assert {p.verdict for p in busy_trial.points} == {"cannot tell"}
     assert not busy_trial.recommended
-    for words in ("cannot tell at batch 1, 4", "other processes kept 1.5 of", "tasks waited for a core 40% of the time", "repeat it", "threads=1"):
+    for words in ("cannot tell at batch 1, 4", "other processes kept 1.5 of", "tasks waited for a core 40 % of the time", "repeat it", "threads=1"):
         assert words in busy_trial.recommendation, words
     page = lay_out(busy_trial)
     assert page.tone == "warn"

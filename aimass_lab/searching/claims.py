@@ -37,6 +37,13 @@ class Row:
     """None while it is being tried."""
     mine: bool
     """Whether this process tried it, or is trying it."""
+    again: bool = False
+    """Whether it was left undecided by the search that this one goes on with: it may be taken once more."""
+
+
+def is_undecided(outcome: Outcome | None) -> bool:
+    """Whether a setting was tried on a machine that was too busy to tell what it is worth."""
+    return isinstance(outcome, TrialResult) and outcome.verdict == "cannot tell"
 
 
 class TrialLog(Protocol):
@@ -46,13 +53,13 @@ class TrialLog(Protocol):
         """All settings that were tried or are being tried by a process that is alive, oldest first."""
 
     def claim(self, setting: Setting) -> bool:
-        """Take a setting for this process; False where another one has it, or it was tried."""
+        """Take a setting for this process; False where another one has it, or it was tried and is not to be tried again."""
 
     def finish(self, setting: Setting, outcome: Outcome) -> None:
         """Write down what came of a setting that this process took."""
 
     def release(self, setting: Setting) -> None:
-        """Give a setting back that this process took and did not try to the end."""
+        """Give a setting back that this process took and did not try to the end: what was known of it before is known again."""
 
 
 class MemoryLog:
@@ -60,16 +67,21 @@ class MemoryLog:
 
     def __init__(self, rows: Sequence[Row] = ()) -> None:
         self._rows = {key_of(row.setting): row for row in rows}
+        self._before: dict[str, Row] = {}
+        """Of settings that were taken once more, what was known of them."""
 
     def rows(self) -> Sequence[Row]:
         """All settings, oldest first."""
         return tuple(self._rows.values())
 
     def claim(self, setting: Setting) -> bool:
-        """Take a setting that was not taken."""
-        if key_of(setting) in self._rows:
-            return False
-        self._rows[key_of(setting)] = Row(setting, "running", None, mine=True)
+        """Take a setting that was not taken, or is to be tried again."""
+        key = key_of(setting)
+        if (known := self._rows.get(key)) is not None:
+            if not known.again:
+                return False
+            self._before[key] = known
+        self._rows[key] = Row(setting, "running", None, mine=True)
         return True
 
     def finish(self, setting: Setting, outcome: Outcome) -> None:
@@ -78,8 +90,11 @@ class MemoryLog:
 
     def release(self, setting: Setting) -> None:
         """Forget that it was taken."""
-        if (row := self._rows.get(key_of(setting))) is not None and row.outcome is None:
-            del self._rows[key_of(setting)]
+        key = key_of(setting)
+        if (row := self._rows.get(key)) is not None and row.outcome is None:
+            del self._rows[key]
+            if (before := self._before.pop(key, None)) is not None:
+                self._rows[key] = before
 
 
 @dataclass(frozen=True)

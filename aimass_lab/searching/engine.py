@@ -11,7 +11,8 @@ from typing import TypeVar
 from ..errors import InputError, OutOfTime, StoreError
 from ..records import INTERRUPTED, Note, Number, Objective, ObjectiveName, Setting, TrialResult
 from ..samplers.base import SAMPLERS, Knowledge, Tried
-from .claims import Failure, MemoryLog, Outcome, Row, TrialLog
+from ..units import format_share
+from .claims import Failure, MemoryLog, Outcome, Row, TrialLog, is_undecided
 from .failures import describe_failure
 from .objectives import excess_of, numbers_of, values_of
 from .space import Space
@@ -46,7 +47,7 @@ class Problem:
             return None
         if not isinstance(row.outcome, TrialResult):
             return Tried(point, None, pending=row.outcome is None)
-        if row.outcome.verdict == "cannot tell":  # what was measured would lead a sampler astray
+        if is_undecided(row.outcome):  # what was measured would lead a sampler astray
             return Tried(point, None, pending=True)
         numbers = self.numbers(row.outcome)
         values = values_of(numbers, self.objectives)
@@ -92,6 +93,8 @@ class Search:
         self._log: TrialLog = MemoryLog() if log is None else log
         self._taken: Setting | None = None
         self._known: Sequence[Row] = ()
+        self._patient = False
+        """Whether what an earlier search could not tell waits until everything else was tried: this machine is as busy as that one was."""
         self.making_s = math.inf
         """Seconds that making the copy of the setting that is being tried may take."""
         self.notes: list[Note] = []
@@ -136,7 +139,7 @@ class Search:
             if left_s < 0:
                 return f"the {budget_s:g} s were spent"
             rows = self.rows
-            point = self._chooser.ask([tried for row in rows if (tried := self.problem.tried(row)) is not None])
+            point = self._next(rows)
             if point is None:
                 pending = sum(row.outcome is None for row in rows)
                 return f"the last {pending} settings are being tried by other processes" if pending else "every setting of the space was tried"
@@ -145,11 +148,25 @@ class Search:
                 continue  # another process took it since the log was read
             if progress is not None:
                 share = max(num_own / min(size, max_trials or size), (self._clock() - start) / budget_s)
-                progress(min(1.0, share), f"{len(rows) + 1} of {size}: {describe(setting)}{best()}")
+                place = 1 + sum(row.setting != setting for row in rows)
+                progress(min(1.0, share), f"{place} of {size}: {describe(setting)}{best()}")
             num_own += 1
             self.making_s = max(LEAST_MAKING_S, min(MAKING_SHARE * budget_s, left_s))
             if self._try(setting, start + budget_s):
                 return "interrupted"
+
+    def _next(self, rows: Sequence[Row]) -> dict[str, object] | None:
+        """The point that comes next; None where none is left.
+
+        What an earlier search could not tell counts as not tried yet, until one of these ends so again: then the others come last.
+        """
+
+        def ask(known: Sequence[Row]) -> dict[str, object] | None:
+            return self._chooser.ask([tried for row in known if (tried := self.problem.tried(row)) is not None])
+
+        decided = [row for row in rows if not row.again]
+        point = ask(rows if self._patient else decided)
+        return ask(decided) if point is None and self._patient else point
 
     def _claim(self, setting: Setting) -> bool:
         self._taken = setting  # first, so that an interrupt in between gives it back
@@ -171,9 +188,12 @@ class Search:
                 self._ask_log(lambda log: log.release(setting))
                 self._taken = None
                 return False
-            outcome = Failure(kind="out of time", cause=f"{error}: no setting gets more than {MAKING_SHARE:.0%} of a search's time; search for longer")
+            outcome = Failure(
+                kind="out of time", cause=f"{error}: no setting gets more than {format_share(MAKING_SHARE)} of a search's time; search for longer"
+            )
         except Exception as error:
             outcome = describe_failure(error)
+        self._patient = self._patient or is_undecided(outcome)
         self._ask_log(lambda log: log.finish(setting, outcome))
         self._taken = None
         return not isinstance(outcome, Failure) and any(note.code == INTERRUPTED for note in outcome.notes)

@@ -98,7 +98,7 @@ def _noise_notes(candidates: Sequence[Candidate]) -> list[Note]:
     measured = sum(c.status == "measured" for c in candidates)
     text = (
         f"at {num_untold} of {measured} settings the machine was too busy to tell whether the copy is faster: no copy is recommended there, "
-        "none is on the front, and no choice rests on them; search again when it is quiet, or with one thread: threads=1"
+        "none is on the front, and no choice rests on them; go on when it is quiet (resume), and they are tried again; or search with one thread: threads=1"
     )
     return [Note(code="W-NOISY", text=text)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..compiled import is_compiled
 from ..compression.base import TECHNIQUES, Context, Stage, Technique, make_technique
 from ..errors import AimassError
 from ..recipe import check_recipe, check_step, read_recipe
@@ -47,7 +48,7 @@ def make_check(workload: Workload) -> Check:
             return why_not
         member = make_technique(first.technique, first.options)
         # Asked once of many recipes that begin alike: some techniques follow the whole model to answer.
-        return ask(f"{first.name} ...", lambda: check_step(first, member, workload.model, context))
+        return ask(f"{first.name} ...", lambda: check_step(first, member, context.original, context))
 
     return check
 
@@ -70,9 +71,12 @@ def default_space(workload: Workload, *, check: Check, cores: int) -> dict[str, 
     recipes = [ORIGINAL, *shrunk, *rounded, *(f"{first} + {then}" for first in shrunk for then in rounded)]
     dtypes = [workload.info().dtype, *(word for word, cast in (("bfloat16", "bf16"), ("float16", "fp16")) if _sensible_cast(cast, workload, alone))]
     counts = sorted({1, cores})
+    runtimes = [text for text in RUNTIMES if text.partition("(")[0] in alone and _possible_alone(text, check)]
+    if is_compiled(workload.model):  # alone that is what the model has already; of what was changed it is another
+        runtimes.insert(0, "compile")
     space: dict[str, Sequence[Any]] = {
         "recipe": recipes,
-        "runtime": [EAGER, *(text for text in RUNTIMES if text.partition("(")[0] in alone and _possible_alone(text, check))],
+        "runtime": [EAGER, *runtimes],
     }
     if workload.info().dtype == "float32":
         space["dtype"] = dtypes

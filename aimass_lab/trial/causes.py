@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..compiled import is_compiled
+from ..compression.base import Stage
 from ..records import TrialPoint
 from ..timing import percentile
-from ..units import format_seconds
+from ..units import format_seconds, format_share
 from .speed import Burst, Speeds
 from .variant import Variant
 
@@ -23,6 +25,11 @@ FAULTS_SHARE = 0.1
 """Of a call's time, from which page faults are named as a cause."""
 SMALL_SHARE = 0.5
 """Of the weights, below which it is said that most of the model was left as it was."""
+
+
+def runs_uncompiled(variant: Variant, original: nn.Module) -> bool:
+    """Whether the user compiled the model, and nothing runs the copy in the compiler's place."""
+    return is_compiled(original) and bool(variant.techniques) and all(t.stage is not Stage.RUNTIME for t in variant.techniques)
 
 
 def find_causes(variant: Variant, original: nn.Module, speeds: Speeds, batch_size: int, device: torch.device) -> tuple[str, ...]:
@@ -42,11 +49,17 @@ def find_causes(variant: Variant, original: nn.Module, speeds: Speeds, batch_siz
     for number, (technique, step, model) in enumerate(zip(variant.techniques, variant.steps, variant.found, strict=True), 1):
         where = f"step {number}, {step.step.technique}: " if several else ""
         found += [f"{where}{cause}" for cause in technique.causes(model, batch_size, device)]
+    found += _not_compiled(variant, original)
     found += _graph_breaks(variant.model)
     found += _small_coverage(variant)
     found += _launch_bound(original, speeds.calls_s("original"), batch_size)
     found += _page_faults(speeds.original, speeds.variant)
     return tuple(dict.fromkeys(found))
+
+
+def _not_compiled(variant: Variant, original: nn.Module) -> Iterator[str]:
+    if runs_uncompiled(variant, original):
+        yield "the original runs through torch.compile, and this copy does not"
 
 
 def _graph_breaks(model: nn.Module) -> Iterator[str]:
@@ -60,7 +73,8 @@ def _small_coverage(variant: Variant) -> Iterator[str]:
     shares = [float(step.weight_share.value) for step in variant.steps if step.layers]
     if shares and max(shares) < SMALL_SHARE:
         most = max(variant.steps, key=lambda step: float(step.weight_share.value))
-        yield f"{1 - max(shares):.0%} of the weights were left as they were: {most.num_changed_layers.value:g} of {most.num_layers.value:g} layers were changed"
+        layers = f"{most.num_changed_layers.value:g} of {most.num_layers.value:g} layers were changed"
+        yield f"{format_share(1 - max(shares))} of the weights were left as they were: {layers}"
 
 
 def _launch_bound(original: nn.Module, calls_s: Sequence[float], batch_size: int) -> Iterator[str]:

@@ -127,5 +127,5 @@ def _notes(num_samples: int, num_available: int) -> tuple[Note, ...]:
         found.append(Note(code="W-SUBSET", text=text))
     if num_samples < FEW_SAMPLES:
         number = f"{num_samples} sample{'s' * (num_samples != 1)}"
-        found.append(Note(code="W-FEW-SAMPLES", text=f"fidelity rests on {number}; pass more example inputs or labelled data, real ones"))
+        found.append(Note(code="W-FEW-SAMPLES", text=f"fidelity rests on {number}; give more, real ones: Study(model, inputs, data=(inputs, labels))"))
     return tuple(found)

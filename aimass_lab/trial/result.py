@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from ..errors import UnsupportedError
 from ..records import INTERRUPTED, Environment, ModelInfo, Note, Number, Quality, Setting, TrialPoint, TrialResult, Verdict
 from ..timing import FEWEST_RANKS, latency_number, median_interval, percentile
-from ..units import format_bytes, format_seconds
+from ..units import format_bytes, format_seconds, format_share
 from ..workload import Workload, weight_bytes
-from .causes import across_sizes, find_causes
+from .causes import across_sizes, find_causes, runs_uncompiled
 from .outputs import Outputs
 from .speed import MANY_CALLS, Burst, Speeds
 from .variant import Variant, counted
@@ -95,7 +95,7 @@ def make_result(
         steps=variant.steps,
         apply_time=_timed_once(variant.apply_time_s, "copying the model and changing the copy, once", env),
         peak_memory=None if variant.peak_bytes is None else counted(variant.peak_bytes, "B", "the copy, and the most that a step took above it"),
-        notes=(*outputs.notes, *_notes(measured, outputs, max_drop, sizes, original_sizes)),
+        notes=(*_of_compiled(workload, variant), *outputs.notes, *_notes(measured, outputs, max_drop, sizes, original_sizes)),
     )
 
 
@@ -193,7 +193,7 @@ def _accounts(variant: Variant, measured: Sequence[Measured], points: Sequence[T
         if step.num_changed_layers.value and step.num_layers.value:
             where = f"{step.step.technique}: " if len(variant.steps) > 1 else ""
             layers = f"{step.num_changed_layers.value:g} of {step.num_layers.value:g} layers with weights"
-            yield f"{where}{layers} were changed, {step.weight_share.value:.0%} of the weights"
+            yield f"{where}{layers} were changed, {format_share(step.weight_share.value)} of the weights"
     if original.memory_bytes and sizes.memory_bytes != original.memory_bytes:
         both = f"{format_bytes(sizes.memory_bytes)} instead of {format_bytes(original.memory_bytes)}"
         yield f"the weights take {sizes.memory_bytes / original.memory_bytes:.2f} of their bytes in memory: {both}"
@@ -228,6 +228,12 @@ def _notes(measured: Sequence[Measured], outputs: Outputs, max_drop: float, size
         if found.stored_bytes is None:
             text = f"what {of_whom} takes on disk is not known, and what it takes in memory is shown: {found.why_not_stored}"
             yield Note(code="missing:stored_bytes", text=text)
+
+
+def _of_compiled(workload: Workload, variant: Variant) -> Iterator[Note]:
+    if runs_uncompiled(variant, workload.model):
+        text = f"the copy is one of the model behind torch.compile, and is not compiled itself: try '{variant.name} + compile' to compare like with like"
+        yield Note(code="compiled-original", text=text)
 
 
 def _unresolved(speeds: Speeds, at: str) -> str:
@@ -291,7 +297,7 @@ def _speedup(ratio: Ratio, clock: str, speeds: Speeds, environment: str, quality
 def _interval_kind(num_rounds: int) -> str:
     looks = num_looks(num_rounds)
     ranks = "signed ranks" if num_rounds >= FEWEST_RANKS else "Student's t"
-    return f"{1 - ERROR:.0%} interval of paired rounds ({ranks})" + (f", for up to {looks} looks together" if looks > 1 else "")
+    return f"{format_share(1 - ERROR)} interval of paired rounds ({ranks})" + (f", for up to {looks} looks together" if looks > 1 else "")
 
 
 def _throughput(batch_size: int, speeds: Speeds, which: str, environment: str, quality: Quality) -> Number:

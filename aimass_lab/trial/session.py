@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..compiled import is_compiled
 from ..environment import LoadMeter, read_environment, usable_cores
 from ..errors import DoesNotFitError, InputError, OutOfTime, UnsupportedError
 from ..preserve import COPY_LIMIT_BYTES, preserved, private_copy
@@ -217,7 +218,7 @@ class TrialSession:
         self._reference = None
         if self.info().weight_bytes <= COPY_LIMIT_BYTES:
             with preserved(self.workload.model, evaluate=False, values=False):
-                self._reference = private_copy(self.workload.model)
+                self._reference = private_copy(self.workload.model, alike=True)
 
     def _make_room(self) -> None:
         """Release what was not used for longest, until another copy as large as the original fits in."""
@@ -254,6 +255,7 @@ class _Trial:
         self.tail_s = tail_s
         self.report = report
         self.device = session.workload.torch_device
+        self.original_compiles = is_compiled(session.workload.model)
 
     def hold(self, variant: Variant | None, making_s: float) -> None:
         """Make the copy, or take the one that is there."""
@@ -275,7 +277,7 @@ class _Trial:
         with torch.inference_mode():
             self._first_call(self.sizes[0])
             if self.held.outputs is None:
-                if self.held.variant.compiles:  # for the size at which outputs are compared, on top of the budget
+                if self.compiles:  # for the size at which outputs are compared, on top of the budget
                     self._first_call(max(self.sizes))
                 self.held.outputs = self._compare_outputs()
             measured = []
@@ -290,6 +292,11 @@ class _Trial:
             self.session.workload, self.session.info(), self._environment([m.speeds for m in measured]), setting, self.held.variant, self.held.outputs,
             measured, self.session.sizes(), self.held.sizes, self.session.tolerance, self.session.max_drop,
         )  # fmt: skip
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a call of another shape, of either, includes a compilation."""
+        return self.original_compiles or self.held.variant.compiles
 
     def _environment(self, speeds: Sequence[Speeds]) -> Environment:
         def taken(meter: LoadMeter) -> float:
@@ -307,16 +314,17 @@ class _Trial:
         key = (batch_size, torch.get_num_threads())
         call = self._call(batch_size)
         if key not in self.held.first_calls_s:
-            self.pair.run_original(call)  # first, so that a model that raises by itself is not blamed on the recipe
+            # first, so that a model that raises by itself is not blamed on the recipe
+            original_s = timed(partial(self.pair.run_original, call), self.device)
             compiling = ", compiling it" if self.held.variant.compiles else ""
             self.report(0.1, f"{self.recipe.name}: first call at batch {batch_size}{compiling}")
             with quiet():
                 self.held.first_calls_s[key] = timed(partial(self.pair.run_variant, call), self.device)
-            self.deadline += self.held.first_calls_s[key]
+            self.deadline += self.held.first_calls_s[key] + (original_s if self.original_compiles else 0.0)
 
     def _compare_outputs(self) -> Outputs:
         batch_size = max(self.sizes)
-        if not self.held.variant.compiles:
+        if not self.compiles:
             batch_size = max(batch_size, min(MOST_AT_ONCE, self.session.workload.call.batch_size))
         name = self.recipe.name
 
@@ -340,7 +348,7 @@ class _Trial:
         both = partial(self.pair.run_original, call), partial(self.pair.run_variant, call)
         budget_s = max(LEAST_S, left_s)
         speeds = compare_speed(*both, self.device, budget_s=budget_s, tail_s=self.tail_s, instances=self.instances, report=report)
-        if speeds.decision.alone_would_tell and not speeds.interrupted and not self.held.variant.compiles:  # which would be compiled anew
+        if speeds.decision.alone_would_tell and not speeds.interrupted and not self.compiles:  # which would be compiled anew
             with torch_threads(1):
                 alone = compare_speed(*both, self.device, budget_s=CHECK_SHARE * budget_s, report=report)
             if alone.decision.processor is not None:

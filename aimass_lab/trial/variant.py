@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..compiled import is_compiled
 from ..compression.base import Context, Progress, Technique, weight_layers, weight_shares
 from ..errors import AimassError, DoesNotFitError, UnsupportedError, first_line
 from ..preserve import COPY_LIMIT_BYTES, preserved, private_copy
@@ -54,7 +55,7 @@ class Variant:
     @property
     def compiles(self) -> bool:
         """Whether a first call includes a compilation."""
-        return any(technique.compiles for technique in self.techniques)
+        return is_compiled(self.model) or any(technique.compiles for technique in self.techniques)
 
     def release(self) -> None:
         """Give the memory of the weights back, whoever still refers to the model; it cannot be called any more."""
@@ -92,18 +93,18 @@ def apply_recipe(
     context = Context.of(workload, call=call, seed=recipe.seed, progress=progress)
     techniques = check_recipe(recipe, context)
     if techniques:
-        check_step(recipe.steps[0], techniques[0], workload.model, context)
+        check_step(recipe.steps[0], techniques[0], context.original, context)
     _check_memory(workload.model, device)
     _import_libraries(techniques)
     with stopwatch() as seconds, preserved(workload.model):
         begun = beginnings.find(recipe) if beginnings is not None else None
-        model = private_copy(begun.model if begun else workload.model)
+        model = private_copy(begun.model if begun else workload.model, alike=not techniques)  # the control has to be like the original
         reports: list[StepReport] = list(begun.reports) if begun else []
         found: list[nn.Module] = list(begun.found) if begun else []
         context.constraints.extend(begun.constraints if begun else ())
         for step, technique in list(zip(recipe.steps, techniques, strict=True))[len(reports) :]:
             context.progress(0.0, step.name)
-            found.append(_without_values(model) if found else workload.model)
+            found.append(_without_values(model) if found else context.original)
             model, report = _apply(step, technique, model, context)
             reports.append(report)
             if technique.learns and beginnings is not None:

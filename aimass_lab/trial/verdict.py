@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ..records import Clock, Speed
 from ..timing import paired_ratio
+from ..units import format_share
 
 BAND = 0.02
 """A change of speed up to this is no gain, whatever its sign: where two copies lie in memory alone can make one."""
@@ -114,8 +115,8 @@ class Decision:
         if self.verdict == "slower":
             return f"{found}: wholly below {1 - BAND:g}"
         if self.resolved:
-            return f"{found}: within ±{BAND:.0%} of no change"
-        return f"{found}: it reaches into ±{BAND:.0%} of no change, so a difference is not shown"
+            return f"{found}: within ±{format_share(BAND, decimals=0)} of no change"
+        return f"{found}: it reaches into ±{format_share(BAND, decimals=0)} of no change, so a difference is not shown"
 
 
 def decide_speed(wall: Ratio, processor: Ratio | None, *, noisy: bool, threads: int, robbed: bool = False) -> Decision:

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import InputError
 from .records import INTERRUPTED, ErrorBudget, Monitoring, MonitorPoint, Note, Number, Unit, derived
-from .units import format_seconds
+from .units import format_seconds, format_share
 
 TIMEOUT_S = 10.0
 IN_BUCKET = "the ends of the histogram's bucket"
@@ -89,7 +89,7 @@ def line(seen: MonitorPoint) -> str:
     latency = "nothing answered" if seen.latency_p99_s is None else f"p99 up to {format_seconds(seen.latency_p99_s)}"
     failed = f", {seen.failed_per_s:.3g}/s failed" if seen.failed_per_s else ""
     restarts = f", {seen.restarts:g} restarted" if seen.restarts else ""
-    return f"{seen.requests_per_s:.4g}/s, {latency}, {seen.queue_items:g} waiting, {seen.utilization:.0%} busy{failed}{restarts}"
+    return f"{seen.requests_per_s:.4g} requests/s, {latency}, {seen.queue_items:g} waiting, {format_share(seen.utilization)} busy{failed}{restarts}"
 
 
 # --- reading -------------------------------------------------------------------------------------

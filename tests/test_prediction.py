@@ -205,6 +205,7 @@ def test_blocks_that_grow_past_the_threshold_are_a_knee(monkeypatch):
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     monkeypatch.setattr("aimass_lab.prediction.regimes.page_fault_seconds_per_byte", lambda: 1e-10)  # measured, it may drown in noise
+    monkeypatch.setattr("aimass_lab.prediction.regimes.last_level_cache_bytes", lambda: None)  # a knee of its own, where this machine's cache is so small
     small, large, larger = (trace_of(b, allocated=(b * 2**20, 100)) for b in (16, 40, 80))
     assert mmap_threshold_bytes(CPU) == MMAP_BYTES
     assert [fresh_bytes(t, MMAP_BYTES) for t in (small, large)] == [0, 40 * 2**20]
@@ -215,6 +216,7 @@ def test_blocks_that_grow_past_the_threshold_are_a_knee(monkeypatch):
 
 
 def test_an_allocator_that_is_not_glibcs_has_no_such_knee(monkeypatch):
+    monkeypatch.setattr("aimass_lab.prediction.regimes.last_level_cache_bytes", lambda: None)
     small, large = (trace_of(b, allocated=(b * 2**20,)) for b in (16, 40))
     monkeypatch.setattr("aimass_lab.prediction.regimes.platform.libc_ver", lambda: ("glibc", "2.39"))
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
@@ -253,6 +255,7 @@ def test_products_of_a_call_are_those_of_its_linear_layers():
 
 def test_only_products_of_few_rows_are_timed_and_each_once(monkeypatch):
     timed = []
+    monkeypatch.setattr("aimass_lab.prediction.families.AWAKE", 0.0)
     monkeypatch.setattr("aimass_lab.prediction.products._time", lambda product: timed.append(product) or float(product.rows))
     workload = Workload(TinyMLP().eval(), features(2))
     timer = ProductTimer(CPU)
@@ -271,6 +274,16 @@ def test_times_that_do_not_settle_are_not_used(monkeypatch):
     monkeypatch.setattr("aimass_lab.prediction.products._time", lambda product: next(seconds))
     workload = Workload(TinyMLP().eval(), features(2))
     assert ProductTimer(CPU).seconds((trace_call(workload.model, workload.call),)) == [0.0]
+
+
+def test_times_that_are_slow_alike_because_others_have_the_core_are_not_used(monkeypatch):
+    monkeypatch.setattr("aimass_lab.prediction.products._time", lambda product: 1.0)
+    monkeypatch.setattr("aimass_lab.prediction.families.torch.get_num_threads", lambda: 2)
+    workload = Workload(TinyMLP().eval(), features(2))
+    trace = trace_call(workload.model, workload.call)
+    for awake, expected in ((0.0, 2.0), (2.0, 0.0)):  # less than no time with a core, and less than twice all of it
+        monkeypatch.setattr("aimass_lab.prediction.families.AWAKE", awake)
+        assert ProductTimer(CPU).seconds((trace,)) == [expected]
 
 
 def test_timing_products_leaves_the_random_state_alone():

@@ -2,9 +2,11 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,13 +18,15 @@ from torch import nn
 
 from aimass_lab.devices import get_device
 from aimass_lab.errors import UnknownNameError, UnsupportedError
-from aimass_lab.prediction import processor
+from aimass_lab.prediction import families, processor
 from aimass_lab.prediction.bands import Band, launches
 from aimass_lab.prediction.calibration import Gpu, UnknownRateError, gpu_of, load_calibrations, price_rows
 from aimass_lab.prediction.effects import Effects
 from aimass_lab.prediction.roofline import LightConstants, MatrixConstants, Rates, attention_seconds, light_seconds, matrix_seconds
 from aimass_lab.prediction.target import estimate_latency, find_target, predict_on_device
+from aimass_lab.profiling import bottleneck
 from aimass_lab.recipe import read_recipe
+from aimass_lab.records import Number
 from aimass_lab.tracing.trace import Row, trace_call
 from aimass_lab.trial import apply_recipe
 from aimass_lab.workload import Workload, weight_bytes
@@ -277,13 +281,55 @@ def test_rates_between_probes_lie_on_a_straight_line_of_logarithms():
 
 def test_probes_leave_the_random_state_alone_and_are_made_once(monkeypatch):
     state = torch.get_rng_state()
-    monkeypatch.setattr(processor, "_known", {})
-    monkeypatch.setattr(processor, "MOST_TRIES", 1)
+    monkeypatch.setattr(families, "_known", {})
+    monkeypatch.setattr(families, "MOST_TRIES", 1)
     kinds = ["gemm", "elementwise", "recurrent"]
-    first = [processor.family_rate(kind, torch.float32) for kind in kinds]
+    first = [families.family_rate(kind, torch.float32) for kind in kinds]
     assert torch.equal(torch.get_rng_state(), state)
-    assert [processor.family_rate(kind, torch.float32) for kind in kinds] == first
-    assert all(rate > 0 for rates in first for _, rate in rates)
+    assert [families.family_rate(kind, torch.float32) for kind in kinds] == first
+    assert all(best >= usual > 0 for rates in first for (_, best), (_, usual) in zip(rates.best, rates.usual, strict=True))
+
+
+STARVED = """
+import json, os, subprocess, sys, time
+import torch
+from aimass_lab.prediction.families import family_rate
+
+model, sizes = torch.nn.Linear(768, 768), (1, 8, 32)
+
+def alone(x):  # one thread in its own time, which no other process can stretch
+    begin = time.thread_time()
+    model(x)
+    return time.thread_time() - begin
+
+torch.set_num_threads(1)
+with torch.inference_mode():
+    alone_s = {size: min(alone(torch.zeros(size, 768)) for _ in range(300)) for size in sizes}
+torch.set_num_threads(2)
+model(torch.zeros(512, 768))  # which starts the threads
+core = {min(os.sched_getaffinity(0))}
+other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+try:
+    for task in (*map(int, os.listdir("/proc/self/task")), other.pid):
+        os.sched_setaffinity(task, core)
+    rate = family_rate("gemm", torch.float32)
+finally:
+    other.kill()
+    other.wait()
+best, usual = dict(rate.best), dict(rate.usual)
+over = [2 * size * 768 * 768 / best[size] / alone_s[size] for size in sizes]
+print(json.dumps([over, max(best[size] / usual[size] for size in sizes), rate.disturbed]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs to choose the cores of threads")
+def test_two_threads_on_one_core_that_others_hold_give_no_absurd_rate():
+    """Every call of both takes some slices of the scheduler, a hundred times the product itself, and no best of several is any better."""
+    done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, timeout=300, check=True)
+    over, spread, disturbed = json.loads(done.stdout)
+    assert all(1 / 10 < each < 10 for each in over)  # a core that is shared has cold caches, too; threads that wait take a hundred times as long
+    assert spread > 10  # at some size: a product of one row may be one thread's alone, which waits for nobody
+    assert "core" in disturbed
 
 
 @pytest.fixture
@@ -291,7 +337,7 @@ def plain_processor(monkeypatch):
     """A processor of 1 GFLOP/s and 1 GB/s that starts an operator in 1 microsecond."""
     rate = type("Rate", (), {"value": 1e9, "environment": None, "quality": "ok"})
     start = type("Start", (), {"value": 1e-6})
-    monkeypatch.setattr(processor, "family_rate", lambda kind, dtype: [(1.0, 1e9)])
+    monkeypatch.setattr(processor, "family_rate", lambda kind, dtype: families.FamilyRate([(1.0, 1e9)], [(1.0, 1e9)]))
     monkeypatch.setattr(processor, "measure_rates", lambda *_: type("Rates", (), {"memory_bytes_per_s": rate, "overhead": start, "flops_per_s": rate}))
 
 
@@ -303,6 +349,26 @@ def test_latency_here_is_the_sum_of_its_families(plain_processor):
     relu = 2 * 4 * 16 * 4 / 1e9
     assert band.value == pytest.approx(processor.BEYOND_PROBES * (products + relu) + 1e-6 * len(trace.rows))
     assert band.low < band.value < band.high
+
+
+def test_rates_that_others_disturbed_are_called_noisy_with_their_spread_in_the_band(monkeypatch):
+    def measured(value, unit):
+        return Number(value=value, unit=unit, source="measured", method="given")
+
+    def predicted(usual, disturbed=""):
+        monkeypatch.setattr(processor, "family_rate", lambda kind, dtype: families.FamilyRate([(1.0, 1e9)], [(1.0, usual)], disturbed))
+        return estimate_latency(trace, target, "float32")
+
+    rates = bottleneck.Rates(flops_per_s=measured(1e9, "FLOP/s"), memory_bytes_per_s=measured(1e9, "B/s"), overhead=measured(1e-6, "s"))
+    monkeypatch.setattr(processor, "measure_rates", lambda device, dtype: rates)
+    workload = Workload(TinyMLP(), torch.zeros(4, 8))
+    trace, target = trace_call(workload.model, workload.call), find_target("cpu", workload)
+    quiet, said = predicted(usual=1e9)
+    noisy, warned = predicted(usual=1e7, disturbed="the probes had a core for 3 % of their time")
+    assert (quiet.quality, said) == ("ok", ())
+    assert (noisy.quality, [note.code for note in warned]) == ("noisy", ["W-NOISY"])
+    assert (noisy.value, noisy.interval[0]) == (quiet.value, quiet.interval[0])
+    assert noisy.interval[1] > 10 * quiet.interval[1]
 
 
 # --- bands

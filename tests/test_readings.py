@@ -106,6 +106,17 @@ def test_rates_are_means_over_the_interval(machine):
     assert (readings.storage.read.value, readings.storage.write.value, readings.storage.stalled.value) == (4096.0, 8192.0, 0.03)
 
 
+def test_what_the_host_takes_is_not_this_machines_work(machine):
+    readings = look_twice(
+        machine, before=lambda: machine.write("proc/stat", f"cpu0 {2 * TICKS} 0 0 {TICKS} 0 0 0 {TICKS} 0 0\ncpu2 0 0 0 {4 * TICKS} 0 0 0 0\n")
+    )
+    assert readings.cpu.machine.value == pytest.approx(0.5)
+    assert readings.cpu.cores == (0.5, 0.0)
+    assert readings.cpu.stolen.value == pytest.approx(0.125)  # a quarter of one of two cores
+    assert "12 % of the processor taken by the host" in headline(readings)
+    assert "taken by the host" in render_text(readings)
+
+
 def test_memory_without_a_container(machine):
     memory = look_twice(machine).memory
     assert memory.process_bytes.value == 2 * 2**20
@@ -583,7 +594,7 @@ def test_readings_survive_json_and_both_ways_of_showing(tmp_path):
         assert "usable" in headline(readings)
     assert "Recorded GPU" in render_text(readings)
     assert "61.0 °C" in render_text(readings)
-    assert "GPU 0 37% busy" in headline(readings)
+    assert "GPU 0 37 % busy" in headline(readings)
 
 
 def test_the_verb(capsys):

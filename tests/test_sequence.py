@@ -23,7 +23,7 @@ from transformers import (
 from aimass_lab import Study
 from aimass_lab.demand.positions import linear_weights, quadratic_weights
 from aimass_lab.demand.sequence import estimate_sequence
-from aimass_lab.errors import InputError
+from aimass_lab.errors import InputError, UnsupportedError
 from aimass_lab.frontends.render import render_html, render_text
 from aimass_lab.records import SequenceDemand, from_json, to_json
 from aimass_lab.workload import Workload
@@ -282,6 +282,7 @@ def test_a_rate_fills_the_cache_by_littles_law():
     demand = sequence_of(llama(), {"input_ids": tokens()}, device="l4", requests_per_s=50.0)
     flying = 50 * demand.generation_time.value
     assert demand.sequences_in_flight.value == pytest.approx(flying)
+    assert demand.devices_at_rate.value == pytest.approx(50 / (BATCH / demand.generation_time.value)), "rate over what one device ends per second"
     mean_tokens = PROMPT + (NEW - 1) / 2
     assert demand.cache_bytes_at_rate.value == pytest.approx(flying * demand.cache_bytes_per_token.value * mean_tokens)
     assert demand.tokens_per_s.value == pytest.approx(BATCH * NEW / demand.generation_time.value)
@@ -307,6 +308,23 @@ def test_weights_of_sums_are_those_of_adding_up_one_by_one():
     assert sum(w * cubic[q] for q, w in linear_weights((4, 33)).items()) == sum(cubic[4:34])
     assert sum(w * broken[q] for q, w in linear_weights((4, 25, 33)).items()) == sum(broken[4:34])
     assert sum(w * square[q] for q, w in quadratic_weights((4, 17, 33)).items()) == sum(square[4:34])
+
+
+def test_a_plan_for_a_model_that_makes_texts_says_what_a_request_is(tmp_path):
+    """On the meta device, where nothing can be run and a plan for another device can be made; an encoder is asked for single calls anyway."""
+    with torch.device("meta"):
+        model, encoder = llama(), BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=50))
+    prompt = {"input_ids": torch.zeros(BATCH, PROMPT, dtype=torch.long, device="meta")}
+    study = Study(model, prompt, store=tmp_path / "h.db")
+    said = {note.code: note.text for note in study.plan(rate=5, p99="1s", device=("l4",)).notes}
+    assert f"one call of the model on input_ids=int64[{BATCH}, {PROMPT}]" in said["assumes:one-call"]
+    assert "sequence tells" in said["assumes:one-call"]
+    assert "assumes:one-call" in {note.code for note in study.spec(rate=5, p99="1s", device=("l4",)).notes}
+    other = Study(encoder.eval(), prompt, store=tmp_path / "h.db").plan(rate=5, p99="1s", device=("l4",))
+    assert "assumes:one-call" not in {note.code for note in other.notes}
+    for ask in (lambda: study.search(seconds=1), lambda: study.bundle(out=str(tmp_path / "b")), lambda: study.plan(rate=5, p99="1s"), study.profile):
+        with pytest.raises(UnsupportedError, match="meta device: it has no weights"):
+            ask()
 
 
 def test_the_verb_the_record_and_its_pages(tmp_path):

@@ -193,7 +193,7 @@ def test_what_the_host_takes_disturbs_like_other_work_and_has_its_name(monkeypat
     assert load.stolen == pytest.approx(share)
     assert (load.foreign_cores, load.noisy, load.robbed) == (0.0, noisy, noisy)
     assert [note.code for note in load.notes()] == ["W-NOISY"] * noisy
-    assert ("the host took 30% of the processor" in load.reasons) == noisy
+    assert ("the host took 30 % of the processor" in load.reasons) == noisy
     assert read_environment(CPU, load=load).cpu_steal == pytest.approx(share)
 
 
@@ -217,7 +217,7 @@ def test_waiting_for_a_core_is_its_share_of_the_time(monkeypatch, clock):
         clock(2.0)
     assert load.pressure == 0.25
     assert load.noisy
-    assert "waited for a core 25% of the time" in load.notes()[0].text
+    assert "waited for a core 25 % of the time" in load.notes()[0].text
     assert read_environment(CPU, load=load).cpu_pressure == 0.25
 
 

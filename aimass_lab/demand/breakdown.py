@@ -15,6 +15,7 @@ from ..prediction.target import DATASHEET, TargetDevice
 from ..profiling.bottleneck import measure_rates
 from ..records import Bound, LineDemand, ModuleDemand, Number, OperatorDemand, Unit, derived
 from ..tracing.rows import Row, Trace
+from ..units import format_share
 
 LIGHT = "no model FLOPs by definition: element-wise, reduction or data movement"
 
@@ -54,7 +55,7 @@ def roof_of(target: TargetDevice, dtype: str) -> Roof | None:
 
 def _reached(peak: Number, share: float) -> Number:
     assumed = Number(value=share, unit="ratio", source="assumed", method="share of a datasheet's rate that operators reach")
-    return derived(share * peak.value, peak.unit, f"{share:.0%} of {peak.method}", [("datasheet", peak), ("share", assumed)])
+    return derived(share * peak.value, peak.unit, f"{format_share(share)} of {peak.method}", [("datasheet", peak), ("share", assumed)])
 
 
 @functools.cache

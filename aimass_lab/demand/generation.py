@@ -355,7 +355,8 @@ def with_length(call: Call, length: int) -> Call:
 def _no_sequence_model(model: nn.Module, why: str) -> InputError:
     return InputError(
         f"{type(model).__name__} is no sequence model: {why}",
-        help="for a model whose forward has another signature pass step=, a function (model, tokens, state) -> state",
+        help="what a model that only reads asks for, by length, tells demand (--length); one that makes tokens by another signature takes step=, "
+        "a function (model, tokens, state) -> state",
     )
 
 

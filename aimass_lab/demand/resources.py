@@ -20,6 +20,7 @@ from ..records.resources import Coefficients, Form, FormName, ResourceDemand
 from ..scheduling.base import Queue, Request, make_policy
 from ..tracing.rows import Trace
 from ..tracing.trace import trace_call
+from ..units import format_share
 from ..workload import Workload
 from .coefficients import FORMULAS, Fit, fit_coefficients, given_coefficients, parse_coefficients, rated_coefficients
 from .operators import cache_bytes
@@ -276,7 +277,8 @@ class _Asked:
             [("requests_per_s", self.rate), ("time_per_request", per_request)], interval=ends, interval_kind=per_request.interval_kind,
         )  # fmt: skip
         least = derived(
-            _replicas(busy.value, room), "replica", f"busy {self.unit}s over {self.utilization.value:.0%} of {self.width}, rounded up: without waiting",
+            _replicas(busy.value, room), "replica",
+            f"busy {self.unit}s over {format_share(self.utilization.value)} of {self.width}, rounded up: without waiting",
             [("busy_devices", busy), ("utilization", self.utilization)],
             interval=None if ends is None else (_replicas(ends[0], room), _replicas(ends[1], room)), interval_kind=busy.interval_kind,
         )  # fmt: skip
@@ -289,15 +291,15 @@ class _Asked:
         if table is None:
             return None
         gap = formula.time_per_request.value / table.time_per_request.value - 1
-        head = f"measured {table.replicas.value:g}, by the {formula.name} form {formula.replicas.value:g}: the formula's time is {gap:+.0%} of the measured one"
-        return f"{head}; {self._reason(gap, formula)}"
+        head = f"measured {table.replicas.value:g}, by the {formula.name} form {formula.replicas.value:g}"
+        return f"{head}: the formula's time is {100 * gap:+.0f} % off the measured one; {self._reason(gap, formula)}"
 
     def _reason(self, gap: float, formula: Form) -> str:
         error = formula.network_error or formula.held_out_error
         if error is None:
             return "its coefficients are not fitted to this device"
         if abs(gap) <= error.value:
-            return f"no more than its usual error on small networks, {error.value:.0%}"
+            return f"no more than its usual error on small networks, {format_share(error.value)}"
         if gap > 0:
             return "operators reach more within this model than the median of their families does alone"
         launched = self.fit.all.epsilon.value * len(self.trace.rows) / self.size / formula.time_per_request.value
@@ -307,7 +309,7 @@ class _Asked:
         if self.width > 1:
             causes.insert(0, f"the measured call holds {self.width} cores, also where some of them wait")
         if launched > 0.3:
-            causes.append(f"starting its {len(self.trace.rows)} operators is {launched:.0%} of the formula's time")
+            causes.append(f"starting its {len(self.trace.rows)} operators is {format_share(launched)} of the formula's time")
         return "; ".join(causes)
 
     def _overhead(self, decision: Number, chosen: Form) -> Number:

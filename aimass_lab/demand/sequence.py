@@ -55,7 +55,7 @@ def estimate_sequence(
             encoder's, where that reads tokens.
         batch_size: Sequences made side by side; as many as in the inputs if not given.
         device: What times and the largest batch are about, as for `estimate_demand`.
-        requests_per_s: Sequences asked for per second; then also what the cache holds at that rate.
+        requests_per_s: Sequences asked for per second; then also what the cache holds at that rate, and how many devices it keeps busy.
         step: ``step(model, tokens, state) -> state`` for a model whose forward has another signature: feed ``tokens``
             (batch, count) after what ``state`` holds, None at the start.
         progress: Called now and then with the share that is done and what comes next.
@@ -192,6 +192,7 @@ class _Assembly:
             requests_per_s=self.rate,
             sequences_in_flight=flying,
             cache_bytes_at_rate=self._cache_in_flight(flying, end),
+            devices_at_rate=self._devices(flying),
             coverage=self._coverage(),
             not_modelled=NOT_MODELLED,
             notes=(*self._notes(limit, largest, flying), *pace.notes),
@@ -264,6 +265,16 @@ class _Assembly:
             flying.value * mean, "B", "sequences in flight, each with the mean of its cache at the start and at the end",
             [("sequences_in_flight", flying), ("cache_bytes_end", end)],
             interval=None if flying.interval is None else (flying.interval[0] * mean, flying.interval[1] * mean), interval_kind=flying.interval_kind,
+        )  # fmt: skip
+
+    def _devices(self, flying: Number | None) -> Number | None:
+        """At the rate that was asked for."""
+        if flying is None:
+            return None
+        low, high = flying.ends
+        return derived(
+            flying.value / self.size, "device", f"sequences in flight over the {self.size} of a batch: every batch full, none waits",
+            [("sequences_in_flight", flying)], interval=(low / self.size, high / self.size), interval_kind=flying.interval_kind,
         )  # fmt: skip
 
     def _peak(self) -> Number:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..records import Note
+from ..workload import generates
 from .collectives import Flow, data_parallel, expert_parallel, fully_sharded, kv_transfer, parameter_server, pipeline, tensor_parallel, zero
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ _CONFIG_NAMES = (("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_he
 def kv_transfer_bytes(subject: Subject) -> int | None:
     """Keys and values of one request as long as the call's; None where the model generates nothing or its config does not tell its heads."""
     model = subject.model
-    if not getattr(model, "can_generate", lambda: False)():
+    if not generates(model):
         return None
     layers, heads, width = (_setting(model, *names) for names in _CONFIG_NAMES)
     tokens = next((t.shape[1] for t in subject.call.tensors() if t.dim() == 2 and not t.is_floating_point()), None)

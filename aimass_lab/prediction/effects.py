@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from ..compiled import uncompiled
 from ..compression.base import Context, Stage, Technique, make_technique
 from ..errors import AimassError, DoesNotFitError, UnsupportedError, first_line
 from ..preserve import preserved, private_copy
@@ -100,6 +101,7 @@ class Effects:
 
     def __init__(self, workload: Workload, technique: str, *, copies: bool = True) -> None:
         self.workload = workload
+        self.original = uncompiled(workload.model)
         self.recipe = read_recipe(DTYPES.get(technique, technique))
         self.members = {step.technique: make_technique(step.technique, step.options) for step in self.recipe.steps}
         why_not = why_not_predicted(self.members, workload, copies=copies)
@@ -113,7 +115,7 @@ class Effects:
 
     def _reshaped(self) -> nn.Module:
         shaping = [step for step in self.recipe.steps if step.technique not in _CHANGES]
-        model = self.workload.model
+        model = self.original
         if not shaping:
             return model
         context = Context.of(self.workload, seed=self.recipe.seed)
@@ -143,10 +145,10 @@ class Effects:
         """
         workload, names = self.workload, tuple(self.members)
         target = find_target(device, workload)
-        trace = trace_call(workload.model, workload.call, batch_size=batch_size)
+        trace = trace_call(self.original, workload.call, batch_size=batch_size)
         dtype = workload.info().dtype
         before = predict_on_device(trace, target, dtype)
-        left = trace if self.model is workload.model else trace_call(self.model, workload.call, batch_size=batch_size)
+        left = trace if self.model is self.original else trace_call(self.model, workload.call, batch_size=batch_size)
         changed = _Changed(left, dtype, left.weight_bytes)
         for name, member in self.members.items():
             if name in _CHANGES:
@@ -175,7 +177,7 @@ class Effects:
         for name, member in self.members.items():
             if name in _CHANGES and (why_not := member.check(self.model, context)):
                 notes.append(Note(code="effect:not-possible", text=why_not))
-            notes += [Note(code="effect:cause", text=cause) for cause in member.causes(self.workload.model, batch_size, target.attached)]
+            notes += [Note(code="effect:cause", text=cause) for cause in member.causes(self.original, batch_size, target.attached)]
             if not fast_kernels(name, target.attached):
                 text = f"{target.name} has no instructions for what {name} computes in: it may well be slower, and the band is wider"
                 notes.append(Note(code="effect:slow-kernels", text=text))

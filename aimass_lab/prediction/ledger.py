@@ -27,6 +27,7 @@ from ..records import (
     Record,
     Rehearsal,
     RehearsalMetric,
+    RehearsalQuantity,
     ServerTime,
     TrialResult,
 )
@@ -46,6 +47,9 @@ MOST_CORRECTION = 2.0
 
 LEAST_STRETCH, MOST_STRETCH = 0.5, 5.0
 """A band becomes at most this much narrower or wider, on the logarithmic scale."""
+
+NEWEST_RUNS, RUNS_WITHIN = 20, 0.9
+"""Rehearsals that say how far beyond its band the next one may be, and the share of them that were not further."""
 
 NARROWEST = 1.001
 """A prediction without a band is scored against this factor either way: exact arithmetic, up to rounding."""
@@ -155,7 +159,8 @@ def outcomes_of(record: Rehearsal, *, digest: str, corrections: Mapping[str, Cor
         entries.append(_outcome(record, digest, metric, metric.predicted, rehearsal_kind(metric.name), (learnt.factor, learnt.stretch)))
         if metric.planned is not None and metric.planned.interval is not None:
             known = record.plan_experience or Experience()
-            entries.append(_outcome(record, digest, metric, metric.planned, plan_kind(record.plan_server_time, metric.name), _of_quantile(known, metric.name)))
+            taught = _of_quantile(known, metric.name), _reach(known, metric.name)
+            entries.append(_outcome(record, digest, metric, metric.planned, plan_kind(record.plan_server_time, metric.name), *taught))
     return [entry for entry in entries if entry.value > 0 and (entry.measured or 0) > 0]
 
 
@@ -163,15 +168,33 @@ def _of_quantile(known: Experience, name: str) -> tuple[float, float]:
     return {"latency p50": known.p50, "latency p99": known.p99}.get(name, (1.0, 1.0))
 
 
-def _outcome(record: Rehearsal, digest: str, metric: RehearsalMetric, said: Number, kind: str, learnt: tuple[float, float]) -> LedgerEntry:
+def _outcome(
+    record: Rehearsal,
+    digest: str,
+    metric: RehearsalMetric,
+    said: Number,
+    kind: str,
+    learnt: tuple[float, float],
+    reach: tuple[float, float] = (1.0, 0.0),
+) -> LedgerEntry:
     low, high = said.interval or (said.value / NARROWEST, said.value * NARROWEST)
     load = f"{record.requests_per_s.value:.4g}/s {record.pattern} on {record.replicas}"
     return LedgerEntry(
         predicted_at=now(), model=record.model.name, model_digest=digest, device=record.environment.device, environment=record.environment.id,
         technique=record.technique, batch_size=record.max_batch_size, point=load, quantity=metric.name, kind=kind, unit=said.unit,
-        value=float(said.value), interval=(float(low), float(high)), correction=learnt[0], stretch=learnt[1], measured=float(metric.measured.value),
-        measured_at=now(),
+        value=float(said.value), interval=(float(low), float(high)), correction=learnt[0], stretch=learnt[1] * _widened(metric, said, reach),
+        measured=float(metric.measured.value), measured_at=now(),
     )  # fmt: skip
+
+
+def _widened(metric: RehearsalMetric, said: Number, reach: tuple[float, float]) -> float:
+    """What a band's reach widened it by as a power, on the side where the measurement lay: what is learnt is learnt without it."""
+    low, high = said.ends
+    if reach == (1.0, 0.0) or not 0 < low < said.value < high - reach[1] or not low / reach[0] < said.value:
+        return 1.0
+    if metric.measured.value > said.value:
+        return math.log(high / said.value) / math.log((high - reach[1]) / said.value)
+    return math.log(said.value / low) / math.log(said.value / (low / reach[0]))
 
 
 def measurements_of(record: Record, *, technique: str = "none") -> list[Measured]:
@@ -241,6 +264,47 @@ def learn(entries: Sequence[LedgerEntry]) -> Correction:
     scores = [abs(e - shift) / _raw_half_width(entry, upwards=e > shift) for e, entry in zip(errors, scored, strict=True)]
     stretch = min(MOST_STRETCH, max(LEAST_STRETCH, pooled_quantile(scores, prior=1.0)))
     return Correction(math.exp(shift), stretch, len(scored))
+
+
+def ordinary(run: Rehearsal) -> bool:
+    """Whether a run's latencies are those of a service as it should be: no worker was killed, and it was offered no more than it can answer."""
+    return not run.recoveries and run.requests_per_s.value < run.capacity.value * run.replicas
+
+
+def reach_of(runs: Sequence[Rehearsal], quantity: RehearsalQuantity, *, planned: bool) -> tuple[float, float]:
+    """How far beyond its band a latency was in runs here: the ratio to the lower end, at most 1, and the seconds above the upper one, at least 0.
+
+    Runs that other work disturbed count: nobody knows of the next hour that it is quieter. They correct nothing, are not in the ledger, and rule out
+    nothing that was planned before. Each of the two is what 90 % of the runs did not go beyond, as a conformal quantile has it: of fewer than
+    nineteen the most of all, which of fewer than nine promises less than 90 %.
+
+    Args:
+        runs: The newest first.
+        quantity: A latency.
+        planned: Against the plan's band, where there was one; else against what was predicted once the server had been measured.
+    """
+    ratios, added = [], []
+    for run in runs[:NEWEST_RUNS]:
+        metric = run.metric(quantity)
+        least, most = metric.measured.ends
+        low, high = metric.predicted.ends
+        if metric.planned is not None and (planned or run.verdict == "starved"):
+            known = _reach(run.plan_experience or Experience(), quantity)
+            own = metric.planned.ends[0] / known[0], metric.planned.ends[1] - known[1]
+            if planned:
+                low, high = own
+            else:
+                least, most = min(least, own[0]), max(most, own[1])
+        ratios.append(min(1.0, least / low) if least > 0 and low > 0 else 1.0)
+        added.append(max(0.0, most - high))
+    if not added:
+        return 1.0, 0.0
+    rank = min(len(added), math.ceil(RUNS_WITHIN * (len(added) + 1)))
+    return sorted(ratios)[-rank], sorted(added)[rank - 1]
+
+
+def _reach(known: Experience, quantity: str) -> tuple[float, float]:
+    return {"latency p50": known.p50_reach, "latency p99": known.p99_reach}.get(quantity, (1.0, 0.0))
 
 
 def _shrunk(errors: Sequence[float]) -> float:

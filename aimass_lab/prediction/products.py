@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..tracing.trace import Trace
+from .families import Awake
 
 FEW_ROWS = 128
 """With more rows than this, time grows evenly with them."""
@@ -92,10 +93,14 @@ class ProductTimer:
         if not products:
             return
         in_order = sorted(products, key=lambda p: (p.inner, p.columns, p.rows))
+        awake = Awake()
         with torch.inference_mode():
             best = [_time(product) for product in in_order]
             for _ in range(MOST_TURNS - 1):
                 before, best = sum(best), [min(seconds, _time(product)) for seconds, product in zip(best, in_order, strict=True)]
+                if awake.starved:  # then all are slow alike, and settle
+                    self._restless |= products
+                    break
                 if sum(best) > (1 - LEAST_GAIN) * before:
                     break
             else:

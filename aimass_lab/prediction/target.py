@@ -37,6 +37,8 @@ DATASHEET = Efficiency(compute=(0.6, 0.85, 0.2), memory=(0.6, 0.95, 0.3))
 RECURRENT_WORST = 0.03
 """Worst share of the arithmetic rate that a recurrent layer reaches: its steps wait for one another."""
 
+DISTURBED = Note(code="W-NOISY", text="others had the processor while its rates were measured, on which the latency rests: ask again when it is quiet")
+
 CONTEXT_BYTES = (450 * 2**20, 250 * 2**20, 700 * 2**20)
 """What a CUDA context takes beside the tensors: usually, at least, at most; it differs by driver and device, and was not measured here."""
 
@@ -101,7 +103,8 @@ def estimate_latency(trace: Trace, target: TargetDevice, dtype: str) -> tuple[Nu
         The time, and what a reader must know; None where a rate of the device is unknown.
     """
     try:
-        return predict_on_device(trace, target, dtype), ()
+        latency = predict_on_device(trace, target, dtype)
+        return latency, (DISTURBED,) if latency.quality == "noisy" else ()
     except UnsupportedError as error:
         return None, (Note(code="missing:latency", text=f"{error.message}, so no latency is predicted there"),)
 

@@ -50,7 +50,7 @@ def profile_model(
     from ..environment import LoadMeter
     from .summary import look_first
 
-    workload.require_weights("estimate its demand instead, or load its weights")
+    workload.require_weights("load them, or ask what needs none: demand, sequence, predict, and plan and spec for a device of the catalogue, --device h100-sxm")
     if not (isinstance(budget_s, (int, float)) and math.isfinite(budget_s) and budget_s > 0):
         raise InputError(f"a time budget of {budget_s!r} s cannot be kept", help="give seconds above 0")
     size = workload.call.batch_size if batch_size is None else batch_size

@@ -17,7 +17,7 @@ from torch import nn
 from ..comparison import is_doubtful
 from ..environment import usable_cores
 from ..records import Advice, BatchPoint, Number, Profile, TrialResult
-from ..units import format_bytes, format_seconds
+from ..units import format_bytes, format_seconds, format_share
 from .bottleneck import Split
 from .evidence import PRODUCTS, Evidence
 from .kernels import family_named, share_of_families
@@ -152,7 +152,7 @@ def _products(s: Situation, speedup: Range, families: tuple[str, ...], *, name: 
         return 1 / (s.compute_share / times + (1 - s.compute_share) / min(2.0, times))
 
     basis = (
-        f"matrix products take {share:.0%} of the call, arithmetic binds {s.compute_share:.0%} of that; a large one was measured "
+        f"matrix products take {format_share(share)} of the call, arithmetic binds {format_share(s.compute_share)} of that; a large one was measured "
         f"{speedup.value:.2f} times faster; a half to all of that is expected"
     )
     low, high = faster(share, products(1 + (speedup.low - 1) / 2)), faster(share, products(speedup.high))
@@ -175,9 +175,11 @@ def fuse_attention(s: Situation) -> Advice | None:
         code = 'model.set_attn_implementation("sdpa")'
     return Advice(
         name="fuse_attention",
-        text=f"{how}: beside its matrix products it spends {share:.0%} of the call on scores that a fused kernel never writes to memory",
+        text=f"{how}: beside its matrix products it spends {format_share(share)} of the call on scores that a fused kernel never writes to memory",
         code=code,
-        gain=s.gain(1 / (1 - 0.5 * share), 1.0, 1 / (1 - 0.9 * share), f"operators around the products take {share:.0%}; none to nine tenths of that goes"),
+        gain=s.gain(
+            1 / (1 - 0.5 * share), 1.0, 1 / (1 - 0.9 * share), f"operators around the products take {format_share(share)}; none to nine tenths of that goes"
+        ),
     )
 
 
@@ -237,10 +239,12 @@ def compile_it(s: Situation) -> Advice | None:
         return None
     return Advice(
         name="compile",
-        text=f"starting operators takes about {share:.0%} of a call: torch.compile fuses them into fewer, and takes seconds to minutes to do so, once",
+        text=f"starting operators takes about {format_share(share)} of a call: torch.compile fuses them into fewer, which takes seconds to minutes, once",
         code='study.trial("compile")',
         technique="compile",
-        gain=s.gain(1 / (1 - 0.5 * share), 1.0, 1 / (1 - 0.9 * share), f"roofline: {share:.0%} of the call is overhead, of which none to nine tenths goes"),
+        gain=s.gain(
+            1 / (1 - 0.5 * share), 1.0, 1 / (1 - 0.9 * share), f"roofline: {format_share(share)} of the call is overhead, of which none to nine tenths goes"
+        ),
     )
 
 
@@ -254,12 +258,13 @@ def use_channels_last(s: Situation) -> Advice | None:
         return None
     return Advice(
         name="channels_last",
-        text=f"with its channels innermost the slowest convolution, {layer}, is {speedup.value:.2f} times faster here; all of them take {share:.0%} of a call",
+        text=f"with its channels innermost the slowest convolution, {layer}, is {speedup.value:.2f} times faster here; "
+        f"all of them take {format_share(share)} of a call",
         code='study.trial("channels_last")',
         technique="channels_last",
         gain=s.gain(
             faster(share, 1 + 0.5 * (speedup.value - 1)), 1.0, faster(share, speedup.high),
-            f"convolutions take {share:.0%}; the slowest was measured in both orders, the others may gain nothing or as much",
+            f"convolutions take {format_share(share)}; the slowest was measured in both orders, the others may gain nothing or as much",
         ),
     )  # fmt: skip
 
@@ -276,7 +281,9 @@ def set_threads(s: Situation) -> Advice | None:
         share = 1 - s.overhead_share
         text = f"torch computes with {threads} of {cores} cores"
         times = cores / threads
-        gain = s.gain(faster(share, 1 + 0.6 * (times - 1)), 1.0, faster(share, times), f"{share:.0%} of the call can be spread, at none to all of the cores")
+        gain = s.gain(
+            faster(share, 1 + 0.6 * (times - 1)), 1.0, faster(share, times), f"{format_share(share)} of the call can be spread, at none to all of the cores"
+        )
     else:
         return None
     return Advice(name="set_threads", text=text, code=f"torch.set_num_threads({max(1, cores)})", gain=gain)

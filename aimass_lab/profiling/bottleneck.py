@@ -11,10 +11,11 @@ import msgspec
 import torch
 
 from ..environment import LoadMeter, read_environment
+from ..formats.measure import torch_threads
 from ..records import Number, Quality, Unit
 from ..timing import timed
 from ..tracing.trace import Trace
-from ..units import format_bytes, format_decimal, format_seconds
+from ..units import format_bytes, format_decimal, format_seconds, format_share
 
 PROBE_S = 0.08
 """Seconds spent on each of the three rates."""
@@ -22,6 +23,8 @@ PROBE_S = 0.08
 MOST_TRIES = 5
 """Measurements of the rates while the machine stays busy: a verb should not pay for them each time."""
 
+_Clock = Callable[[Callable[[], Any], torch.device], float]
+"""Seconds of one call."""
 CHAIN = 50
 """Small layers in a row, timed together."""
 
@@ -68,6 +71,8 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
         with LoadMeter() as load, torch.inference_mode():
             seconds = _probe(device, floating)
         quality: Quality = "noisy" if load.noisy else "ok"
+        if quality == "noisy" and device.type == "cpu" and torch.get_num_threads() > 1:
+            seconds = seconds.or_better(_one_thread(device, floating))
         fresh = _rates(seconds, device, floating, quality)
         known = _known_rates[key] = fresh if known is None else _better(known, fresh)
         _tries[key] = tries + 1
@@ -86,21 +91,31 @@ class _Probe:
     copy_s: float
     start_s: float
 
+    def or_better(self, other: _Probe) -> _Probe:
+        """The shorter of each."""
+        return _Probe(min(self.product_s, other.product_s), min(self.copy_s, other.copy_s), min(self.start_s, other.start_s))
 
-def _probe(device: torch.device, dtype: torch.dtype) -> _Probe:
+
+def _one_thread(device: torch.device, dtype: torch.dtype) -> _Probe:
+    """What one thread does in its own time, which does not pass while others have its core: threads that compute together wait for the one that lost it."""
+    with torch_threads(1), torch.inference_mode():
+        return _probe(device, dtype, _own_s)
+
+
+def _probe(device: torch.device, dtype: torch.dtype, clock: _Clock = timed) -> _Probe:
     # float32 first, then cast: the random generators lack some dtypes on some devices
     generator, size = torch.Generator().manual_seed(0), _product_size(device)
     x = torch.rand((size // 2, size), generator=generator).to(device, dtype)
     weight = torch.rand((size, size), generator=generator).to(device, dtype)
     linear = torch.nn.functional.linear
-    product_s = _best(lambda: linear(x, weight), device)
+    product_s = _best(lambda: linear(x, weight), device, clock)
     source, target = (torch.zeros(_copy_bytes(device), dtype=torch.uint8, device=device) for _ in range(2))
-    copy_s = _best(lambda: target.copy_(source), device)
+    copy_s = _best(lambda: target.copy_(source), device, clock)
     # without its initialisation, which would draw from the random state of the user
     small_x, layer = x[:1, :8].contiguous(), torch.nn.utils.skip_init(torch.nn.Linear, 8, 8, device=device, dtype=dtype)
     for parameter in layer.parameters():
         parameter.fill_(0.5)
-    chain_s = _best(lambda: [layer(small_x) for _ in range(CHAIN)], device)
+    chain_s = _best(lambda: [layer(small_x) for _ in range(CHAIN)], device, clock)
     return _Probe(product_s, copy_s, chain_s / CHAIN)
 
 
@@ -137,14 +152,20 @@ def _better(a: Rates, b: Rates) -> Rates:
     return Rates(*(msgspec.structs.replace(number, quality=quality) for number in best))
 
 
-def _best(function: Callable[[], Any], device: torch.device) -> float:
+def _best(function: Callable[[], Any], device: torch.device, clock: _Clock) -> float:
     """The fastest of the calls that fit `PROBE_S`: other load can only slow a call down."""
     deadline = time.perf_counter() + PROBE_S
     function()
-    best = timed(function, device)
+    best = clock(function, device)
     while time.perf_counter() < deadline:
-        best = min(best, timed(function, device))
+        best = min(best, clock(function, device))
     return best
+
+
+def _own_s(function: Callable[[], Any], _: torch.device) -> float:
+    begin = time.thread_time()
+    function()
+    return max(time.thread_time() - begin, 1e-9)
 
 
 def split_time(trace: Trace, flops_per_s: float, bytes_per_s: float, overhead_s: float) -> Split:
@@ -177,21 +198,24 @@ def share_compute_bound(trace: Trace, rates: Rates) -> float:
     return bound[True] / whole if whole else 1.0
 
 
-def say_what_binds(trace: Trace, rates: Rates, latency_s: float) -> str:
+def say_what_binds(trace: Trace, rates: Rates, latency_s: float, *, compiled: bool = False) -> str:
     """One sentence on what the call spends its time on.
 
     Args:
         trace: The call's operators.
         rates: Of the device that ran it.
         latency_s: Measured time of the call.
+        compiled: Whether fewer operators than these were started, because torch.compile joined some.
     """
     split = split_time(trace, rates.flops_per_s.value, rates.memory_bytes_per_s.value, rates.overhead.value)
-    explained = {"compute": split.compute_s, "memory": split.memory_s, "overhead": split.overhead_s}
+    explained = {"compute": split.compute_s, "memory": split.memory_s, "overhead": 0.0 if compiled else split.overhead_s}
     largest = max(explained, key=lambda name: explained[name])
     sentence = _SENTENCES[largest](trace, rates, latency_s)
     share = sum(explained.values()) / latency_s
     if share < 0.3:
-        return f"no single limit found: at the rates reached here the work needs {share:.0%} of the {format_seconds(latency_s)}; nearest is {sentence}"
+        return (
+            f"no single limit found: at the rates reached here the work needs {format_share(share)} of the {format_seconds(latency_s)}; nearest is {sentence}"
+        )
     return sentence
 
 
@@ -215,7 +239,7 @@ def _memory(trace: Trace, rates: Rates, latency_s: float) -> str:
 
 def _against(share: float) -> str:
     # Above 1 is possible: caches beat a copy of large buffers, and no probe finds the best shape.
-    return f"{share:.0%} of the" if share <= 1 else "more than the"
+    return f"{format_share(share)} of the" if share <= 1 else "more than the"
 
 
 def _doubt(rates: Rates) -> str:
@@ -223,9 +247,9 @@ def _doubt(rates: Rates) -> str:
 
 
 def _overhead(trace: Trace, rates: Rates, latency_s: float) -> str:
-    start = rates.overhead.value
+    start, count = rates.overhead.value, len(trace.rows)
     return (
-        f"overhead-bound: starting {len(trace.rows)} operators at {format_seconds(start)} each takes {format_seconds(start * len(trace.rows))} "
+        f"overhead-bound: starting {count} operator{'' if count == 1 else 's'} at {format_seconds(start)} each takes {format_seconds(start * count)} "
         f"of the {format_seconds(latency_s)}; larger batches or torch.compile spread that cost"
     )
 

@@ -112,8 +112,8 @@ def observe_calls(model: Any, call: Call, device: torch.device) -> dict[str, Any
     """Call `model` until it is steady; seconds and bytes of everything."""
     import torch
 
+    from ..compiled import is_compiled
     from ..timing import calls_until_steady, percentile, sample_latency, timed, warm_up
-    from ..tracing.trace import is_compiled
     from ..workload import call_model
     from .memory import begin_peak, peak_since
 

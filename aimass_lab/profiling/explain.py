@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from ..compiled import is_compiled
 from ..environment import LoadMeter
 from ..records import Environment, MemoryPart, Note, Number, Profile, Quality, derived
 from ..timing import calls_until_steady, median_interval, percentile
-from ..tracing.trace import is_compiled
-from ..units import format_seconds
+from ..units import format_count, format_seconds
 from ..workload import Workload
 from .advice import Situation, advise
 from .bottleneck import share_compute_bound, split_time
@@ -107,7 +107,7 @@ class Explanation:
         threads = torch.get_num_threads()
         text = (
             f"a call took {format_seconds(latency.value)} on the clock, but all threads together {format_seconds(cpu.value)} of processor time: "
-            f"shared evenly by {threads} thread(s) on a quiet machine that is {format_seconds(cpu.value / threads)}"
+            f"shared evenly by {format_count(threads, 'thread')} on a quiet machine that is {format_seconds(cpu.value / threads)}"
         )
         self.notes.append(Note(code="W-PROCESSOR-TIME", text=text))
 
@@ -117,7 +117,7 @@ class Explanation:
             return None
         if meter.note is not None:
             self.notes.append(meter.note)
-        found = meter.per_call(len(self.seen.samples[self.seen.batch_size]))
+        found = meter.per_call(self.seen.energy_calls)
         if found is None:
             return None
         more = {"interval": found.interval, "interval_kind": found.interval_kind, "n": found.n}

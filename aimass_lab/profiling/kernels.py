@@ -13,6 +13,7 @@ import torch
 from ..records import KernelTime, LineTime, Note, Number, OperatorTime, Quality, derived
 from ..tracing.formulas import describe
 from ..tracing.trace import Row, Trace
+from ..units import format_share
 from .recorder import Op, Recording
 
 MOST_ROWS = 40
@@ -131,7 +132,7 @@ class Breakdown:
         missing = sum(weight for weight, source in zip(self._weights_ns, self.sources, strict=True) if not source)
         if whole == 0 or missing <= 0.1 * whole:
             return []
-        text = f"{missing / whole:.0%} of the operators' time has no line: the real call ran other operators there than the pass over shapes"
+        text = f"{format_share(missing / whole)} of the operators' time has no line: the real call ran other operators there than the pass over shapes"
         return [Note(code="missing:lines", text=text)]
 
 

@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import nn
 
+from ..compiled import is_compiled
 from ..errors import AimassError, DoesNotFitError, InputError, ModelError, without_traceback
 from ..inputs import writes_inputs
 from ..outputs import output_tensors
@@ -21,10 +22,11 @@ from ..readings.energy import EnergyMeter
 from ..records import INTERRUPTED, Note
 from ..timing import percentile, sample_latency, stopwatch, timed, warm_up
 from ..tracing.law import fit_batch_law
-from ..tracing.trace import Trace, is_compiled, trace_call
-from ..units import format_bytes
+from ..tracing.trace import Trace, trace_call
+from ..units import format_bytes, format_seconds
 from ..workload import Call, Workload, call_model, is_out_of_memory
 from .bottleneck import Rates, measure_rates
+from .contradictions import find_contradicted
 from .evidence import Evidence, gather_evidence
 from .ledger import DeviceAccount, read_device_account
 from .memory import address_space_capped, begin_peak, free_bytes, peak_of_call, peak_since, release_cached
@@ -79,12 +81,16 @@ class Observations:
     instrumented_s: list[float] = field(default_factory=list)
     samples: dict[int, list[float]] = field(default_factory=dict)
     """Seconds of the calls without hooks by batch size."""
+    contradicted: set[int] = field(default_factory=set)
+    """Batch sizes that take far longer than a larger one, and were not seen to take less when they were timed again."""
     cpu_s: list[float] = field(default_factory=list)
     """Processor seconds of those at the requested batch size."""
     total_peak: int | None = None
     """High-water mark during those: of the process's resident memory, or of what tensors hold on the GPU."""
     device_account: DeviceAccount | None = None
     energy: EnergyMeter | None = None
+    energy_calls: int = 0
+    """Calls at the requested batch size whose energy was metered; those timed later are not among them."""
     evidence: Evidence = field(default_factory=Evidence)
     wall_s: float = 0.0
     """Of the whole profile."""
@@ -241,7 +247,7 @@ class Measurement:
                 )  # fmt: skip
         finally:
             if samples:
-                self.seen.energy = meter
+                self.seen.energy, self.seen.energy_calls = meter, len(samples)
                 self.seen.evidence.faults_per_call = None if faults is None else ((page_faults() or 0) - faults) / len(samples)
                 self._read_account(held)
 
@@ -318,6 +324,7 @@ class Measurement:
             if reason is not None:
                 break
         self._descend()
+        self._look_again()
 
     def _descend(self) -> None:
         """Go over the ladder once more, from the top: what changed in the meantime then disturbs no batch size alone."""
@@ -338,6 +345,37 @@ class Measurement:
                     )  # fmt: skip
             finally:
                 samples += again
+
+    def _look_again(self) -> None:
+        """Time what the rest of the ladder contradicts once more; the new times take the place of the old, whichever are longer."""
+        samples = self.seen.samples
+        found = find_contradicted(samples)
+        self.seen.contradicted = set(found)  # until they were timed again, which an interrupt may prevent
+        before_s = {size: percentile(samples[size], 50) for size in found}
+        for number, (size, larger) in enumerate(found.items()):
+            share_s = (self._deadline - time.perf_counter()) / (len(before_s) - number)
+            self._time_again(size, max(CHEAP_SHARE * self._budget_s, share_s), expected_s=percentile(samples[larger], 50))
+        still = find_contradicted(samples)
+        self.seen.contradicted = set(still)
+        for size in before_s.keys() - still.keys():
+            now = format_seconds(percentile(samples[size], 50))
+            self.seen.note("timed-again", f"a batch of {size} took {format_seconds(before_s[size])}, longer than larger ones; timed again, it took {now}")
+        for size, larger in still.items():
+            now, less = (format_seconds(percentile(samples[k], 50)) for k in (size, larger))
+            text = f"a batch of {size} took {now} and one of {larger} only {less}, so other work may have slowed it down: its times are marked noisy"
+            self.seen.note("W-CONTRADICTED", text)
+
+    def _time_again(self, size: int, budget_s: float, *, expected_s: float) -> None:
+        if FEWEST_SAMPLES * expected_s > budget_s:
+            return
+        self._progress(0.98, f"timing batch {size} again")
+        again, cpu_s = list[float](), list[float]()
+        with contextlib.suppress(AimassError):  # the old ones stand
+            call = self._call_with(size)
+            sample_latency(lambda: self._run(call), self.device, budget_s=budget_s, min_samples=FEWEST_SAMPLES, into=again, cpu_into=cpu_s)
+            self.seen.samples[size] = again
+            if size == self.seen.batch_size:
+                self.seen.cpu_s = cpu_s
 
     def _why_not(self, size: int) -> str | None:
         """Why a step cannot be made; an empty text where only the time is up, which needs no words."""

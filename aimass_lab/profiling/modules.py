@@ -14,6 +14,7 @@ from torch import nn
 
 from ..records import ModuleTime, Number, Quality, derived
 from ..timing import percentile
+from ..units import format_count
 
 
 @dataclass
@@ -131,7 +132,7 @@ def time_modules(
 
     def number(values: list[float], what: str) -> Number:
         return Number(
-            value=percentile(values, 50), unit="s", source="measured", method=f"{what}, median of {len(values)} call(s) with hooks",
+            value=percentile(values, 50), unit="s", source="measured", method=f"{what}, median of {format_count(len(values), 'call')} with hooks",
             interval=(min(values), max(values)), interval_kind="smallest and largest", n=len(values), environment=environment, quality=quality,
         )  # fmt: skip
 

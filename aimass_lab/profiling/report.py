@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from ..compiled import is_compiled
 from ..environment import LoadMeter, read_environment
 from ..records import BatchPoint, ModuleTime, Note, Number, Profile, Quality, Unit, derived
 from ..timing import latency_number, percentile
@@ -80,7 +81,8 @@ class Report:
 
     def _point(self, batch_size: int) -> BatchPoint:
         samples = self.seen.samples[batch_size]
-        p50, p95, p99 = (latency_number(samples, q, environment=self.environment.id, quality=self.quality) for q in (50, 95, 99))
+        quality: Quality = "noisy" if batch_size in self.seen.contradicted else self.quality
+        p50, p95, p99 = (latency_number(samples, q, environment=self.environment.id, quality=quality) for q in (50, 95, 99))
         band = p50.interval and (batch_size / p50.interval[1], batch_size / p50.interval[0])
         throughput = derived(
             batch_size / p50.value, "item/s", "batch size over p50 latency", [("latency_p50", p50)], interval=band, interval_kind=p50.interval_kind
@@ -151,4 +153,4 @@ class Report:
             return "not known: the model's operators could not be followed"
         if self.seen.rates is None:
             return "not known: the profile ended before the rates of this device were measured"
-        return say_what_binds(self.seen.trace, self.seen.rates, latency.value)
+        return say_what_binds(self.seen.trace, self.seen.rates, latency.value, compiled=is_compiled(self.workload.model))

@@ -74,7 +74,7 @@ def training_steps(workload: Workload, *, batch_size: int | None = None, optimiz
     if optimizer not in OPTIMIZERS:
         raise InputError(f"no optimizer called {optimizer!r}", help=f"there are: {', '.join(OPTIMIZERS)}")
     call = workload.call if batch_size is None else workload.call.with_batch(batch_size)
-    trained = private_copy(workload.model)
+    trained = private_copy(workload.model, alike=True)
     parameters: list[torch.Tensor] = [p for p in trained.parameters() if p.requires_grad]
     if not parameters:
         raise InputError(f"{workload.name} has no parameter to train", help="set requires_grad on those that should be trained")

@@ -10,6 +10,7 @@ import msgspec
 
 from ..errors import ModelError
 from ..records import ModelSummary, Number
+from ..units import format_count
 
 if TYPE_CHECKING:
     from ..tracing.trace import Trace
@@ -62,7 +63,7 @@ def with_counts(summary: ModelSummary, trace: Trace) -> ModelSummary:
 def count_flops(trace: Trace, environment: str | None = None) -> Number:
     """FLOPs of one call."""
     how = "counted over one real call" if trace.ran else "exact shape arithmetic over one pass without data"
-    missing = f"; {len(trace.uncovered)} operator(s) without a formula left out" if trace.uncovered else ""
+    missing = f"; {format_count(len(trace.uncovered), 'operator')} without a formula left out" if trace.uncovered else ""
     return Number(value=trace.flops, unit="FLOP", source="measured" if trace.ran else "estimated", method=how + missing, environment=environment)
 
 

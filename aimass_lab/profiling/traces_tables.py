@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..records import Number, Quality, TraceGpu, TraceKernel, TraceMemory, TraceModule, TraceOperator, TraceStep, Unit
+from ..units import format_count
 from .traces_file import MODULE_MARK, THE_MODEL
 
 MOST_STEPS = 20
@@ -66,11 +67,11 @@ class Tables:
         gpu = data.has_runtime or data.has_kernel or data.has_memcpy_or_memset
 
         def part(role: Any, there: bool = True) -> Number | None:
-            return self._time(costs[role], f"mean of {of} step(s)" if name == "mean" else "one step") if there else None
+            return self._time(costs[role], f"mean of {format_count(of, 'step')}" if name == "mean" else "one step") if there else None
 
         return TraceStep(
             name=name,
-            total=self._time(costs[Role.Total], f"mean of {of} step(s)" if name == "mean" else "one step"),
+            total=self._time(costs[Role.Total], f"mean of {format_count(of, 'step')}" if name == "mean" else "one step"),
             kernel=part(Role.Kernel, gpu),
             memcpy=part(Role.Memcpy, gpu),
             memset=part(Role.Memset, gpu),
@@ -109,7 +110,7 @@ class Tables:
         found = []
         for name, row in data.kernel_stat.iterrows():
             low, high = self._seconds(row["min"]), self._seconds(row["max"])
-            mean = self._time(row["mean"], f"mean of {int(row['count'])} run(s)", interval=(low, high), interval_kind="shortest and longest")
+            mean = self._time(row["mean"], f"mean of {format_count(int(row['count']), 'run')}", interval=(low, high), interval_kind="shortest and longest")
             blocks, occupancy = _finite(row.get("blocks_per_sm")), _finite(row.get("occupancy"))
             found.append(
                 TraceKernel(

@@ -36,8 +36,8 @@ class CpuReader:
         """
         allowed = _allowed_cores(self._sources.proc)
         cores, self._cores = self._cores, self._core_ticks(reasons)
-        shares = {core: _share(cores[core], now) for core, now in self._cores.items() if core in cores}
-        busy = [shares[core] for core in sorted(shares) if not allowed or core in allowed]
+        shares = {core: _shares(cores[core], now) for core, now in self._cores.items() if core in cores}
+        ours = [core for core in sorted(shares) if not allowed or core in allowed]
         own, self._own = self._own, self._own_ticks(reasons)
         process = None if own is None or self._own is None else (self._own - own) / self._ticks_per_s / elapsed_s
         container, throttled, limit = self._read_group(elapsed_s, reasons)
@@ -45,28 +45,30 @@ class CpuReader:
         return CpuReading(
             name=self._name,
             usable_cores=measured(affinity if limit is None else min(affinity, limit), "core", "affinity of this process and quota of its container"),
-            machine=measured(sum(shares.values()), "core", "/proc/stat, all cores") if shares else None,
+            machine=measured(sum(busy for busy, _ in shares.values()), "core", "/proc/stat, all cores") if shares else None,
             process=None if process is None else measured(process, "core", f"/proc/self/stat, in ticks of {1000 / self._ticks_per_s:g} ms"),
             container=container,
-            cores=tuple(round(share, 4) for share in busy),
+            cores=tuple(round(shares[core][0], 4) for core in ours),
             load_1min=_load(self._sources.proc, reasons),
             frequency=_frequency(self._sources, allowed, reasons),
             power=self._power(elapsed_s, reasons),
             stalled=stalled(self._sources, "cpu", reasons),
             throttled=throttled,
+            stolen=measured(sum(shares[core][1] for core in ours) / len(ours), "ratio", "/proc/stat, steal of the cores of this process") if ours else None,
         )
 
-    def _core_ticks(self, reasons: Reasons) -> dict[int, tuple[int, int]]:
-        """Busy and all ticks of each core."""
+    def _core_ticks(self, reasons: Reasons) -> dict[int, tuple[int, int, int]]:
+        """Busy, stolen and all ticks of each core."""
         path = self._sources.proc / "stat"
         found = {}
         try:
             for words in map(str.split, path.read_text().splitlines()):
                 if words and words[0].startswith("cpu") and words[0] != "cpu":
                     ticks = [int(word) for word in words[1:9]]  # user, nice, system, idle, iowait, irq, softirq, steal
-                    found[int(words[0][3:])] = (sum(ticks) - ticks[3] - ticks[4], sum(ticks))
+                    found[int(words[0][3:])] = (sum(ticks[:3]) + sum(ticks[5:7]), ticks[7], sum(ticks))
         except (OSError, ValueError, IndexError) as error:
-            reasons.add("cpu.machine", why_unreadable(error, path))
+            for what in ("cpu.machine", "cpu.stolen"):
+                reasons.add(what, why_unreadable(error, path))
         return found
 
     def _own_ticks(self, reasons: Reasons) -> int | None:
@@ -134,9 +136,11 @@ def stalled(sources: Sources, resource: str, reasons: Reasons) -> Number | None:
     return measured(percent / 100, "ratio", f"/proc/pressure/{resource}, some, mean of 10 s")
 
 
-def _share(before: tuple[int, int], now: tuple[int, int]) -> float:
-    ticks = now[1] - before[1]
-    return min(1.0, max(0.0, (now[0] - before[0]) / ticks)) if ticks > 0 else 0.0
+def _shares(before: tuple[int, int, int], now: tuple[int, int, int]) -> tuple[float, float]:
+    """Busy and stolen, of all."""
+    ticks = now[2] - before[2]
+    busy, stolen = (min(1.0, max(0.0, (after - first) / ticks)) if ticks > 0 else 0.0 for after, first in zip(now[:2], before[:2], strict=True))
+    return busy, stolen
 
 
 def _load(proc: Path, reasons: Reasons) -> Number | None:

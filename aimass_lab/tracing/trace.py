@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compiled import is_compiled, uncompiled
 from ..errors import ModelError
 from ..inputs import copied
 from ..outputs import output_tensors
@@ -21,7 +22,7 @@ from .formulas import tensor_bytes
 from .one_pass import OnePass
 from .rows import OutputShape, Row, Trace
 
-__all__ = ["OnePass", "OutputShape", "Row", "Trace", "is_compiled", "trace_call"]
+__all__ = ["OnePass", "OutputShape", "Row", "Trace", "trace_call"]
 
 
 def trace_call(model: nn.Module, call: Call, *, batch_size: int | None = None, may_run: bool = True, may_assume: bool | None = None) -> Trace:
@@ -45,6 +46,7 @@ def trace_call(model: nn.Module, call: Call, *, batch_size: int | None = None, m
             cannot be traced and may not be run.
     """
     check_initialised(model)
+    model = uncompiled(model)  # whose names are the user's
     size = call.batch_size if batch_size is None else batch_size
     # Sizes are all the pass needs: inputs of another batch size are not built in memory.
     shapes = call if size == call.batch_size else call.map(lambda t: t.to("meta")).with_batch(size)
@@ -114,13 +116,6 @@ def summary(one_pass: OnePass, model: nn.Module, call: Call, outputs: Any) -> di
         "event_rows": tuple(one_pass.memory.event_rows),
         "assumptions": tuple(f"{name}: as many as its inputs allow" for name in one_pass.assumptions),
     }
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether `torch.compile` stands between a call of this model and its operators."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    wrapper = getattr(dynamo, "OptimizedModule", None)
-    return any(getattr(m, "_compiled_call_impl", None) is not None or (wrapper is not None and isinstance(m, wrapper)) for m in model.modules())
 
 
 @contextlib.contextmanager

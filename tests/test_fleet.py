@@ -1,8 +1,12 @@
 """Allocation on a fleet: the choice against brute force, packing, limits, fairness, sharing of devices, and the verb."""
 
+import _thread
 import functools
 import itertools
 import math
+import random
+import signal
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -19,15 +23,19 @@ from aimass_lab.fleet.inventory import Attached, read_fleet
 from aimass_lab.fleet.joint import Stream, take_turns
 from aimass_lab.fleet.limits import find_limits
 from aimass_lab.fleet.problem import Client, Node, Option, Problem, Quota, cost_of
+from aimass_lab.fleet.program import Program
 from aimass_lab.fleet.shares import MIG_MEMORY, read_share
 from aimass_lab.fleet.solve import solve
 from aimass_lab.fleet.ways import Ask, Variant, capacity
 from aimass_lab.frontends.cli import main
 from aimass_lab.frontends.render import render_html, render_plain
+from aimass_lab.planning import make_plan
+from aimass_lab.planning.overhead import FRONT_END_S, Overhead
 from aimass_lab.planning.queueing import Poisson, ServiceTimes
 from aimass_lab.planning.simulate import simulate_fcfs
 from aimass_lab.records import BatchPoint, FleetAllocation, ModelInfo, Number, from_json, to_json
 from aimass_lab.store import Store
+from aimass_lab.targets import make_target
 
 # --- an oracle that shares nothing with what it judges ------------------------------------
 
@@ -271,6 +279,33 @@ def test_the_solver_writes_nothing_and_leaves_the_notebooks_other_solvers_alone(
     assert solve(problem) == before
 
 
+def test_an_interrupt_ends_the_solver():
+    """Market split (Cornuéjols and Dawande 1998): six rows and fifty variables take branch and bound hours."""
+    rng, program, slack = random.Random(0), Program(), []
+    chosen = [program.variable(0, 1, integer=True) for _ in range(50)]
+    for _ in range(6):
+        weights = [float(rng.randrange(100)) for _ in chosen]
+        more, less = program.variable(), program.variable()
+        slack += [more, less]
+        program.row({**dict(zip(chosen, weights, strict=True)), more: 1.0, less: -1.0}, low=sum(weights) // 2, high=sum(weights) // 2)
+    seen = []
+
+    def interrupt():
+        while not seen:
+            seen.extend(thread for thread in threading.enumerate() if thread.name == "aimass-solver")
+        _thread.interrupt_main()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            program.minimise(dict.fromkeys(slack, 1.0), seconds=300)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    seen[0].join(60)
+    assert not seen[0].is_alive(), "it would go on in the background until its time is up"
+
+
 @pytest.mark.parametrize("limits", [{"budget": 1.4}, {"max_jobs": 12}, {"quotas": (Quota(tenant="t1", resource="cores", limit=3),)}])
 def test_large_programs_come_near_to_fair_shares(limits, monkeypatch):
     """What is settled as if replicas could be cut up serves the tenant that gets least almost as well as the exact answer, and no bound is too low."""
@@ -479,6 +514,24 @@ def test_what_a_replica_carries_does_not_depend_on_how_many_there_are():
     assert p99(rate) <= 0.05 < p99(1.2 * rate)
 
 
+def test_a_replica_takes_no_more_than_its_server_reads_and_a_plan_says_the_same(fleet):
+    """A model of 8 us a request, at more than three times what one front end reads."""
+    model, here = ask("a", 1).model, ladder(4e-6, 4e-6)
+    rate, target = number(35_000, "request/s", "user"), number(0.1, "s", "user")
+    variant = Variant(technique="none", ladder=here, cores=number(1, "core"), weight_bytes=40)
+    box = replace(fleet, kinds=(replace(fleet.kinds[0], latency={}),))
+    record = make_allocation([Ask(model=model, rate=rate, p99=target, variants={"cpu": [variant]})], box, Terms())
+    planned = make_plan(model, {"cpu": here}, make_target(35_000, 0.1), overhead=Overhead.recorded())
+    (allocated,) = record.models
+    assert allocated.replicas.value == planned.replicas.value == math.ceil(35_000 * FRONT_END_S) > 1
+    assert allocated.capacity.value == pytest.approx(1 / FRONT_END_S)
+    assert "on one core, 100 µs for a request" in allocated.capacity.method
+    assert "front end" in allocated.capacity.inputs
+    assert allocated.capacity.weakest_source == "estimated"
+    quicker = Ask(model=model, rate=rate, p99=target, variants={"cpu": [replace(variant, front_end_per_s=100_000)]})
+    assert make_allocation([quicker], box, Terms()).models[0].replicas.value == 1
+
+
 @pytest.fixture(scope="module")
 def allocation(fleet):
     return make_allocation([ask("a", 300), ask("b", 900, tenant="search")], fleet, Terms())
@@ -574,13 +627,13 @@ def studies(tmp_path_factory):
 
 def test_a_study_allocates_beside_others(studies):
     one, other = studies
-    record = one.allocate(beside=other, rate={"a": 20, "b": "10/s"}, p99={"a": "5s", "b": 5}, count={"cpu": 4}, price={"cpu": 0.5}, budget=2)
+    record = one.allocate(beside=other, rate={"a": 20, "b": "10/s"}, p99={"a": "5s", "b": "5s"}, count={"cpu": 4}, price={"cpu": 0.5}, budget=2)
     assert record.status == "all served"
     assert [model.model.name for model in record.models] == ["a", "b"]
     assert all(model.formula_busy.value > 0 and "the formula has" in model.formula_difference for model in record.models)
     assert one.results[-1] is record
     other.trial("bf16", seconds=0.3)
-    again = one.allocate(beside=other, rate={"a": 20, "b": 10}, p99={"a": 5, "b": 5}, technique="bf16", node=("cpu", "l4"))
+    again = one.allocate(beside=other, rate={"a": 20, "b": 10}, p99={"a": "5s", "b": "5s"}, technique="bf16", node=("cpu", "l4"))
     assert again.cost is None
     assert "missing:price" in {note.code for note in again.notes}
     assert again.model("b").options >= record.model("b").options
@@ -600,12 +653,12 @@ def test_a_study_allocates_beside_others(studies):
 def test_questions_that_make_no_sense(studies, asked, message):
     one, other = studies
     with pytest.raises(InputError, match=message):
-        one.allocate(**{"beside": other, "rate": {"a": 1, "b": 1}, "p99": {"a": 1, "b": 1}, **asked})
+        one.allocate(**{"beside": other, "rate": {"a": 1, "b": 1}, "p99": {"a": "1s", "b": "1s"}, **asked})
 
 
 def test_an_unknown_device(studies):
     with pytest.raises(UnknownNameError, match="device"):
-        studies[0].allocate(rate={"a": 1}, p99={"a": 1}, node="abacus")
+        studies[0].allocate(rate={"a": 1}, p99={"a": 0.5}, node="abacus")
 
 
 def test_a_fleet_on_the_command_line(model_file, fleet_file, capsys):
@@ -624,4 +677,4 @@ def test_the_fleet_of_the_readme_is_one(tmp_path):
     (tmp_path / "fleet.toml").write_text(re.search(r"```toml\n(\[nodes.*?)```", text, re.DOTALL)[1])
     fleet = read_fleet(tmp_path / "fleet.toml", HERE)
     assert [kind.name for kind in fleet.kinds] == ["box", "gpu", "card"]
-    assert fleet.tenants == {"net": "search"}
+    assert fleet.tenants == {"Net": "search"}

@@ -19,6 +19,8 @@ from specs import gpu, make
 from aimass_lab.errors import SpecError
 from aimass_lab.export import check_spec_path, exporter_text, read_exporter
 from aimass_lab.export.files import write_files
+from aimass_lab.frontends.arguments import HelpShown, get_verb, parse_arguments
+from aimass_lab.frontends.cli import main
 from aimass_lab.manifests import Schemas, lint_manifests, server
 from aimass_lab.manifests.quantities import parse_quantity, parse_size, parse_span
 from aimass_lab.serving.__main__ import make_parser
@@ -135,6 +137,25 @@ def test_manifests_of_others_are_checked_for_form(tmp_path):
     )
     codes = {f.code for f in check_spec_path(tmp_path / "pod.yaml").findings}
     assert {"W-NO-SPEC", "E-CHOICE"} <= codes
+
+
+def test_definitions_of_a_cluster_are_named_on_the_command_line_one_or_more(tmp_path, capsys):
+    """In a folder that has none yet, and in files; what may be repeated and is empty by default was a crash."""
+    manifests, definitions = tmp_path / "deploy", tmp_path / "crds"
+    definitions.mkdir()
+    write_files(manifests, read_exporter("kubernetes(scaler=keda)").export(make()))
+    assert main(["check", str(manifests), "--crd", str(definitions)]) == 0
+    assert "no schema of keda.sh/v1alpha1" in capsys.readouterr().out
+    names = {"kind": "ScaledObject", "plural": "scaledobjects"}
+    version = {"name": "v1alpha1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {"type": "object"}}}
+    definition = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "scaledobjects.keda.sh"}}
+    definition["spec"] = {"group": "keda.sh", "names": names, "scope": "Namespaced", "versions": [version]}
+    (definitions / "keda.json").write_text(json.dumps(definition))
+    assert main(["check", str(manifests), "--crd", str(definitions), "--crd", str(definitions / "keda.json")]) == 0
+    assert "no schema of keda.sh/v1alpha1" not in capsys.readouterr().out
+    with pytest.raises(HelpShown):
+        parse_arguments(get_verb("check"), ["--help"], model_required=True)
+    assert "()" not in capsys.readouterr().out
 
 
 def test_a_definition_that_is_none(tmp_path):

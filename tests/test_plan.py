@@ -2,17 +2,22 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from plans import LADDER, MODEL, ladder, number, target
 
 from aimass_lab.errors import InputError, UnknownNameError
+from aimass_lab.frontends.layouts.base import ladder_table
+from aimass_lab.planning import simulations
+from aimass_lab.planning.allocation import Allocation, Allocator, Candidate, Load
 from aimass_lab.planning.answer import MAX_OPTIONS
 from aimass_lab.planning.overhead import Overhead
 from aimass_lab.planning.plan import make_plan
 from aimass_lab.planning.queueing import Bursty, Poisson, ServiceTimes
-from aimass_lab.planning.simulate import RequestClass, simulate_fcfs
-from aimass_lab.records import Plan, Target, from_json, to_json
+from aimass_lab.planning.simulate import RequestClass, replicate, simulate_fcfs
+from aimass_lab.planning.simulations import Simulations
+from aimass_lab.records import Experience, Plan, Target, from_json, to_json
 
 
 def p99_of(plan, *, replicas, rate, law=Poisson, seed=99, count=200_000):
@@ -175,6 +180,55 @@ def test_too_few_replicas_says_what_they_carry():
     assert not make_plan(MODEL, {"cpu": LADDER}, target(1.1 * highest, 0.050, max_replicas=5)).feasible
 
 
+def test_a_rate_beyond_all_reason_is_answered_from_few_simulations(monkeypatch):
+    """Every way to run a replica was searched to its end, though none of them is allowed."""
+    runs = []
+    monkeypatch.setattr(simulations, "replicate", lambda *args, **options: runs.append(args) or replicate(*args, **options))
+    refused = make_plan(MODEL, {"cpu": LADDER}, target(1e6, 0.050))
+    assert len(runs) < 100
+    assert "max_replicas binds" in refused.binding
+    needed = int(refused.binding.split(" need ")[1].split()[0])
+    batch = int(refused.max_batch_size.value)
+    fewest = 1e6 * ServiceTimes.from_points(LADDER).mean_s(batch) / batch
+    assert fewest < needed < 2 * fewest
+    assert p99_of(refused, replicas=needed, rate=1e6) <= 0.050
+
+
+def test_a_replica_takes_no_more_than_its_server_however_fast_the_model():
+    """A card that answers 256 items in 0.1 ms: 100 µs of a core for each request, at the least, are 10,000 requests a second."""
+    fast = {"card": ladder(1e-5, 3.5e-7, sizes=(1, 16, 256))}
+    served = make_plan(MODEL, fast, target(100_000, 0.050), overhead=Overhead.recorded())
+    assert served.feasible
+    assert served.replicas.value == 11
+    assert "its server spends 100 µs of a core on each" in served.binding
+    assert served.throughput_limit.value == pytest.approx(11 * 10_000)
+    assert make_plan(MODEL, fast, target(100_000, 0.050)).replicas.value == 1, "where nobody asked for the server, it is the model's"
+
+
+def test_confirming_adds_as_few_replicas_as_searching_one_by_one():
+    allocator = Allocator(Load(arrivals=Poisson(3000.0), latency_p99_s=0.020), quick=(200, 3), thorough=(4000, 5), known=Simulations())
+    candidate = Candidate(device="cpu", service=ServiceTimes.from_points(LADDER), max_batch_size=4, max_wait_s=0.0)
+    enough = next(n for n in range(1, 40) if allocator.meets(allocator.simulate(candidate, n, thorough=True)))
+    for start in (enough // 2, enough - 3, enough, enough + 4):
+        confirmed = allocator.confirm(Allocation(candidate=candidate, replicas=start, simulation=None))
+        assert (confirmed.replicas, confirmed.meets) == (max(start, enough), True)
+        assert (confirmed.below is None) == (start >= enough)
+    assert not allocator.confirm(Allocation(candidate=candidate, replicas=enough // 4, simulation=None)).meets, "then another candidate is better"
+
+
+def test_a_target_that_idle_replicas_pay_for_names_one_that_is_not():
+    """A request alone takes 5.8 ms (p99 of the ladder, upper end): within 6 ms hardly any may meet another."""
+    plan = make_plan(MODEL, {"cpu": LADDER}, target(100, 0.006))
+    (note,) = (note.text for note in plan.notes if note.code == "W-DEAR-TARGET")
+    assert f"{plan.replicas.value:g} replicas, where 1 would carry the rate" in note
+    within, needed = note.split("a p99 of ")[1].split(" ms would take ")
+    assert int(needed.split()[0]) <= plan.replicas.value / 2
+    cheaper = make_plan(MODEL, {"cpu": LADDER}, target(100, 1.01 * float(within) / 1e3))
+    assert cheaper.feasible
+    assert cheaper.replicas.value <= int(needed.split()[0])
+    assert "W-DEAR-TARGET" not in {note.code for note in cheaper.notes}
+
+
 def test_both_bind():
     refused = make_plan(MODEL, {"cpu": LADDER}, target(4_000, 0.003, max_replicas=2))
     assert not refused.feasible
@@ -303,3 +357,25 @@ def test_a_device_beyond_the_budget_is_not_considered():
     plan = make_plan(MODEL, ladders, target(400, 0.050, budget=number(1.0, "USD/h", "user")), prices={"cpu": 0.3, "l4": 1.5})
     assert {option.device for option in plan.options} == {"cpu"}
     assert "beyond:budget" in {note.code for note in plan.notes}
+
+
+def test_a_band_that_runs_here_made_wider_is_told_where_it_shows():
+    def told(added):
+        plan = make_plan(MODEL, {"cpu": LADDER}, target(20, 0.1), experience=Experience(p99_reach=(1.0, added), n=2))
+        return plan, [note.text for note in plan.notes if note.code == "reach"]
+
+    plain, texts = told(0.001)
+    assert texts == []
+    wide, texts = told(0.02)
+    assert len(texts) == 1
+    assert "20.0 ms above their bands" in texts[0]
+    assert wide.latency_p99.ends[1] - plain.latency_p99.ends[1] == pytest.approx(0.019)
+
+
+def test_a_batch_size_seen_once_has_no_percentiles():
+    (first, *_) = LADDER
+    once = msgspec.structs.replace(
+        first, **{name: msgspec.structs.replace(getattr(first, name), n=1) for name in ("latency_p50", "latency_p95", "latency_p99")}
+    )
+    assert ladder_table((once, first)).rows[0][1:4] == (once.latency_p50, "seen once", "seen once")
+    assert ladder_table((once, first)).rows[1][2:4] == (first.latency_p95, first.latency_p99)

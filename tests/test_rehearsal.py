@@ -19,12 +19,12 @@ from aimass_lab.frontends.render import render_html, render_plain
 from aimass_lab.planning.ladders import join_ladders
 from aimass_lab.planning.overhead import Overhead
 from aimass_lab.planning.queueing import Poisson, ServiceTimes
-from aimass_lab.planning.simulate import simulate_fcfs
+from aimass_lab.planning.simulate import Band, simulate_fcfs
 from aimass_lab.prediction.bookkeeping import through_ledger
-from aimass_lab.prediction.ledger import FEWEST_SCORED, outcomes_of, plan_kind, rehearsal_kind
-from aimass_lab.records import INTERRUPTED, BatchPoint, Number, Rehearsal, ServerTime, from_json, to_json
+from aimass_lab.prediction.ledger import FEWEST_SCORED, ordinary, outcomes_of, plan_kind, reach_of, rehearsal_kind
+from aimass_lab.records import INTERRUPTED, BatchPoint, Experience, Number, Recovery, Rehearsal, ServerTime, from_json, to_json
 from aimass_lab.rehearsal import Asked, rehearse
-from aimass_lab.rehearsal.figures import UNITS, Load, figures, replay
+from aimass_lab.rehearsal.figures import UNITS, Load, _disturbed, figures, replay
 from aimass_lab.rehearsal.journal import Events, read_journal, recoveries
 from aimass_lab.rehearsal.replicas import Replicas, Run
 from aimass_lab.rehearsal.verdict import disturbance
@@ -186,6 +186,7 @@ def test_a_replay_of_what_the_mechanism_did_is_exact(folder, workers):
     busy = float(simulated.batch_service_s.sum())
     expected = figures(result.latency_s, finish, busy, simulated.batch_items, rate=result.rate, duration_s=result.duration_s, workers=workers)
     assert again == pytest.approx(expected, rel=1e-9)
+    assert expected["throughput"] == result.throughput()  # as the proof of a bundle counts it
 
 
 def test_the_servers_own_time_is_what_queue_and_model_leave():
@@ -225,7 +226,7 @@ def test_a_busy_machine_is_a_verdict_of_its_own():
     assert disturbance(run) is None
     assert "other work kept" in disturbance(dataclasses.replace(run, disturbance=dataclasses.replace(QUIET, foreign_cores=1000.0)))
     robbed = disturbance(dataclasses.replace(run, disturbance=dataclasses.replace(QUIET, stolen_cores=0.3 * os.cpu_count())))
-    assert "the host took 30% of the processor" in robbed
+    assert "the host took 30 % of the processor" in robbed
 
 
 # --- what is learnt ----------------------------------------------------------------------
@@ -266,6 +267,83 @@ def test_runs_of_plans_are_scored_each_by_its_load_and_teach_the_next_plan(study
     assert "taught" in second.latency_p99.method
 
 
+def with_p99(rehearsal, **changes):
+    metrics = [dataclasses_replace(m, **changes) if m.name == "latency p99" else m for m in rehearsal.metrics]
+    return dataclasses_replace(rehearsal, metrics=tuple(metrics), recoveries=(), verdict="measured")
+
+
+def test_the_next_plans_band_reaches_as_far_beyond_its_own_as_the_newest_runs_did(rehearsal):
+    def reach(*runs, planned=False):
+        seen = [with_p99(rehearsal, predicted=seconds(1.0, interval=(0.9, 1.1)), measured=seconds(middle, interval=ends)) for middle, ends in runs]
+        return reach_of(seen, "latency p99", planned=planned)
+
+    assert reach((1.2, (1.0, 1.25))) == (1.0, pytest.approx(0.15))
+    assert reach((0.8, (0.72, 1.0))) == (pytest.approx(0.8), 0.0)
+    assert reach((1.0, (0.95, 1.05))) == (1.0, 0.0)  # never narrower
+    assert reach((1.2, (1.0, 1.25)), (0.8, (0.72, 1.0)), (1.0, (1.0, 1.2))) == (pytest.approx(0.8), pytest.approx(0.15))
+    assert reach() == (1.0, 0.0)
+    many = [(1.0 + 0.1 * k, (1.0, 1.1 + 0.1 * k)) for k in range(19)]
+    assert reach(*many) == (1.0, pytest.approx(1.7))  # one of ten may be further
+    assert reach(*many[:9]) == (1.0, pytest.approx(0.8))
+    band = Band(10.0, 9.0, 12.0).reaching(0.5, 3.0)
+    assert (band.value, band.low, band.high) == (10.0, 4.5, 15.0)
+
+
+def test_runs_of_earlier_sessions_count_and_none_counts_twice(study, rehearsal, tmp_path):
+    first = Study(study.workload, store=tmp_path / "history.db")
+    lost, calm = first._keep("rehearse", rehearsal), first._keep("rehearse", with_p99(rehearsal))
+    assert lost.recoveries
+    assert first._runs("none") == [calm]
+    assert Study(study.workload, store=tmp_path / "history.db")._runs("none") == [calm]
+    assert first._runs("bf16") == []
+
+
+def test_what_a_plans_band_reached_already_is_not_taken_for_its_own(rehearsal):
+    experience = Experience(p99=(1.0, 2.0), p99_reach=(0.5, 1.0), n=1)
+    measured = seconds(2.4, interval=(2.0, 2.5))
+    run = with_p99(rehearsal, planned=seconds(1.0, interval=(0.4, 2.25)), measured=measured)  # [0.8, 1.25] of its own, stretched from the root of it
+    run = dataclasses_replace(run, plan_experience=experience, verdict="measured")
+    assert reach_of([run], "latency p99", planned=True) == (1.0, pytest.approx(2.5 - 1.25))
+    [entry] = [e for e in outcomes_of(run, digest="d", corrections={}) if e.kind == plan_kind(run.plan_server_time, "latency p99")]
+    assert entry.interval == (0.4, 2.25)
+    assert entry.inside is False
+    assert math.log(entry.interval[1] / entry.value) / entry.stretch == pytest.approx(math.log(1.25) / 2.0)
+    low = dataclasses_replace(run, metrics=with_p99(run, measured=seconds(0.3)).metrics)
+    [entry] = [e for e in outcomes_of(low, digest="d", corrections={}) if e.kind == plan_kind(run.plan_server_time, "latency p99")]
+    assert math.log(entry.value / entry.interval[0]) / entry.stretch == pytest.approx(math.log(1 / 0.8) / 2.0)
+
+
+def test_a_disturbed_run_rules_out_nothing_that_was_planned(rehearsal):
+    figures = {"predicted": seconds(1.0, interval=(0.9, 1.1)), "planned": seconds(0.8, interval=(0.45, 1.6)), "measured": seconds(1.0, interval=(0.95, 1.05))}
+    run = dataclasses_replace(with_p99(rehearsal, **figures), plan_experience=Experience(p99_reach=(1.0, 0.1), n=1))
+    assert reach_of([dataclasses_replace(run, verdict="measured")], "latency p99", planned=False) == (1.0, 0.0)
+    assert reach_of([dataclasses_replace(run, verdict="starved")], "latency p99", planned=False) == (pytest.approx(0.5), pytest.approx(0.4))
+
+
+def test_runs_that_lost_workers_or_were_offered_too_much_widen_no_band(rehearsal):
+    calm = dataclasses_replace(rehearsal, recoveries=())
+    assert ordinary(calm)
+    lost = Recovery(ended_at=seconds(1.0), handed_on=1, failed=0, ready_after=None)
+    assert not ordinary(dataclasses_replace(calm, recoveries=(lost,)))
+    assert not ordinary(dataclasses_replace(calm, requests_per_s=dataclasses_replace(calm.requests_per_s, value=1.1 * calm.capacity.value * calm.replicas)))
+
+
+def test_a_run_that_was_disturbed_says_what_it_may_be_on_other_days():
+    """Of 900 requests those of one third had to wait for other work, by a tenth of a second each."""
+    _, run, _ = made_up(count=900)
+    result = run.results[0]
+    third_s = result.duration_s / 3
+    latency = np.where(result.sent_s < third_s, 0.15, 0.05)
+    ends = np.linspace(0.0, 3 * third_s + 1.0, 200) + result.began_s
+    stalls = np.where(ends[1:] < result.began_s + third_s, 0.1, 0.0)
+    held_up = dataclasses.replace(run, results=[dataclasses.replace(result, latency_s=latency)], disturbance=Disturbance(2.0, 0.0, ends, stalls))
+    least, worst = _disturbed(held_up, 0.5)
+    assert worst == 0.15
+    assert 0.0 <= least <= 0.05
+    undisturbed = dataclasses.replace(held_up, disturbance=dataclasses.replace(held_up.disturbance, stalls_s=np.zeros(199)))
+    assert _disturbed(undisturbed, 0.5) == (0.05, 0.15)
+
+
 def test_a_starved_run_teaches_nothing(rehearsal, tmp_path):
     starved = dataclasses_replace(rehearsal, verdict="starved")
     assert outcomes_of(starved, digest="d", corrections={}) == []
@@ -275,12 +353,14 @@ def test_a_starved_run_teaches_nothing(rehearsal, tmp_path):
 
 def test_a_plan_after_a_rehearsal_rests_on_what_the_server_showed(study, rehearsal, plan):
     quiet = dataclasses_replace(rehearsal.server_time, typical=dataclasses_replace(rehearsal.server_time.typical, quality="ok"))
-    study.results.append(dataclasses_replace(rehearsal, server_time=quiet, verdict="measured"))
+    study.results.append(dataclasses_replace(rehearsal, server_time=quiet, verdict="measured", recoveries=()))
     spec = study._make_spec(plan, name=None, image=None)
     assert {metric.name for metric in spec.rehearsed} == set(UNITS)
     assert "Predicted, run, replayed" in render_html(spec)
     again = study.plan(rate=60, p99="60s")
     assert again.server_time == quiet
+    assert again.experience.n == 1
+    assert again.experience.p99_reach == reach_of([study.results[-2]], "latency p99", planned=False)
     measured = {point.batch_size: point for point in rehearsal.service_time}
     assert all(point.latency_p50 == measured[point.batch_size].latency_p50 for point in again.service_time if point.batch_size in measured)
     assert "server-time" in {note.code for note in again.notes}

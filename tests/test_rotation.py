@@ -1,8 +1,11 @@
 """Models that take turns on one device: cut without a change, run under policies, predicted, replayed."""
 
+import contextlib
 import math
 import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +18,7 @@ from aimass_lab.headlines import describe_policy
 from aimass_lab.records import Rotation, from_json, to_json
 from aimass_lab.rotation import Stream, rotate
 from aimass_lab.rotation.figures import Outcome, fairness
+from aimass_lab.rotation.lanes import Crew, ModelLane
 from aimass_lab.rotation.segments import Pieces, _spread
 from aimass_lab.rotation.tasks import make_requests, rates_for
 from aimass_lab.rotation.worker import Worker, pause
@@ -199,13 +203,44 @@ def test_models_are_cut_and_only_policies_that_interrupt_interrupt(rotation):
 
 
 def test_the_replay_is_the_run_and_errors_add_up(rotation):
-    """On the device's clock other work on the machine is not in the figures; the bar is wide because a test may be disturbed all the same."""
+    """A few calls decide a p99, and one pause of the machine moves them: the bar is for the middle of all policies. The exact check follows."""
+    errors = []
     for run in rotation.runs:
         for metric in run.metrics:
             if metric.name in ("mean latency", "p99 latency") and not metric.model:
-                assert abs(metric.mechanism_error.value) < 0.25
+                errors.append(abs(metric.mechanism_error.value))
                 product = (1 + metric.mechanism_error.value) * (1 + metric.service_error.value)
                 assert product == pytest.approx(1 + metric.error.value)
+    assert np.median(errors) < 0.25
+
+
+@pytest.mark.parametrize("name", ["fcfs", "round_robin", "priority"])
+def test_with_each_segments_own_times_the_simulation_is_the_run(name):
+    """Whatever the machine did: the loop takes the same decisions at the same times."""
+
+    class AsRun(SimulatedLane):
+        def run(self, job):
+            self._overhead_s = next(overheads)
+            return super().run(job)
+
+    nets = [workload("a", 256, 6), workload("b", 128, 8)]
+    streams = [Stream(workload=net, priority=k) for k, net in enumerate(nets)]
+    requests, stream_of = make_requests(streams, [900.0, 900.0], [0.0003, 0.0002], seconds=0.05)
+    policy = make_policy(name, {"quantum_s": 1e-6} if name == "round_robin" else None)
+    pieces = [Pieces(net) for net in nets]
+    for piece in pieces:
+        piece.places = frozenset({("2", 1), ("4", 1)})
+    with contextlib.ExitStack() as stack:
+        crew = stack.enter_context(Crew(time.thread_time))
+        for piece in pieces:
+            stack.enter_context(piece)
+        lane = ModelLane(pieces, stream_of, crew)
+        real = run_jobs(requests, policy, [lane])
+    times = [[used for _, used in sorted(lane.segments_s[k])] for k in range(len(requests))]
+    overheads = iter(lane.overheads_s)
+    again = run_jobs(requests, policy, [AsRun(times)])
+    assert [(t.job, t.finished) for t in again.turns] == [(t.job, t.finished) for t in real.turns]
+    assert [job.finish_s for job in again.jobs] == pytest.approx([job.finish_s for job in real.jobs])
 
 
 def test_the_record_travels_and_is_shown(rotation):

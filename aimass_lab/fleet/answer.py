@@ -23,7 +23,7 @@ from ..records import (
     Unit,
     derived,
 )
-from ..units import format_quantity, format_seconds
+from ..units import format_count, format_quantity, format_seconds, format_share
 from .inventory import NodeKind
 from .joint import Outcome
 from .limits import SMALL, Tight
@@ -265,23 +265,26 @@ def _jain(shares: Sequence[float]) -> float:
 def _reason(way: Way, count: int, share: float, weighed: int) -> str:
     carries = f"{count} x {format_quantity(way.capacity.value, 'request/s')}"
     if share > 1 - EPS:
-        return f"{carries} carry it; {weighed} ways were weighed"
+        return f"{carries} carry it; {format_count(weighed, 'way')} weighed"
     return f"{carries} is what there is room for"
 
 
 def _difference(first: ResourceDemand, way: Way, ask: Ask, count: int) -> str:
     """The formula's replicas against the answer's, and why they differ."""
     cut = round(first.replicas.value)
-    head = f"the formula has {first.busy_devices.value:.3g} {first.busy_devices.unit}s busy, so {cut} at {first.utilization.value:.0%}"
+    head = f"the formula has {first.busy_devices.value:.3g} {first.busy_devices.unit}s busy, so {cut} at {format_share(first.utilization.value)}"
     if cut == count:
         return f"{head}; so has the answer"
+    if way.read_at_most:
+        return f"{head}; the formula knows no server: one reads at most {format_quantity(way.variant.front_end_per_s, 'request/s')}, whatever its model carries"
     full = way.candidate.service.stable_rate(way.candidate.max_batch_size)
     load = way.capacity.value / full if full else 0.0
     target = format_seconds(ask.p99.value)
     if count > cut:
         part = "" if way.share.compute == 1 else f", and a replica has {way.share.name} of the device"
-        return f"{head}; the formula knows no waiting: for a p99 of {target} a replica is loaded to {load:.0%} of what full batches carry{part}"
-    return f"{head}; the answer needs fewer: for a p99 of {target} a replica may be loaded to {load:.0%}, in batches of up to {way.candidate.max_batch_size}"
+        return f"{head}; the formula knows no waiting: for a p99 of {target} a replica is loaded to {format_share(load)} of what full batches carry{part}"
+    loaded = f"a replica may be loaded to {format_share(load)}, in batches of up to {way.candidate.max_batch_size}"
+    return f"{head}; the answer needs fewer: for a p99 of {target} {loaded}"
 
 
 def _limit_text(limit: Tight) -> str:
@@ -296,7 +299,11 @@ def _limit_text(limit: Tight) -> str:
     if limit.saved > 1e-3:
         return f"{limit.name}: {of} used; {more} would save {format_quantity(limit.saved, 'USD/h')}"
     if limit.binds:
-        least = f"the least share would be {limit.after.least:.0%} instead of {limit.before.least:.0%}" if limit.after.least > limit.before.least + 1e-4 else ""
+        least = (
+            f"the least share would be {format_share(limit.after.least)} instead of {format_share(limit.before.least)}"
+            if limit.after.least > limit.before.least + 1e-4
+            else ""
+        )
         served = f"{format_quantity(limit.gained, 'request/s')} more would be served" if limit.gained > 1e-6 else ""
         return f"{limit.name}: {of} used; with {more} {' and '.join(filter(None, (served, least)))}"
     return f"{limit.name}: {of} used; {more} alone would change nothing"
@@ -307,7 +314,7 @@ def _binding(solution: Solution, models: Sequence[FleetModel], limits: Sequence[
     tight = [_limit_text(limit) for limit in sorted(limits, key=lambda t: (-t.gained, -t.saved)) if limit.binds]
     if not solution.elastic:
         return f"everybody is served; {tight[0]}" if tight else "everybody is served, and no limit makes it dearer"
-    short = ", ".join(f"{m.model.name} {m.share.value:.0%}" for m in models if 0 < m.share.value < 1 - EPS)
+    short = ", ".join(f"{m.model.name} {format_share(m.share.value)}" for m in models if 0 < m.share.value < 1 - EPS)
     dropped = [m for m in models if m.share.value == 0]
     hopeless = [m for m in dropped if m.options == 0]
     parts = [f"served in part: {short}" if short else "", f"not served: {', '.join(m.model.name for m in dropped)}" if dropped else ""]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -144,12 +143,13 @@ class Program:
         """A solver that has found something; None where it has not."""
         import highspy
 
-        solver = highspy.Highs.__new__(highspy.Highs)
-        super(highspy.Highs, solver).__init__()  # its own one wants callbacks, which writes to standard output before an option can say not to (1.16)
-        for name, value in {"output_flag": False, "threads": 1, "time_limit": max(seconds, 0.05), **options}.items():
+        from ._solver import Solver
+
+        solver = Solver()
+        for name, value in {"threads": 1, "time_limit": max(seconds, 0.05), **options}.items():
             solver.setOptionValue(name, value)
         solver.passModel(self._model(terms, integers))
-        _run(solver)
+        solver.solve_beside()
         return solver if solver.getInfo().primal_solution_status == highspy.kSolutionStatusFeasible else None
 
     def _model(self, terms: Terms, integers: Collection[int]) -> Any:
@@ -172,17 +172,6 @@ class Program:
                 kinds[variable] = highspy.HighsVarType.kInteger
             model.integrality_ = kinds
         return model
-
-
-def _run(solver: Any) -> None:
-    """Let it work in a thread of its own.
-
-    HiGHS keeps for each thread that calls it how many it works with, and refuses another number from then on: here it neither meets what another
-    of the notebook's solvers asked for, nor decides it for them.
-    """
-    worker = threading.Thread(target=solver.run, name="aimass-solver", daemon=True)
-    worker.start()
-    worker.join()
 
 
 def _array(values: Sequence[float]) -> Array:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from ..devices import given_ladder
 from ..planning.allocation import Allocator, Candidate, Load
+from ..planning.overhead import FRONT_END_S
 from ..planning.queueing import Arrivals, Bursty, Poisson, ServiceTimes
 from ..planning.simulations import Simulations
 from ..records import BatchPoint, ModelInfo, Number, derived
+from ..units import format_seconds, format_share
 from .inventory import NodeKind
 from .problem import Option
 from .shares import Share
@@ -30,6 +32,8 @@ class Variant:
     cores: Number | None = None
     """Cores that a call held while it was measured; None where it was not measured on a processor."""
     weight_bytes: int
+    front_end_per_s: float = 1 / FRONT_END_S
+    """More requests per second than the server of one replica reads, whatever its model could do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,8 @@ class Way:
     """On its share."""
     candidate: Candidate
     capacity: Number
+    read_at_most: bool
+    """Whether the server binds the capacity, and not the model."""
     cores: Number
     memory: Number | None
     """Of the host, for one replica; None where nothing says how much."""
@@ -137,13 +143,19 @@ def _by_batch(ask: Ask, kind: NodeKind, variant: Variant, share: Share, burst: f
         peak = _peak(variant.ladder, batch)
         if not _device_holds(kind, share, peak):
             break
-        carried = capacity(ladder, batch, ask.p99.value, burst, seed)
+        by_model = capacity(ladder, batch, ask.p99.value, burst, seed)
+        carried = min(by_model, variant.front_end_per_s)
         if carried <= best * 1.01:
             continue
         best = carried
         inputs = [("p99", ask.p99), *((f"batch {p.batch_size}", p.latency_p50) for p in ladder)]
         method = "highest rate at which the upper end of the simulated p99 is within the target"
-        rate = derived(carried * kept, "request/s", method if kept == 1 else f"{method}, less {1 - kept:.0%} that the joint simulation asked for", inputs)
+        if carried < by_model:
+            method = f"more than one front end reads, which computes on one core, {format_seconds(1 / carried)} for a request at least"
+            inputs.append(("front end", Number(value=carried, unit="request/s", source="estimated", method=method)))
+        rate = derived(
+            carried * kept, "request/s", method if kept == 1 else f"{method}, less {format_share(1 - kept)} that the joint simulation asked for", inputs
+        )
         candidate = Candidate(device=kind.device, service=service, max_batch_size=batch, max_wait_s=0.0)
         ways.append(
             Way(
@@ -153,6 +165,7 @@ def _by_batch(ask: Ask, kind: NodeKind, variant: Variant, share: Share, burst: f
                 ladder=ladder,
                 candidate=candidate,
                 capacity=rate,
+                read_at_most=carried < by_model,
                 cores=_cores(kind, variant),
                 memory=_host_memory(kind, variant, peak),
                 device_memory=None if kind.on_processor else peak,

@@ -21,6 +21,8 @@ MOST_DEVICES = 10_000
 QUICK = 3
 """Replications of what is only tried to see whether it would help."""
 MOST_DEVICES_MORE = 4
+_POLICIES = 0.7
+"""Share of the work that the policies are; looking for remedies is the rest, where there is any to look for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,13 +76,16 @@ def plan_jobs(name: str, given: Given, policies: Sequence[Policy], terms: Terms,
     planned, question = question_of(given, terms)
     price = None if terms.price is None else Number(value=terms.price, unit="USD/h", source="user", method="given for the device")
     runs = []
+    what = f"{len(question.tasks)} job{'s' if len(question.tasks) > 1 else ''}"
     for k, policy in enumerate(policies):
-        tell(0.9 * k / len(policies), f"simulating {len(question.tasks)} jobs under {policy.name}")
-        runs.append(policy_run(policy, simulate(question, policy), planned, given.online, price))
+
+        def share(done: float, k: int = k, policy: Policy = policy) -> None:
+            tell(_POLICIES * (k + done) / len(policies), f"simulating {what} under {policy.name}")
+
+        runs.append(policy_run(policy, simulate(question, policy, progress=share), planned, given.online, price))
     best = min(range(len(runs)), key=lambda k: (runs[k].broken, runs[k].strain))
     record = runs[best].record
-    tell(0.9, "looking at what binds")
-    remedies = () if record.feasible else tuple(_remedies(question, policies[best], planned, given, price))
+    remedies = () if record.feasible else tuple(_remedies(question, policies[best], planned, given, price, tell))
     return JobPlan(
         name=name,
         device=terms.device,
@@ -148,23 +153,33 @@ def _with_refusal(job: PlannedJob, why: str | None) -> PlannedJob:
     return msgspec.structs.replace(job, refused=why)
 
 
-def _remedies(question: Question, policy: Policy, planned: Sequence[PlannedJob], given: Given, price: Number | None) -> list[JobRemedy]:
+def _remedies(
+    question: Question, policy: Policy, planned: Sequence[PlannedJob], given: Given, price: Number | None, tell: Callable[[float, str], None]
+) -> list[JobRemedy]:
     """Limits less strict than they are, one at a time, the cheap ones first; then devices are added until it is enough."""
     if any(job.refused for job in planned):
         return []  # what would let them in is said, and nothing else would
 
-    def works(changed: Question) -> bool:
-        run = policy_run(policy, simulate(changed, policy, replications=QUICK), planned, given.online, price)
+    changes, looked = _less_strict(question), 0
+
+    def works(text: str, changed: Question) -> bool:
+        nonlocal looked
+
+        def share(done: float) -> None:
+            tell(_POLICIES + (1 - _POLICIES) * (looked + done) / (len(changes) + MOST_DEVICES_MORE), f"whether it would hold with {text}")
+
+        run = policy_run(policy, simulate(changed, policy, replications=QUICK, progress=share), planned, given.online, price)
+        looked += 1
         return run.record.feasible
 
-    tried = [JobRemedy(change=text, feasible=works(changed)) for text, changed in _less_strict(question)]
+    tried = [JobRemedy(change=text, feasible=works(text, changed)) for text, changed in changes]
     if any(remedy.feasible for remedy in tried):
         return tried
     for more in range(1, MOST_DEVICES_MORE + 1):
-        wider = question.devices + more
-        enough = works(replace(question, devices=wider, tasks=tuple(task.on(wider) if task.spreads else task for task in question.tasks)))
+        wider, text = question.devices + more, f"{more} more device{'s' if more > 1 else ''}"
+        enough = works(text, replace(question, devices=wider, tasks=tuple(task.on(wider) if task.spreads else task for task in question.tasks)))
         if enough or more == MOST_DEVICES_MORE:
-            tried.append(JobRemedy(change=f"{more} more device{'s' if more > 1 else ''}", feasible=enough))
+            tried.append(JobRemedy(change=text, feasible=enough))
         if enough:
             break
     return tried

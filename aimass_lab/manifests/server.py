@@ -14,7 +14,7 @@ DRAIN_S = 32
 """After SIGTERM: half a second for balancers to notice, the time a request may take (30 s), and one more."""
 TOKEN_VARIABLE = "AIMASS_TOKEN"
 METRIC_NAMES = frozenset({
-    "aimass_requests", "aimass_queue_seconds", "aimass_compute_seconds", "aimass_batch_items", "aimass_queue_items", "aimass_workers_ready",
+    "aimass_requests", "aimass_refused", "aimass_queue_seconds", "aimass_compute_seconds", "aimass_batch_items", "aimass_queue_items", "aimass_workers_ready",
     "aimass_worker_restarts", "aimass_request_seconds", "aimass_startup_seconds", "aimass_memory_bytes", "aimass_ensemble_steps",
     "aimass_shadow_requests", "aimass_shadow_items", "aimass_shadow_relative_error", "aimass_shadow_seconds",
 })  # fmt: skip
@@ -28,8 +28,9 @@ def command(http_port: int = HTTP_PORT) -> tuple[list[str], list[str]]:
 
 
 def probe_command() -> list[str]:
-    """Ask whether it is ready, with nothing but what the image has."""
-    return ["python", "-c", f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{HTTP_PORT}{READY}', timeout=2)"]
+    """Ask whether it is ready, with nothing but what the image has, and no proxy, which the environment of a container may name."""
+    ask = f"c = HTTPConnection('127.0.0.1', {HTTP_PORT}, timeout=2); c.request('GET', '{READY}')"
+    return ["python", "-c", f"from http.client import HTTPConnection; {ask}; exit(c.getresponse().status != 200)"]
 
 
 def is_server(container: Mapping[str, Any]) -> bool:

@@ -46,6 +46,11 @@ class Load:
         """Items that arrive per second at the whole service."""
         return self.arrivals.rate * self.items_per_request
 
+    @property
+    def server_requests_per_s(self) -> float:
+        """Most that the server of one replica takes, whatever its model could do."""
+        return self.overhead.requests_per_s if self.overhead else math.inf
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -61,8 +66,11 @@ class Candidate:
 
     def fewest_replicas(self, load: Load) -> int:
         """Number of replicas below which the queue grows without bound."""
-        share = load.items_per_s / self.service.stable_rate(self.max_batch_size)
-        return math.floor(share) + 1
+        return math.floor(load.arrivals.rate / self.stable_rate(load)) + 1
+
+    def stable_rate(self, load: Load) -> float:
+        """Requests per second from which on the queue of one replica grows, at its model or at its server."""
+        return min(self.service.stable_rate(self.max_batch_size) / load.items_per_request, load.server_requests_per_s)
 
     def alone_s(self) -> float:
         """p99 of a request that meets an idle server; the upper end of its interval."""
@@ -131,7 +139,8 @@ class Allocator:
         learnt = load.experience
         if learnt is None:
             return found
-        return replace(found, latency_p50_s=found.latency_p50_s.corrected(*learnt.p50), latency_p99_s=found.latency_p99_s.corrected(*learnt.p99))
+        p50, p99 = found.latency_p50_s.corrected(*learnt.p50), found.latency_p99_s.corrected(*learnt.p99)
+        return replace(found, latency_p50_s=p50.reaching(*learnt.p50_reach), latency_p99_s=p99.reaching(*learnt.p99_reach))
 
     def meets(self, simulation: Simulation) -> bool:
         """Whether the upper end of the band of p99 is within the target."""
@@ -166,33 +175,51 @@ class Allocator:
             if high >= limit:
                 return Allocation(candidate=candidate, replicas=high, simulation=runs[high], reason="latency")
             low, high, step = high, min(high + step, limit), step * 2
-        while high - low > 1:
+        while high - low > _grain(high):
             middle = (low + high) // 2
             low, high = (low, middle) if works(middle) else (middle, high)
         return Allocation(candidate=candidate, replicas=high, simulation=runs[high], below=runs.get(high - 1), meets=True)
 
-    def all(self, candidates: Sequence[Candidate], allows: Callable[[Allocation], bool], progress: Callable[[float], None]) -> list[Allocation]:
-        """Search every candidate, the most promising first; those that cannot win are cut short."""
+    def all(self, candidates: Sequence[Candidate], most: Callable[[str], int], progress: Callable[[float], None]) -> list[Allocation]:
+        """Search every candidate, the most promising first; those that cannot win are cut short.
+
+        Args:
+            candidates: Ways to run a replica.
+            most: Replicas that are allowed, by device. Beyond, what matters is the cheapest alone, which an answer of what it would take names.
+            progress: Told the share done.
+        """
         ordered = sorted(candidates, key=lambda c: (c.weight(c.fewest_replicas(self.load)), c.max_wait_s, c.max_batch_size))
         found: list[Allocation] = []
-        best = math.inf
+        best = beyond = math.inf
         for k, candidate in enumerate(ordered):
             progress(k / len(ordered))
-            at_most = best / candidate.weight(1) if candidate.weight(1) else math.inf
+            one, allowed = candidate.weight(1), most(candidate.device)
+            at_most = min(best / one, max(beyond / one, allowed)) if one else math.inf
             found.append(self.smallest(candidate, max(math.floor(at_most + 1e-9), 0) if math.isfinite(at_most) else math.inf))
-            if found[-1].meets and allows(found[-1]):
-                best = min(best, candidate.weight(found[-1].replicas))
+            if found[-1].meets:
+                weight = candidate.weight(found[-1].replicas)
+                best, beyond = (min(best, weight), beyond) if found[-1].replicas <= allowed else (best, min(beyond, weight))
         return found
 
     def confirm(self, allocation: Allocation) -> Allocation:
         """Simulate the answer at length; where that tells against it, add replicas until it holds."""
-        replicas, below = allocation.replicas, allocation.below
-        while True:
-            simulation = self.simulate(allocation.candidate, replicas, thorough=True)
-            if self.meets(simulation) or replicas > 2 * allocation.replicas + 2:
-                return Allocation(candidate=allocation.candidate, replicas=replicas, simulation=simulation, below=below, meets=self.meets(simulation))
-            below = simulation
-            replicas += max(1, replicas // 100)
+        runs: dict[int, Simulation] = {}
+
+        def works(replicas: int) -> bool:
+            runs[replicas] = self.simulate(allocation.candidate, replicas, thorough=True)
+            return self.meets(runs[replicas])
+
+        low = high = allocation.replicas
+        step = _grain(high)
+        while not works(high):
+            if high > 2 * allocation.replicas + 2:
+                return Allocation(candidate=allocation.candidate, replicas=high, simulation=runs[high], below=runs.get(low))
+            low, high, step = high, high + step, 2 * step
+        while high - low > _grain(high):
+            middle = (low + high) // 2
+            low, high = (low, middle) if works(middle) else (middle, high)
+        below = runs[low] if low < high else allocation.below
+        return Allocation(candidate=allocation.candidate, replicas=high, simulation=runs[high], below=below, meets=True)
 
     def highest_rate(self, candidate: Candidate, replicas: int, make: Callable[[float], Arrivals]) -> float:
         """Find the highest rate that `replicas` replicas carry within the target, to 1 %; 0 if none.
@@ -203,7 +230,7 @@ class Allocator:
             make: The law of arrivals of a given rate.
         """
         low = 0.0
-        high = replicas * candidate.service.stable_rate(candidate.max_batch_size) / self.load.items_per_request
+        high = replicas * candidate.stable_rate(self.load)
         while high - low > 0.01 * high:
             middle = (low + high) / 2
             works = self.meets(self.simulate(candidate, replicas, arrivals=make(middle)))
@@ -211,3 +238,8 @@ class Allocator:
             if high < 1e-6:
                 return 0.0
         return low
+
+
+def _grain(replicas: int) -> int:
+    """Replicas that one more or less of is no answer: one, and of hundreds a hundredth."""
+    return max(1, replicas // 100)

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..records import LoadPoint, Note, Plan, PlanOption, derived
-from ..units import format_quantity, format_seconds
+from ..units import format_quantity, format_seconds, format_share
 from .allocation import Allocation, Allocator, Candidate
 from .loads import simulate_loads
 from .problem import Problem
 from .simulate import Simulation
 
 MAX_OPTIONS = 30
+_DEAR = 10
+"""So many times the replicas that the rate needs are worth a word."""
+_TOLD_REACH = 0.1
+"""Of the target: a band that reaches less further than this needs no word."""
 _RELAXED = 1.5
 """A target this much above the smallest p99 that can be reached is offered as feasible: closer to it, replicas soar."""
 
@@ -30,10 +34,10 @@ def _binding(problem: Problem, winner: Allocation) -> str:
     if replicas == 1:
         return f"nothing binds: one replica is enough, and would carry up to {_rate(limit)} before its queue grows"
     if replicas * limit - limit <= problem.rate:
-        return (
-            f"throughput binds: a replica answers at most {_rate(limit)} in batches of {candidate.max_batch_size}, "
-            f"so with {_replicas(replicas - 1)} the queue would grow without bound"
-        )
+        how = f"in batches of {candidate.max_batch_size}"
+        if problem.server_binds(candidate):
+            how = f"whatever its model does, for its server spends {format_seconds(1 / limit)} of a core on each at least"
+        return f"throughput binds: a replica answers at most {_rate(limit)} {how}, so with {_replicas(replicas - 1)} the queue would grow without bound"
     below = winner.below
     seen = "" if below is None or below.unstable else f" ({_latency(below)})"
     fewest = math.floor(problem.rate / limit) + 1
@@ -97,6 +101,7 @@ def _plan(problem: Problem, chosen: Allocation, found: Sequence[Allocation], all
     device = candidate.device
     inputs = problem.inputs(device)
     spare = f" at {1 + problem.target.headroom:g} times the rate" if problem.target.headroom else ""
+    by_load = _by_load(problem, chosen, allocator)
     method = f"fewest whose simulated p99, upper end of the band, is within the target{spare}" if feasible else "closest that is allowed"
     return Plan(
         model=problem.model,
@@ -118,8 +123,8 @@ def _plan(problem: Problem, chosen: Allocation, found: Sequence[Allocation], all
         server_time=problem.overhead.record if problem.overhead else None,
         experience=problem.experience,
         options=_options(problem, chosen, found, feasible),
-        by_load=_by_load(problem, chosen, allocator),
-        notes=_notes(problem, candidate, simulation),
+        by_load=by_load,
+        notes=(*_notes(problem, candidate, simulation), *(_dear_notes(problem, chosen, allocator, by_load) if feasible else ())),
     )
 
 
@@ -129,7 +134,7 @@ def _by_load(problem: Problem, chosen: Allocation, allocator: Allocator) -> tupl
 
     def make(rate: float, simulation: Simulation) -> LoadPoint:
         return LoadPoint(
-            requests_per_s=derived(rate, "request/s", f"{rate / limit.value:.0%} of what one replica carries", [("throughput_limit", limit)]),
+            requests_per_s=derived(rate, "request/s", f"{format_share(rate / limit.value)} of what one replica carries", [("throughput_limit", limit)]),
             latency_p99=problem.latency(candidate.device, simulation.latency_p99_s, "p99"),
             utilization=problem.utilization(candidate.device, simulation),
         )
@@ -187,7 +192,7 @@ def _notes(problem: Problem, candidate: Candidate, simulation: Simulation) -> tu
     beyond = [device for device in problem.ladders if not problem.most(device)]
     if beyond:
         notes.append(Note(code="beyond:budget", text=f"the budget does not pay for one replica of {', '.join(beyond)}"))
-    notes += _server_notes(problem)
+    notes += [*_server_notes(problem), *_reach_notes(problem)]
     if any(point.latency_p50.weakest_source != "measured" for point in ladder):
         notes.append(Note(code="W-NOT-MEASURED", text=f"latencies on {candidate.device} are {ladder[0].latency_p50.weakest_source}, not measured"))
     if any(point.latency_p50.quality == "noisy" for point in ladder):
@@ -203,6 +208,21 @@ def _notes(problem: Problem, candidate: Candidate, simulation: Simulation) -> tu
     return tuple(notes)
 
 
+def _dear_notes(problem: Problem, chosen: Allocation, allocator: Allocator, by_load: Sequence[LoadPoint]) -> list[Note]:
+    """That a target just above what a request takes alone is paid with idle replicas, and which target is not."""
+    fewest = chosen.candidate.fewest_replicas(allocator.load)
+    if chosen.replicas < _DEAR * fewest:
+        return []
+    alone = format_seconds(chosen.candidate.alone_s() + problem.overhead_s)
+    text = f"{chosen.replicas} replicas, where {fewest} would carry the rate, because a request alone takes {alone} (p99) and hardly any may wait"
+    for point in by_load:
+        needed = math.ceil(problem.rate / point.requests_per_s.value)
+        if point.latency_p99 and point.latency_p99.interval and needed <= chosen.replicas / 2:
+            text += f": a p99 of {format_seconds(point.latency_p99.ends[1])} would take {_replicas(needed)}"
+            break
+    return [Note(code="W-DEAR-TARGET", text=text)]
+
+
 def _server_notes(problem: Problem) -> list[Note]:
     """What stands for the server's own milliseconds."""
     if problem.overhead is None:
@@ -211,6 +231,15 @@ def _server_notes(problem: Problem) -> list[Note]:
     low, high = number.ends
     text = f"each request spends {format_seconds(number.value)} ({format_seconds(low)} to {format_seconds(high)}) in the server and on its way: {number.method}"
     return [Note(code="server-time" if number.weakest_source == "measured" else "assumes:server-time", text=text)]
+
+
+def _reach_notes(problem: Problem) -> list[Note]:
+    """That runs here went beyond what was said of them, where it shows."""
+    added = problem.experience.p99_reach[1] if problem.experience else 0.0
+    if added < _TOLD_REACH * problem.target.latency_p99.value:
+        return []
+    text = f"rehearsals of this model here came to a p99 of up to {format_seconds(added)} above their bands, so that much is added to the upper end"
+    return [Note(code="reach", text=f"{text}; the newest ones count, so rehearsals on a quiet machine narrow it in time")]
 
 
 def _p99(allocation: Allocation) -> float:

@@ -21,7 +21,7 @@ from ..records import (
     derived,
 )  # fmt: skip
 from ..scaling import Scaler, make_scaler
-from ..units import format_quantity, format_seconds
+from ..units import format_quantity, format_seconds, format_share
 from .pool import Pool, PoolRun, simulate_pool
 from .problem import SIMULATION, ladder_number
 from .queueing import Arrivals, ServiceTimes, Trace
@@ -336,7 +336,7 @@ class _Answer:
             text = f"the start-up time of {format_seconds(self.asked.startup.value)} was not measured: autoscalers stand or fall with it"
             notes.append(Note(code="W-STARTUP-NOT-MEASURED", text=text))
         if best.meets and best.held_out is not None and best.held_out.value < self.asked.attainment:
-            text = f"on the arrivals held out it attains {best.held_out.value:.2%}, less than asked: give it more room, or a longer trace"
+            text = f"on the arrivals held out it attains {format_share(best.held_out.value, decimals=2)}, less than asked: give it more room, or a longer trace"
             notes.append(Note(code="W-HELD-OUT", text=text))
         return tuple(notes)
 
@@ -348,14 +348,15 @@ def _binding(asked: Asked, comparison: Comparison, options: Sequence[ScaleOption
         if not comparison.stable(asked.max_replicas):
             return f"unstable from {limit} on with {asked.max_replicas} replicas, and {format_quantity(asked.arrivals.rate, 'request/s')} arrive"
         lowest = option.attainment.ends[0]
-        return f"no way attains {asked.attainment:.2%} in every replication with up to {asked.max_replicas} replicas; the best has {lowest:.2%} in its worst"
+        wanted, found = (format_share(share, decimals=2) for share in (asked.attainment, lowest))
+        return f"no way attains {wanted} in every replication with up to {asked.max_replicas} replicas; the best has {found} in its worst"
     static = options[0]
     if option is static:
         others = [o for o in options[1:] if o.meets]
         why = "every autoscaler that attains it has more on average" if others else "no autoscaler attains it: replicas are ready too late"
         return f"a fixed number of {static.min_replicas} is cheapest: {why if len(options) > 1 else 'nothing else was tried'}"
     saved = 1 - option.replicas.value / static.replicas.value
-    return f"{option.kind} by {option.scaler} saves {saved:.0%} of the {static.min_replicas} replicas that a fixed number needs"
+    return f"{option.kind} by {option.scaler} saves {format_share(saved)} of the {static.min_replicas} replicas that a fixed number needs"
 
 
 def _series(run: PoolRun) -> ScaleSeries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,9 @@ BAND_KIND = "lowest and highest of the stretches that it was measured in"
 RECORDED_S = (0.0009, 0.0011, 0.0013, 0.0016, 0.0026)
 """Equally likely times of a server that nobody measured: a bundle's front end took 0.6 to 1.1 ms of processor time a request and a client on the same
 machine 0.4 to 0.5 ms, on two cores of a busy x86 server; that the slower half is drawn out is assumed."""
+FRONT_END_S = 0.0001
+"""Least processor time that a front end, which computes on one core, has for a request. Under full load it and the worker together took 0.17 ms for 784 numbers
+in binary on x86 (tests/benchmarks/serving/results/versions.json): about half of that is left to faster processors."""
 RECORDED_BAND_S = (0.0004, 0.005)
 """Of the typical one, wide: from a faster processor to one that has other work at the same time."""
 
@@ -84,6 +88,12 @@ class Overhead:
     def least_s(self) -> float:
         """No request is answered sooner than this after queue and model."""
         return float(self.quantiles[0]) * self.low
+
+    @property
+    def requests_per_s(self) -> float:
+        """More than one front end takes: what is measured here is time, which requests share, so it says so only where it is below the recorded least."""
+        least = min(FRONT_END_S, self.number.ends[0])
+        return 1 / least if least > 0 else math.inf
 
     def draw(self, count: int, rng: np.random.Generator, level: float = 0.5) -> Array:
         """Draw the times of `count` requests.

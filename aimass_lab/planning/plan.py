@@ -77,7 +77,7 @@ def make_plan(
     candidates = problem.candidates(max_wait_s, wait_policy)
     if not candidates:
         raise InputError("no batch fits the memory of any device", help=f"limits: {_limits(memory_limit or {})}")
-    found = allocator.all(candidates, problem.allows, lambda share: tell(0.8 * share, f"simulating {len(candidates)} allocations"))
+    found = allocator.all(candidates, problem.most, lambda share: tell(0.8 * share, f"simulating {len(candidates)} allocations"))
     tell(0.8, "confirming the best")
     winner, found = _winner(found, allocator, problem.allows)
     plan = feasible_plan(problem, winner, found, allocator) if winner else infeasible_plan(problem, found, allocator)

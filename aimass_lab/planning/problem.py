@@ -132,7 +132,8 @@ class Problem:
         if math.isinf(band.value):
             return None
         interval = (band.low, band.high) if math.isfinite(band.high) else None
-        learnt = f"; corrected and its band widened by what {self.experience.n} runs of plans here taught" if self.experience else ""
+        runs = f"what {self.experience.n} run{'s' if self.experience.n > 1 else ''} of plans here taught" if self.experience else ""
+        learnt = f"; corrected and its band widened by {runs}" if runs else ""
         return derived(
             band.value,
             "s",
@@ -157,10 +158,16 @@ class Problem:
 
     def throughput_limit(self, candidate: Candidate, replicas: int) -> Number:
         """Requests per second from which on the queue grows."""
-        items = sum(kind.share * kind.num_items for kind in self.mix) if self.mix else 1.0
-        value = replicas * candidate.service.stable_rate(candidate.max_batch_size) / items
+        value = replicas * candidate.stable_rate(self.load(0))
         method = f"replicas x {candidate.max_batch_size} / mean time of a batch of {candidate.max_batch_size}"
+        if self.server_binds(candidate):
+            method = "replicas x the most that a front end takes on its one core"
         return derived(value, "request/s", method, self.inputs(candidate.device))
+
+    def server_binds(self, candidate: Candidate) -> bool:
+        """Whether a replica's server is full before its model is."""
+        load = self.load(0)
+        return candidate.stable_rate(load) == load.server_requests_per_s
 
 
 def ladder_number(points: Sequence[BatchPoint]) -> Number:

@@ -268,6 +268,10 @@ class Band:
         down, up = (self.value / self.low) ** stretch, (self.high / self.value) ** stretch
         return Band(self.value * factor, self.value * factor / down, self.value * factor * up)
 
+    def reaching(self, ratio: float, added: float) -> Band:
+        """Let it reach further: down by a ratio, as times do that were taken too long, and up by a sum, as by what holds up all requests alike."""
+        return Band(self.value, self.low * ratio, self.high + added)
+
 
 @dataclass(frozen=True)
 class RequestClass:

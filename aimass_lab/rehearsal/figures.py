@@ -14,6 +14,7 @@ from ..prediction.ledger import Correction, apply_correction
 from ..records import Number, Plan, Quality, RehearsalMetric, RehearsalQuantity, Unit
 from ..scheduling import Request, make_policy
 from ..serving.arrivals import arrival_times
+from ..serving.load import kept_up
 from ..serving.verify import quantile_interval
 from .calibration import Calibration
 from .journal import Events
@@ -30,8 +31,6 @@ MOST_SIMULATED = 600_000
 GIVEN = 11
 """Simulations of the very arrivals of the run."""
 BAND_KIND = "90 % band over simulated runs as long as this one"
-SLACK = 0.02, 0.1
-"""Answers count for the throughput until this share of the run, and this many seconds, after its end: as in a bundle's own proof."""
 UNITS: dict[RehearsalQuantity, Unit] = {"latency p50": "s", "latency p99": "s", "throughput": "request/s", "batch size": "item", "utilization": "ratio"}
 
 Figures = Mapping[str, float]
@@ -63,12 +62,10 @@ def figures(latency_s: Array, finish_s: Array, busy_s: float, items: Array, *, r
         duration_s: Over which they were.
         workers: That shared the work.
     """
-    share, seconds = SLACK
-    in_time = finish_s <= duration_s * (1 + share) + seconds
     return {
         "latency p50": float(np.quantile(latency_s, 0.5, method="inverted_cdf")),
         "latency p99": float(np.quantile(latency_s, 0.99, method="inverted_cdf")),
-        "throughput": rate * float(in_time.mean()),
+        "throughput": rate * float(kept_up(finish_s, latency_s, duration_s).mean()),
         "batch size": float(items.mean()),
         "utilization": busy_s / (workers * max(duration_s, float(finish_s.max()))),
     }
@@ -219,7 +216,11 @@ def _measured(name: RehearsalQuantity, sides: Sides) -> Number:
     interval = kind = None
     if name.startswith("latency"):
         latency = np.sort(np.concatenate([result.latency_s[result.ok] for result in sides.run.results]))
-        interval, kind = quantile_interval(latency, 0.5 if name.endswith("p50") else 0.99), "95 % order-statistic interval"
+        share = 0.5 if name.endswith("p50") else 0.99
+        interval, kind = quantile_interval(latency, share), "95 % order-statistic interval"
+        if sides.quality != "ok":
+            least, worst = _disturbed(sides.run, share)
+            interval, kind = (min(interval[0], least), max(interval[1], worst)), "from what is left without other work to the worst third of the run"
     method, n = {
         "latency p50": ("from when a request should have left to its whole answer", requests),
         "latency p99": ("from when a request should have left to its whole answer", requests),
@@ -231,6 +232,16 @@ def _measured(name: RehearsalQuantity, sides: Sides) -> Number:
         value=sides.measured[name], unit=UNITS[name], source="measured", method=method, interval=interval, interval_kind=kind, n=n,
         environment=sides.environment, quality=sides.quality,
     )  # fmt: skip
+
+
+def _disturbed(run: Run, share: float) -> tuple[float, float]:
+    """A quantile of the latency without all that other work can have added, and that of the third of the run which suffered most."""
+    least = np.concatenate([run.disturbance.least_latency(result)[result.ok] for result in run.results])
+    sent = np.concatenate([result.sent_s[result.ok] for result in run.results])
+    latency = np.concatenate([result.latency_s[result.ok] for result in run.results])
+    thirds = np.minimum(3 * sent / max(result.duration_s for result in run.results), 2).astype(int)
+    worst = [np.quantile(latency[thirds == third], share, method="inverted_cdf") for third in range(3) if (thirds == third).any()]
+    return float(np.quantile(least, share, method="inverted_cdf")), float(max(worst))
 
 
 def _planned(name: RehearsalQuantity, sides: Sides) -> Number | None:

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..prediction.ledger import Correction, rehearsal_kind
 from ..records import INTERRUPTED, Environment, LoadPattern, Note, Number, Plan, Quality, Recovery, Rehearsal, RehearsalVerdict, derived
 from ..serving.config import ServingConfig, load_config
-from ..units import format_seconds
+from ..units import format_seconds, format_share
 from .calibration import Calibration, calibrate
 from .figures import Load, Sides, compare, given_arrivals, measured_figures, predict, replay
 from .journal import recoveries
@@ -178,7 +178,7 @@ def _notes(run: Run, load: Load, calibration: Calibration, starved: str | None, 
         notes.append(Note(code=INTERRUPTED, text=f"ended after {format_seconds(load.seconds)}; the figures are of what was sent until then"))
     busy = calibration.front_end.value * load.rate
     if busy > FRONT_END_LIMIT:
-        text = f"the front end needs {busy:.0%} of a core at this rate, and from {1 / calibration.front_end.value:.4g} requests/s on it is the limit"
+        text = f"the front end needs {format_share(busy)} of a core at this rate, and from {1 / calibration.front_end.value:.4g} requests/s on it is the limit"
         notes.append(Note(code="W-FRONT-END", text=f"{text}, which the simulated queue leaves out"))
     if load.rate > calibration.capacity.value:
         text = f"a replica answered {calibration.capacity.value:.4g} requests/s in full batches, and {load.rate:.4g} are offered: the queue grows without bound"

@@ -80,7 +80,7 @@ class Replicas:
             for number in range(self._count):
                 self._journals.append(scratch / f"{number}.jsonl")
                 try:
-                    server = start(self.folder, grpc_port=None, arguments=("--journal", str(self._journals[-1])))
+                    server = start(self.folder, grpc_port=None, arguments=("--journal", str(self._journals[-1])), private=True)
                 except ServerError as error:
                     raise BundleError(f"the bundle does not run: {error}", help=f"prove it: aimass check {self.folder}") from error
                 self.servers.append(stack.enter_context(server))

@@ -5,6 +5,7 @@ torch is imported inside the functions: naming a workload must not cost the seco
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import traceback
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .dynamic_shapes import Dim, place_dims, read_dynamic_shapes
 from .errors import AimassError, DoesNotFitError, InputError, ModelError, UnsupportedError, first_line
 from .inputs import with_spared_inputs
 from .records import ModelInfo, TensorSpec
@@ -41,11 +43,13 @@ class Call:
         args: Positional arguments.
         kwargs: Keyword arguments.
         batch_axis: The axis along which every batched tensor counts its items.
+        dims: Other sizes that a call may choose.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     batch_axis: int = 0
+    dims: tuple[Dim, ...] = ()
 
     def tensors(self) -> list[torch.Tensor]:
         """All tensors among the arguments, nested ones included, in order."""
@@ -109,6 +113,31 @@ class Call:
     def rows(self, start: int, stop: int) -> Call:
         """The items from `start` up to `stop`."""
         return self.map(lambda t: t.narrow(self.batch_axis, start, stop - start) if self.is_batched(t) else t)
+
+    def size_of(self, dim: Dim) -> int:
+        """The size of one of `dims` in this call."""
+        index, axis = dim.axes[0]
+        return int(self.tensors()[index].shape[axis])
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> Call:
+        """The same call with other sizes of some of `dims`, by name: what there is along them, cut or repeated in order."""
+        import torch
+
+        tensors = self.tensors()
+        for dim in self.dims:
+            for index, axis in dim.axes if dim.name in sizes else ():
+                tensor = tensors[index]
+                tensors[index] = tensor.index_select(axis, torch.arange(sizes[dim.name], device=tensor.device) % tensor.shape[axis])
+        changed = iter(tensors)
+        return self.map(lambda _: next(changed))
+
+    def for_export(self) -> Call:
+        """The same call with open sizes of 2 at least: exporters take a size of 1 to be fixed."""
+        return self.with_sizes({dim.name: 2 for dim in self.dims if self.size_of(dim) == 1})
+
+    def size_ends(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The smallest and the largest of its open sizes, by name."""
+        return {dim.name: dim.min for dim in self.dims}, {dim.name: dim.max for dim in self.dims}
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Call:
         """The same call with `function` applied to every tensor."""
@@ -197,6 +226,8 @@ class Workload:
         train: Samples to learn from and to calibrate with, never judged on: ``(inputs, labels)`` with a tensor of labels, or inputs alone.
         students: Smaller networks by name, untrained or trained, that the model may be distilled into; never changed.
         batch_axis: The axis that counts the items.
+        dynamic_shapes: Other sizes that requests may choose, and their ranges: ``"1=1..512"``, or by input and axis as `torch.export` has it; see
+            `read_dynamic_shapes`. What is exported takes all of them; what is measured is measured at the sizes of `inputs`.
         name: What to call the model; its class's name if not given.
 
     Raises:
@@ -214,6 +245,7 @@ class Workload:
         train: Any = None,
         students: Mapping[str, nn.Module] | None = None,
         batch_axis: int = 0,
+        dynamic_shapes: Any = None,
         name: str | None = None,
     ) -> None:
         from torch import nn
@@ -237,8 +269,25 @@ class Workload:
         self.loss = loss
         self.train = None if train is None else _as_train(train, batch_axis)
         self.students = dict(students or {})
-        self.name = name or type(model).__name__
+        self.name = name or type(getattr(model, "_orig_mod", model)).__name__  # what is behind torch.compile
         self._check_devices()
+        if dynamic_shapes is not None:
+            self.call = self._with_dims(dynamic_shapes)
+
+    def with_dynamic_shapes(self, dynamic_shapes: Any) -> Workload:
+        """The same workload, whose requests may choose these sizes and no others; see the class.
+
+        Raises:
+            InputError: what is given does not fit the inputs.
+        """
+        other = copy.copy(self)
+        other.call = self._with_dims(dynamic_shapes)
+        return other
+
+    def _with_dims(self, dynamic_shapes: Any) -> Call:
+        inputs = list(self.call.named_tensors(self.model))
+        batched = [self.call.is_batched(tensor) for _, tensor in inputs]
+        return replace(self.call, dims=place_dims(read_dynamic_shapes(dynamic_shapes), inputs, self.call.batch_axis, batched=batched))
 
     def _check_devices(self) -> None:
         import torch
@@ -312,9 +361,10 @@ def _with_labels(what: str, call: Call, labels: torch.Tensor) -> tuple[Call, tor
 def describe_model(model: nn.Module, call: Call, name: str) -> ModelInfo:
     """Describe `model` without running it."""
     dtypes = Counter(str(p.dtype).removeprefix("torch.") for p in model.parameters())
+    kind = type(getattr(model, "_orig_mod", model))
     return ModelInfo(
         name=name,
-        type=f"{type(model).__module__}.{type(model).__qualname__}",
+        type=f"{kind.__module__}.{kind.__qualname__}",
         num_parameters=sum(p.numel() for p in model.parameters()),
         weight_bytes=weight_bytes(model),
         dtype=dtypes.most_common(1)[0][0] if dtypes else "none",
@@ -326,6 +376,12 @@ def describe_model(model: nn.Module, call: Call, name: str) -> ModelInfo:
 def batched_shape(tensor: torch.Tensor, call: Call) -> tuple[int, ...]:
     """Sizes of `tensor`, -1 along the batch axis of `call`."""
     return tuple(-1 if axis == call.batch_axis and call.is_batched(tensor) else int(size) for axis, size in enumerate(tensor.shape))
+
+
+def generates(model: nn.Module) -> bool:
+    """Whether the model makes sequences by being called again for every token: what transformers' ``can_generate`` says of its own."""
+    plain = getattr(model, "module", getattr(model, "_orig_mod", model))  # behind DataParallel, or torch.compile
+    return bool(getattr(plain, "can_generate", lambda: False)())
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -13,10 +13,14 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,16 +30,20 @@ import numpy as np
 import pytest
 import torch
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
+from prometheus_client.parser import text_string_to_metric_families
+from proofs import broken_in, broken_lines, proved
 from torch import nn
 
 from aimass_lab.bundle import calibrate as calibration
 from aimass_lab.bundle import check_hashes, is_bundle, read_bundle, require_bundle, verify_bundle, write_bundle, writer
+from aimass_lab.bundle import threads as bundle_threads
 from aimass_lab.bundle.calibrate import Calibration, find_rate
 from aimass_lab.bundle.choices import choose, dns_name
 from aimass_lab.bundle.promises import Asked, make_promises, risk_notes
 from aimass_lab.bundle.proof import run_proof
 from aimass_lab.bundle.requirements import EXTRAS, extra_requirements, pinned_requirements
 from aimass_lab.bundle.served import ServedBundles
+from aimass_lab.bundle.threads import settle_threads
 from aimass_lab.errors import BundleError, InputError, UnsupportedError
 from aimass_lab.formats import FORMATS
 from aimass_lab.frontends.documents import read_document
@@ -43,6 +51,7 @@ from aimass_lab.frontends.render import render_text
 from aimass_lab.records import Bundle, Check, Finding, ModelInfo, Number, Recipe, ServingSpec, Step, Unit, from_json
 from aimass_lab.serving.config import check_manifest, load_config, load_vectors
 from aimass_lab.serving.launch import start
+from aimass_lab.serving.metrics import Metrics
 from aimass_lab.workload import Workload
 
 
@@ -190,6 +199,7 @@ def test_reading_gives_what_writing_gave(made: tuple[Any, ...]) -> None:
 def test_the_readme_says_how_to_call_it_and_names_every_promise(made: tuple[Any, ...]) -> None:
     text = (Path(made[0].folder) / "README.md").read_text()
     assert "$" not in text
+    assert "A worker computes with 1 thread: so many were asked for.\n" in text
     for promise in made[0].promises:
         assert f"| {promise.name} | {promise.relation} " in text
     command = re.search(r"curl -s (\S+) .* -d '(.*)'", text)
@@ -230,13 +240,42 @@ def test_the_curl_lines_of_the_readme_work_as_they_stand(made: tuple[Any, ...], 
     assert json.loads(answers["/v2/repository/index"]) == [{"name": "digits-cnn", "version": "1", "state": "READY"}]
 
 
-def test_the_dockerfile_runs_as_nobody_special(made: tuple[Any, ...]) -> None:
+def test_the_dockerfile_runs_as_nobody_special_and_its_health_check_tells(made: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(made[0].folder) / "Dockerfile").read_text()
+    python, *check = json.loads(re.findall(r"^ +CMD (\[.*\])$", text, re.M)[0])
+    assert python == "python"
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # as a container may have it from the daemon
+    with start(made[0].folder, grpc_port=None) as server:
+        asked = [part.replace("8000", server.url.rsplit(":", 1)[1]) for part in check]
+        assert subprocess.run([sys.executable, *asked], timeout=60).returncode == 0
+        os.kill(server.pid, signal.SIGTERM)  # it is not ready any more, and still answers: the grace time
+        draining = subprocess.run([sys.executable, *asked], capture_output=True, timeout=60)
+    assert draining.returncode == 1
+    assert subprocess.run([sys.executable, *asked], capture_output=True, timeout=60).returncode == 1  # nobody is there
     assert f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim" in text
     assert re.search(r"^USER (?!root|0)", text, re.M)
     assert "/v2/health/ready" in text
     assert '"--host", "0.0.0.0"' in text
     assert "AIMASS_TOKEN=" not in text.split("FROM", 1)[1]  # a token never lies in an image
+
+
+def test_an_image_gets_what_the_manifest_names_and_no_secret_that_lies_beside_it(made: tuple[Any, ...]) -> None:
+    """Last rule that matches decides, as Docker has it."""
+    folder = Path(made[0].folder)
+    rules = [line for line in (folder / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+
+    def kept(name: str) -> bool:
+        parts, result = name.split("/"), True
+        for rule in rules:
+            matches = "__pycache__" in parts if rule == "**/__pycache__" else fnmatch(parts[0], rule.removeprefix("!"))
+            result = rule.startswith("!") if matches else result
+        return result
+
+    named = json.loads((folder / "manifest.json").read_text())["files"]
+    assert [name for name in [*named, "manifest.json"] if not kept(name)] == []
+    beside = ("tokens", "cert.pem", "key.pem", "requests.log", ".venv/bin/python", "bundles/v2/run.py", ".env", "aimass_serve/__pycache__/x.pyc")
+    assert [name for name in beside if kept(name)] == []
+    assert "COPY . ." in (folder / "Dockerfile").read_text()
 
 
 def test_the_composed_service_can_write_nowhere_and_keeps_its_token_outside(made: tuple[Any, ...]) -> None:
@@ -254,29 +293,47 @@ def test_the_bill_of_materials_names_every_package_and_the_model(made: tuple[Any
     bill = json.loads((folder / "sbom.json").read_text())
     requirements = (folder / "requirements.txt").read_text().splitlines()[1:]
     packages = {f"{c['name']}=={c['version']}": c for c in bill["components"] if c["type"] == "library"}
-    assert list(packages) == requirements
+    assert [line for line, c in packages.items() if c["scope"] == "required"] == requirements
+    extras = {line for extra in EXTRAS for line in (folder / f"requirements-{extra}.txt").read_text().splitlines() if "==" in line}
+    assert {line for line, c in packages.items() if c["scope"] == "optional"} == extras
+    assert {"grpcio-reflection", "aio-pika"} <= {line.partition("==")[0] for line in extras}
     assert all(c["purl"] == f"pkg:pypi/{c['name']}@{c['version']}" for c in packages.values())
     assert all(c.get("licenses") for c in packages.values())  # all that a server needs state one
     (model,) = [c for c in bill["components"] if c["type"] == "machine-learning-model"]
     assert model["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256((folder / "model/digits-cnn/1/model.onnx").read_bytes()).hexdigest()}]
     assert set(bill["dependencies"][0]["dependsOn"]) == {c["bom-ref"] for c in bill["components"]}
     table = (folder / "LICENCES.md").read_text()
-    assert all(f"| {name} | {version} |" in table for name, _, version in (line.partition("==") for line in requirements))
+    assert all(f"| {name} | {version} |" in table for name, _, version in (line.partition("==") for line in packages))
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are(moved: Path) -> None:
-    import re
-    import urllib.request
-
-    text = (moved / "grafana.json").read_text()
-    asked = {re.sub("_(bucket|sum|count|total)$", "", name) for name in re.findall(r"aimass_\w+", text)}
-    with start(moved, grpc_port=None) as server, urllib.request.urlopen(f"{server.url}/metrics", timeout=20) as answer:
-        told = {line.split()[2] for line in answer.read().decode().splitlines() if line.startswith("# TYPE")}
-    assert len(asked) >= 6
-    assert asked <= {re.sub("_total$", "", name) for name in told}
-    panels = {panel["title"]: panel for panel in json.loads(text)["panels"]}
-    promised = next(p for p in json.loads((moved / "promises.json").read_text())["promises"] if p["name"] == "latency_p99")
-    assert panels["Waiting for a worker"]["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == promised["limit"]["value"]
+def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(moved: Path) -> None:
+    """As a server tells them after requests, and the shadow's as it would."""
+    told = Metrics()
+    told.shadow_items.labels("digits-cnn", "2", "true").inc()
+    with start(moved, grpc_port=None) as server, urllib.request.urlopen(f"{server.url}/v2/models/digits-cnn/sample", timeout=20) as sample:
+        entry = json.load(sample)["inputs"]
+        for _ in range(3):
+            urllib.request.urlopen(f"{server.url}/v2/models/digits-cnn/infer", json.dumps({"inputs": entry}).encode(), timeout=20).close()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{server.url}/v2/models/nobody", timeout=20)
+        with urllib.request.urlopen(f"{server.url}/metrics", timeout=20) as answer:
+            text = answer.read().decode()
+    samples = [s for part in (told.text().decode(), text) for family in text_string_to_metric_families(part) for s in family.samples]
+    labels: dict[str, set[str]] = {}
+    for sample in samples:
+        labels.setdefault(sample.name, {"instance"}).update(sample.labels)  # the instance is Prometheus' own to add
+    board = json.loads((moved / "grafana.json").read_text())
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            names = re.findall(r"aimass_\w+", target["expr"])
+            wanted = {name for group in re.findall(r"by \(([^)]*)\)", target["expr"]) for name in group.split(", ")}
+            wanted |= set(re.findall(r"[{,](\w+)!?=", target["expr"])) | set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            assert names
+            assert all(wanted <= labels.get(name, set()) for name in names), (target["expr"], [labels.get(name) for name in names])
+    panels = {panel["title"]: panel for panel in board["panels"]}
+    promises = {p["name"]: p["limit"]["value"] for p in json.loads((moved / "promises.json").read_text())["promises"]}
+    for title, promise in (("Answering a request", "latency_p99"), ("Requests", "throughput"), ("Memory", "memory")):
+        assert panels[title]["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == promises[promise]
 
 
 def test_nothing_in_it_can_be_unpickled(made: tuple[Any, ...]) -> None:
@@ -322,9 +379,8 @@ def test_requirements_are_exactly_what_is_installed() -> None:
 
 def test_moved_elsewhere_it_proves_itself(moved: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    done = subprocess.run(
-        [sys.executable, "-I", str(moved / "run.py"), "verify", "--duration", "2"], capture_output=True, text=True, env=environment, cwd="/", timeout=120
-    )
+    command = [sys.executable, "-I", str(moved / "run.py"), "verify", "--duration", "2"]
+    done = proved(lambda: subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=120), broken_lines)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("PASS")
     assert not [finding for finding in check_hashes(moved) if finding.code.startswith("E-")]
@@ -333,8 +389,14 @@ def test_moved_elsewhere_it_proves_itself(moved: Path) -> None:
 def test_verifying_gives_the_measured_numbers(moved: Path) -> None:
     seen: list[Check] = []
     said: list[tuple[float, str]] = []
-    check = verify_bundle(moved, duration_s=1, progress=lambda share, text: said.append((share, text)), seen=seen.append)
-    assert check.passed
+
+    def prove() -> Check:
+        seen.clear()
+        said.clear()
+        return verify_bundle(moved, duration_s=1, progress=lambda share, text: said.append((share, text)), seen=seen.append)
+
+    check = proved(prove, broken_in)
+    assert check.passed, check
     assert "starting the server" in [text for _, text in said]
     assert [share for share, _ in said] == sorted(share for share, _ in said)
     known = [{p.name for p in part.promises if p.measured is not None} for part in seen]
@@ -607,11 +669,6 @@ def test_limits_follow_from_the_measurements() -> None:
     assert limits == pytest.approx({"errors": 0, "fidelity": 1.02e-4, "latency_p99": 0.06, "throughput": 97, "memory": 1.2 * 8e7 + 32 * 2**20, "startup": 8.0})
 
 
-def test_the_worse_of_two_fidelities_counts() -> None:
-    promises = make_promises(ASKED, FIDELITY, model_bytes=10, workers=1, calibration=run_of(fidelity=0.01))
-    assert next(p.limit.value for p in promises if p.name == "fidelity") == pytest.approx(0.0201)
-
-
 def test_without_a_measurement_no_latency_is_promised() -> None:
     asked = Asked(requests_per_s=ASKED.requests_per_s, latency_p99=None)
     promises = make_promises(asked, FIDELITY, model_bytes=100, workers=2, calibration=None)
@@ -741,3 +798,33 @@ def test_nothing_outside_the_servers_root_is_opened(moved: Path) -> None:
         asyncio.run(read_document(contents, "../elsewhere/spec.json"))
     with pytest.raises(InputError, match="cannot be opened"):
         asyncio.run(read_document(contents, "../elsewhere"))
+
+
+# --- threads -----------------------------------------------------------------------------------
+
+
+def test_a_worker_gets_all_cores_only_where_a_call_is_long_and_several_only_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled(most: int, seconds: Mapping[int, float]) -> int:
+        monkeypatch.setattr(bundle_threads, "_time", lambda served, call, threads: number(seconds[threads], "s"))
+        workload = digits()
+        choice = settle_threads(workload, workload.model, most)
+        assert {trial.threads: trial.latency_p50.value for trial in choice.trials} == seconds  # what was needed, once
+        return choice.count
+
+    assert settled(1, {}) == 1
+    assert settled(2, {2: 0.002}) == 1  # short: a core is left to the front end
+    assert settled(2, {2: 0.1, 1: 0.19}) == 2
+    assert settled(2, {2: 0.1, 1: 0.11}) == 1  # long, but the second thread does not pay
+    assert settled(8, {8: 0.004, 7: 0.005, 1: 0.02}) == 7
+    assert settled(8, {8: 0.004, 7: 0.005, 1: 0.005}) == 1
+
+
+def test_threads_are_measured_on_the_model_itself_which_stays_as_it_was() -> None:
+    workload = digits()
+    before, threads = copy.deepcopy(workload.model.state_dict()), torch.get_num_threads()
+    choice = settle_threads(workload, workload.model, 2)
+    assert choice.count in (1, 2)
+    assert all(trial.latency_p50.value > 0 for trial in choice.trials)
+    assert torch.get_num_threads() == threads
+    assert workload.model.training
+    assert all(torch.equal(value, before[name]) for name, value in workload.model.state_dict().items())

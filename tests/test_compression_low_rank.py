@@ -221,7 +221,7 @@ def test_the_share_of_parameters_is_kept_to(ranks, ratio):
 def test_layers_are_told_with_rank_share_and_loss():
     model, x = seeded(mlp), correlated(200, 48)
     _, context = applied(model, x, ranks="uniform")
-    assert context.changed["0"].startswith("rank 16 of 48, 50% of the parameters, ")
+    assert context.changed["0"].startswith("rank 16 of 48, 50 % of the parameters, ")
     assert "of its output over 200 rows lost" in context.changed["0"]
     _, context = applied(model, x, ranks="uniform", min_share=0.2)
     assert context.left["4"] == "its 640 weights are few beside the 4,608 of a middling layer (min_share 0.2)"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickletools
 import warnings
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ from aimass_lab.bundle import write_bundle
 from aimass_lab.bundle.runtimes import slower_at, slower_notes
 from aimass_lab.environment import LoadMeter
 from aimass_lab.errors import BundleError, MissingPackageError, ModelError, UnsupportedError
-from aimass_lab.formats import FORMATS, FormatFile
+from aimass_lab.formats import FORMATS, FormatFile, _onnx_export
 from aimass_lab.formats._export import without_stack_traces
 from aimass_lab.formats.base import Arrays, compare
 from aimass_lab.formats.measure import batch_ladder, compare_speeds, measure_format
@@ -37,6 +41,18 @@ class TwoInputs(nn.Module):
     def forward(self, tokens: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         hidden = (self.embed(tokens) * weights.unsqueeze(-1)).mean(1)
         return {"logits": self.head(hidden), "hidden": hidden}
+
+
+class RunsOn(nn.Module):
+    """Adds up from item to item: one end of the batch is answered as if it were alone."""
+
+    def __init__(self, *, backwards: bool) -> None:
+        super().__init__()
+        self.backwards = backwards
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Running sums."""
+        return x.flip(0).cumsum(0).flip(0) if self.backwards else x.cumsum(0)
 
 
 class MixesItems(nn.Module):
@@ -145,6 +161,8 @@ def test_the_onnx_file_is_valid_alone_and_tells_nothing_about_this_machine(tmp_p
     ("model", "inputs", "axis", "because"),
     [
         (MixesItems(), torch.randn(4, 3), 0, "depends on the other items"),
+        (RunsOn(backwards=False), torch.randn(4, 3), 0, "depends on the other items"),
+        (RunsOn(backwards=True), torch.randn(4, 3), 0, "depends on the other items"),
         (FixedBatch(), torch.randn(8, 6), 0, "items"),
         (nn.Linear(3, 3), torch.randn(5, 4, 3), 1, "axis 1"),
         (TwoInputs(), (torch.randint(0, 50, (4, 7)), torch.rand(1, 7)), 0, "'weights' [1, 7] has no batch axis"),
@@ -294,6 +312,56 @@ def test_nodes_are_named_after_the_layers_they_come_from(tmp_path: Path) -> None
     assert convolution.startswith("body.0/")  # the batch norm body.1 is folded into it
 
 
+class Writes(nn.Module):
+    """Writes into a tensor of its own, which an exporter has to take apart."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = x * 2
+        first = kept[:, 0]
+        first += 1
+        return kept
+
+
+@pytest.mark.parametrize(("make", "taken_apart"), [(tiny_bert, 0), (lambda: (Writes(), torch.randn(3, 4)), 1)], ids=["as it stands", "writes in place"])
+def test_a_program_is_taken_apart_only_where_it_has_to_be(
+    make: Callable[[], tuple[nn.Module, Any]], taken_apart: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which traces it twice more, as long as everything else together; what comes out is right either way."""
+    whole, calls = torch.export.ExportedProgram.run_decompositions, list[int]()
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda self, *args: (calls.append(1), whole(self, *args))[1])
+    model, inputs = make()
+    call = as_call(inputs)
+    file = FORMATS["onnx"]().export(model, call, tmp_path / "model.onnx")
+    assert len(calls) == taken_apart
+    batch = call.with_batch(5)
+    got = FORMATS["onnx"]().load_and_run(file.path, {spec.name: t.numpy() for spec, t in zip(file.inputs, batch.tensors(), strict=True)})
+    with torch.no_grad():
+        expected = model.eval()(*batch.args, **batch.kwargs)
+    expected = expected if isinstance(expected, torch.Tensor) else expected["last_hidden_state"]
+    np.testing.assert_allclose(got[file.outputs[0].name], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_keeps_an_export_from_the_shorter_way_is_told_where_nobody_expects_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name == _onnx_export.__name__]
+
+    FORMATS["onnx"]().export(Writes(), as_call(torch.randn(3, 4)), tmp_path / "model.onnx")
+    assert not told()
+
+    def broken(node: object) -> None:
+        raise AttributeError("torch has changed")
+
+    monkeypatch.setattr(_onnx_export, "_respell", broken)
+    file = FORMATS["onnx"]().export(nn.Linear(6, 3), as_call(torch.randn(2, 6)), tmp_path / "linear.onnx")
+    assert file.error.value < 1e-5
+    (record,) = told()
+    assert "Linear was exported to ONNX the longer way" in record.getMessage()
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "torch has changed"
+
+
 def test_a_wrong_export_is_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
     from onnx import numpy_helper
@@ -398,7 +466,7 @@ class Counting(nn.Module):
 
     def __init__(self, lean: float = 0.0) -> None:
         super().__init__()
-        self.weight, self.lean, self.sizes = nn.Parameter(torch.ones(3)), lean, list[int]()
+        self.weight, self.lean, self.sizes = nn.Parameter(torch.ones(3)), lean, deque[int]()  # which is not put back, as a list would be
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.sizes.append(len(x))
@@ -411,7 +479,7 @@ def test_torch_computes_each_item_once_where_that_is_the_same(lean: float, asked
     model, call = Counting(lean), as_call(torch.randn(3, 3))
     signature = read_signature(model, call)
     assert signature.batched
-    assert model.sizes == [3, 2, 1]
+    assert list(model.sizes) == [3, 2, 1]
     (output,) = (spec.name for spec in signature.outputs)
     model.sizes.clear()
 
@@ -419,11 +487,11 @@ def test_torch_computes_each_item_once_where_that_is_the_same(lean: float, asked
         (x,) = batch.tensors()
         return {output: (factor * (x + lean * x.mean(0))).numpy()}
 
-    assert compare(answers, model, call, signature, max_batch_size=16, runtime="itself").value <= lean * 0.1
-    assert model.sizes[: len(asked)] == asked
-    assert lean or model.sizes == asked
+    assert compare(answers, model, call, signature, sizes={1, 2, 16}, runtime="itself").value <= lean * 0.1
+    assert list(model.sizes)[: len(asked)] == asked
+    assert lean or not model.sizes
     with pytest.raises(BundleError, match="of 1 items has a relative error"):
-        compare(lambda batch: answers(batch, 1.01), model, call, signature, max_batch_size=16, runtime="itself")
+        compare(lambda batch: answers(batch, 1.01), model, call, signature, sizes={1, 2, 16}, runtime="itself")
 
 
 def test_a_large_batch_is_compared_too() -> None:
@@ -435,7 +503,7 @@ def test_a_large_batch_is_compared_too() -> None:
         return {signature.outputs[0].name: (x if len(x) < 16 else x.roll(1, 1) * torch.tensor([1.0, 1.0, 1.1])).numpy()}
 
     with pytest.raises(BundleError, match="of 16 items has a relative error"):
-        compare(answers, model, call, signature, max_batch_size=16, runtime="itself")
+        compare(answers, model, call, signature, sizes={1, 2, 16}, runtime="itself")
 
 
 def test_a_file_is_opened_once_for_all_that_a_bundle_checks_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ import sys
 import pytest
 
 from aimass_lab.compression.base import TECHNIQUES
-from aimass_lab.errors import UnknownNameError
+from aimass_lab.errors import OTHER_WORDS, UnknownNameError
 from aimass_lab.export import EXPORTERS
 from aimass_lab.export.jobs import JOB_EXPORTERS
+from aimass_lab.frontends.arguments import all_verbs
 from aimass_lab.registry import Registry
 from aimass_lab.samplers.base import SAMPLERS
 from aimass_lab.scaling.base import SCALERS
@@ -55,6 +56,18 @@ def test_an_unknown_name_is_answered_with_the_known(shapes):
 @pytest.mark.parametrize(("name", "near"), [("L4", "l4"), ("int8", "int8_dynamic"), ("Profile", "profile")])
 def test_a_name_in_other_letters_or_begun_is_answered_with_the_nearest(name, near):
     assert f"did you mean {near!r}?" in str(UnknownNameError("thing", name, ["bf16", "int8_dynamic", "int8_static", "l4", "profile"]))
+
+
+@pytest.mark.parametrize(("family", "said", "meant"), [(EXPORTERS, "k8s", "kubernetes"), (TECHNIQUES, "prune", "channel_pruning")])
+def test_what_people_call_it_elsewhere_is_answered_with_our_name(family, said, meant):
+    with pytest.raises(UnknownNameError, match=f"did you mean '{meant}'"):
+        family[said]
+
+
+def test_every_other_word_leads_to_a_name_that_there_is():
+    names = {*(verb.name for verb in all_verbs()), *EXPORTERS, *TECHNIQUES}
+    assert set(OTHER_WORDS.values()) <= names
+    assert not names & set(OTHER_WORDS)
 
 
 @pytest.mark.parametrize("family", [TECHNIQUES, EXPORTERS, JOB_EXPORTERS, SAMPLERS, SCALERS, POLICIES], ids=lambda family: family.kind)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ..records import Number
-from ..units import format_quantity
+from ..units import format_count, format_quantity
 from .folder import RUNTIMES
 
 NUMBERED = {"promises.json": "What it promises", RUNTIMES: "What was measured without the server", "spec.json": "What it needs"}
@@ -20,7 +20,8 @@ FACTS = {
     "name": "serving.json#/name", "version": "serving.json#/version", "class": "spec.json#/model/type", "model's digest": "spec.json#/model/digest",
     "dtype": "spec.json#/model/dtype", "parameters": "spec.json#/model/num_parameters", "bytes of weights": "spec.json#/model/weight_bytes",
     "recipe": "spec.json#/recipe/steps", "seed of the recipe": "spec.json#/recipe/seed", "format": "serving.json#/format", "inputs": "serving.json#/inputs",
-    "outputs": "serving.json#/outputs", "load of the proof": "promises.json#/scenario",
+    "outputs": "serving.json#/outputs", "threads of a worker": "serving.json#/threads_per_worker", "why so many": f"{RUNTIMES}#/threads/because",
+    "load of the proof": "promises.json#/scenario",
 }  # fmt: skip
 """What was read or counted, and neither measured nor predicted."""
 HEAD = """# Model card
@@ -86,6 +87,8 @@ def _called(item: Any, index: int) -> str:
     if isinstance(item, dict):
         if "batch_size" in item:
             return f"at batch size {item['batch_size']}"
+        if "threads" in item:
+            return f"with {format_count(item['threads'], 'thread')}"
         return str(item.get("name") or item.get("format") or index)
     return str(index)
 

@@ -21,12 +21,15 @@ def dashboard(name: str, promises: Mapping[str, float]) -> dict[str, Any]:
     panels = [
         _panel("Requests", "reqps", [("sum by (code) (rate(aimass_requests_total[1m]))", "{{code}}")], promises.get("throughput")),
         _panel("Errors", "percentunit", [('sum(rate(aimass_requests_total{code!="200"}[5m])) / sum(rate(aimass_requests_total[5m]))', "not 200")]),
+        _panel("Refused: token, address, model or method", "reqps", [("sum by (code) (rate(aimass_refused_total[5m]))", "{{code}}")]),
+        _panel("Answering a request", "s", _quantiles("aimass_request_seconds"), promises.get("latency_p99")),
         _panel("Waiting for a worker", "s", _quantiles("aimass_queue_seconds"), promises.get("latency_p99")),
         _panel("Computing a batch", "s", _quantiles("aimass_compute_seconds"), promises.get("latency_p99")),
         _panel("Items in a batch", "none", [("sum(rate(aimass_batch_items_sum[1m])) / sum(rate(aimass_batch_items_count[1m]))", "mean")]),
         _panel("Items waiting", "none", [("sum by (instance) (aimass_queue_items)", "{{instance}}")]),
         _panel("Workers ready", "none", [("sum by (instance) (aimass_workers_ready)", "{{instance}}")]),
         _panel("Workers replaced", "none", [("sum(increase(aimass_worker_restarts_total[5m]))", "in 5 minutes")]),
+        _panel("Memory", "bytes", [("sum by (instance) (aimass_memory_bytes)", "{{instance}}")], promises.get("memory")),
         _panel("Items that a shadow decides alike", "percentunit", [(_share("aimass_shadow_items_total", 'alike="true"'), "version {{version}}")]),
     ]
     for number, panel in enumerate(panels):

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ..errors import BundleError
-from ..records import Bundle, Finding, Note, Number, Promise, RuntimeTrial, ServingSpec, derived, from_json
+from ..records import Bundle, Dimension, Finding, Note, Number, Promise, RuntimeTrial, ServingSpec, SizePoint, derived, from_json
 from ..units import format_bytes
 
 SCHEMA = 1
@@ -187,7 +187,10 @@ def read_bundle(folder: str | Path) -> Bundle:
         promises = msgspec.convert(promised["promises"], tuple[Promise, ...])
         notes = msgspec.convert(promised.get("notes", []), tuple[Note, ...])
         model_format = msgspec.convert(serving["format"], str)
-        runtimes = msgspec.convert(_read_json(folder / RUNTIMES)["runtimes"], tuple[RuntimeTrial, ...])
+        measured = _read_json(folder / RUNTIMES)
+        runtimes = msgspec.convert(measured["runtimes"], tuple[RuntimeTrial, ...])
+        sizes = msgspec.convert(measured["sizes"], tuple[SizePoint, ...])
+        dimensions = msgspec.convert(serving.get("dimensions", []), tuple[Dimension, ...])
     except (msgspec.ValidationError, msgspec.DecodeError, KeyError) as error:
         raise BundleError(f"{folder} cannot be read as a bundle: {error}") from error
     except OSError as error:
@@ -202,6 +205,8 @@ def read_bundle(folder: str | Path) -> Bundle:
         size_bytes=Number(value=sum(p.stat().st_size for p in files), unit="B", source="measured", method=f"sum of {len(files)} files", n=len(files)),
         num_files=len(files),
         runtimes=runtimes,
+        dimensions=dimensions,
+        sizes=sizes,
         promises=promises,
         digest=file_hash(folder / MANIFEST),
         notes=notes,

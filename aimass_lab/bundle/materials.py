@@ -29,22 +29,23 @@ def is_expression(name: str) -> bool:
     return "License-Expression" in metadata.metadata(name)
 
 
-def bill_of_materials(name: str, version: str, requirements: Sequence[str], model: Mapping[str, str]) -> dict[str, Any]:
+def bill_of_materials(name: str, version: str, requirements: Sequence[str], extras: Sequence[str], model: Mapping[str, str]) -> dict[str, Any]:
     """The bill as CycloneDX has it in JSON.
 
     Args:
         name: Of the bundle.
         version: Of the bundle.
         requirements: ``name==version`` of every package, all of them installed here.
+        extras: Likewise, of those that only some ways of running it need.
         model: ``sha256:<hex>`` of the model's files, by where they lie in the bundle.
     """
-    components = [_package(line) for line in requirements]
+    components = [_package(line, "required") for line in requirements] + [_package(line, "optional") for line in extras]
     digests = {place: digest.removeprefix("sha256:") for place, digest in model.items()}
     components += [
         {"type": "machine-learning-model", "bom-ref": place, "name": name, "version": version, "hashes": [{"alg": "SHA-256", "content": digest}]}
         for place, digest in digests.items()
     ]
-    identity = " ".join([name, version, *digests.values(), *requirements])
+    identity = " ".join([name, version, *digests.values(), *requirements, *extras])
     return {
         "bomFormat": "CycloneDX",
         "specVersion": SPECIFICATION,
@@ -56,18 +57,20 @@ def bill_of_materials(name: str, version: str, requirements: Sequence[str], mode
     }
 
 
-def _package(requirement: str) -> dict[str, Any]:
+def _package(requirement: str, scope: str) -> dict[str, Any]:
     name, _, version = requirement.partition("==")
     url = f"pkg:pypi/{name}@{version}"
-    component: dict[str, Any] = {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
+    component: dict[str, Any] = {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url, "scope": scope}
     licence = licence_of(name)
     if licence is not None:
         component["licenses"] = [{"expression": licence}] if is_expression(name) else [{"license": {"name": licence}}]
     return component
 
 
-def licence_list(requirements: Sequence[str]) -> str:
-    """The same as a table for people."""
-    rows = [f"| {name} | {version} | {licence_of(name) or UNKNOWN} |" for name, _, version in (line.partition("==") for line in requirements)]
-    head = "# Licences of what this bundle needs\n\nAs each package states it; the model's own licence is its maker's to state.\n\n"
-    return head + "| package | version | licence |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
+def licence_list(requirements: Mapping[str, Sequence[str]]) -> str:
+    """The same as tables for people: of each file of requirements, the packages that it adds."""
+    text = "# Licences of what this bundle needs\n\nAs each package states it; the model's own licence is its maker's to state.\n"
+    for file, lines in requirements.items():
+        rows = [f"| {name} | {version} | {licence_of(name) or UNKNOWN} |" for name, _, version in (line.partition("==") for line in lines)]
+        text += f"\n## {file}\n\n| package | version | licence |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
+    return text

@@ -40,7 +40,7 @@ def make_promises(asked: Asked, fidelity: Number, *, model_bytes: int, workers: 
 
     Args:
         asked: What one replica is to hold.
-        fidelity: Measured error of the file on the stored vectors.
+        fidelity: Measured error on the stored vectors: of the server, where it ran, else of the file alone.
         model_bytes: Size of the model's file.
         workers: Processes that hold the model.
         calibration: What the bundle's own proof measured; None where it did not run.
@@ -48,7 +48,7 @@ def make_promises(asked: Asked, fidelity: Number, *, model_bytes: int, workers: 
     measured: Mapping[str, Number] = calibration.measured if calibration else {}
     limits = [
         ("errors", "==", Number(value=0, unit="request", source="assumed", method="every request is answered: a promise of every bundle")),
-        ("fidelity", "<=", _fidelity(_worse(fidelity, measured.get("fidelity")))),
+        ("fidelity", "<=", _fidelity(fidelity)),
         ("latency_p99", "<=", asked.latency_p99 or _latency(measured.get("latency_p99"))),
         ("throughput", ">=", _throughput(asked.requests_per_s)),
         ("memory", "<=", _memory(measured.get("memory"), model_bytes, workers)),
@@ -60,10 +60,6 @@ def make_promises(asked: Asked, fidelity: Number, *, model_bytes: int, workers: 
         for name, relation, limit in limits
         if limit is not None
     )
-
-
-def _worse(a: Number, b: Number | None) -> Number:
-    return b if b is not None and b.value > a.value else a
 
 
 def _fidelity(measured: Number) -> Number:

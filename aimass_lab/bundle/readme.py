@@ -9,10 +9,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from ..dynamic_shapes import describe_sizes
 from ..export import triton
 from ..formats import FORMATS
-from ..records import BatchPoint, Note, Number, Promise, RuntimeTrial, ServingSpec
-from ..units import format_quantity
+from ..manifests.server import probe_command
+from ..records import BatchPoint, Note, Number, Promise, RuntimeTrial, ServingSpec, SizePoint
+from ..units import format_count, format_quantity
+from .threads import ThreadChoice
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_CURL_ELEMENTS = 4096
@@ -28,12 +31,18 @@ def fill(template: str, **values: Any) -> str:
 
 def dockerfile(*, name: str, version: str, startup: Number) -> str:
     """The Dockerfile; its health check begins to count when the promised start-up time is over."""
-    return fill("Dockerfile", name=name, version=version, python=PYTHON, start_period=max(5, round(startup.value)))
+    return fill("Dockerfile", name=name, version=version, python=PYTHON, start_period=max(5, round(startup.value)), probe=json.dumps(probe_command()))
 
 
 def compose(*, name: str, version: str, format: str) -> str:
     """A composed service; what is unpacked into /tmp may run only where the format needs it."""
     return fill("compose.yaml", name=name, version=version, tmpfs="/tmp:exec" if format in UNPACKED else "/tmp")
+
+
+def dockerignore(folder: Path) -> str:
+    """What an image gets: what the bundle in `folder` consists of, and nothing that comes to lie beside it."""
+    names = sorted({path.name for path in folder.iterdir()} | {".dockerignore"})
+    return fill("dockerignore", kept="\n".join(f"!{name}" for name in names))
 
 
 def readme(
@@ -45,7 +54,9 @@ def readme(
     points: Sequence[BatchPoint],
     notes: Sequence[Note],
     num_samples: int,
+    sizes: Sequence[SizePoint],
     trials: Sequence[RuntimeTrial],
+    threads: ThreadChoice,
     hashes: bool,
 ) -> str:
     """README.md of the bundle."""
@@ -63,7 +74,7 @@ def readme(
         signature="\n".join(_signature_row("input", t) for t in serving["inputs"]) + "\n" + "\n".join(_signature_row("output", t) for t in serving["outputs"]),
         scenario=f"{scenario['requests_per_s']:.4g} requests/s for {scenario['duration_s']:g} s, {scenario['items_per_request']} item each, at random times",
         promises="\n".join(_promise_row(promise) for promise in promises),
-        measured=_measured(points, serving) + _runtimes(trials),
+        measured=_measured(points, serving) + _measured_sizes(sizes) + _threads(threads) + _runtimes(trials),
         notes=_notes(notes),
         model_file=serving["model_file"],
         format_text=f"{serving['format']}, run by {member.runtime}; {member.safety}",
@@ -78,6 +89,9 @@ def _curl(serving: dict[str, Any]) -> str:
     tensors = []
     for spec in serving["inputs"]:
         shape = [1 if size == -1 else size for size in spec["shape"]]
+        for dimension in serving.get("dimensions", ()):
+            for axis in (axis for name, axis in dimension["axes"] if name == spec["name"]):
+                shape[axis] = dimension["min"]
         count = 1
         for size in shape:
             count *= size
@@ -90,8 +104,18 @@ def _curl(serving: dict[str, Any]) -> str:
 
 def _batching(serving: dict[str, Any]) -> str:
     if not serving["batched"]:
-        return "The model has no batch axis: one request, one call, shapes as given."
-    return f"-1 counts the items of a request. Requests that wait together run together, at most {serving['max_batch_size']} items at once."
+        return f"The model has no batch axis: one request, one call. {_sizes(serving)}"
+    together = f"The first -1 counts the items of a request. Requests that wait together run together, at most {serving['max_batch_size']} items at once."
+    return f"{together} {_sizes(serving)}"
+
+
+def _sizes(serving: dict[str, Any]) -> str:
+    """Which sizes a request may choose."""
+    fixed = "are those of the example that it was written with: a sequence is padded or cut to its length by who sends it."
+    if "dimensions" not in serving:
+        return f"All other sizes {fixed}"
+    rows = [f"- {d['name']}: {d['min']} to {d['max']}; {', '.join(f'axis {axis} of `{name}`' for name, axis in d['axes'])}" for d in serving["dimensions"]]
+    return f"A request chooses these sizes; only requests of equal sizes share a batch:\n\n{chr(10).join(rows)}\n\nThe rest {fixed}"
 
 
 def _signature_row(kind: str, tensor: dict[str, Any]) -> str:
@@ -113,9 +137,28 @@ def _measured(points: Sequence[BatchPoint], serving: dict[str, Any]) -> str:
         for p in points
     ]
     how = points[0].latency_p50
-    threads = serving["threads_per_worker"]
-    head = f"## Measured without the server\n\nThe model alone in one process, {threads} thread(s), environment {how.environment}, quality {how.quality}:\n\n"
+    count = format_count(serving["threads_per_worker"], "thread")
+    head = f"## Measured without the server\n\nThe model alone in one process, {count}, environment {how.environment}, quality {how.quality}:\n\n"
     return head + "| batch | p50 | p99 | throughput |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
+
+
+def _measured_sizes(points: Sequence[SizePoint]) -> str:
+    if not points:
+        return ""
+    rows = [f"| {describe_sizes(point.sizes)} | {format_quantity(point.latency_p50.value, 's')} |" for point in points]
+    return "One item at the ends of the sizes that a request may choose:\n\n| sizes | p50 |\n| --- | --- |\n" + "\n".join(rows) + "\n\n"
+
+
+def _threads(choice: ThreadChoice) -> str:
+    """How the number of threads was chosen."""
+    count = format_count(choice.count, "thread")
+    text = f"## Why {count}\n\nA worker computes with {count}: {choice.because}."
+    if choice.trials:
+        how = choice.trials[0].latency_p50
+        rows = [f"| {trial.threads} | {format_quantity(trial.latency_p50.value, 's')} | {trial.latency_p50.n} |" for trial in choice.trials]
+        text += f" A call with one item takes eager torch on the machine that wrote this, environment {how.environment}:\n\n"
+        text += "| threads | p50 | calls |\n| --- | --- | --- |\n" + "\n".join(rows)
+    return text + "\n\n"
 
 
 def _runtimes(trials: Sequence[RuntimeTrial]) -> str:

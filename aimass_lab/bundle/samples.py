@@ -16,6 +16,7 @@ from ..workload import Call, Workload
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch import nn
 
 MAX_SAMPLES = 32
 MAX_BYTES = 64 * 2**20
@@ -32,7 +33,7 @@ def stored_call(workload: Workload, file: FormatFile) -> Call:
 
     if not file.batched:
         return workload.call
-    limit = max(1, min(MAX_SAMPLES, MAX_BYTES // max(1, _item_bytes(file))))
+    limit = max(1, min(MAX_SAMPLES, MAX_BYTES // max(1, _item_bytes(workload.call, file))))
     seen: dict[bytes, list[torch.Tensor]] = {}
     for call in _sources(workload):
         for row in _rows(call):
@@ -58,12 +59,21 @@ def _rows(call: Call) -> Iterator[list[torch.Tensor]]:
         yield call.rows(i, i + 1).tensors()
 
 
-def _item_bytes(file: FormatFile) -> int:
-    return sum(math.prod(abs(size) for size in spec.shape) * 8 for spec in (*file.inputs, *file.outputs))
+def _item_bytes(call: Call, file: FormatFile) -> int:
+    """At the example's sizes, at most."""
+    answers = () if file.signature.answers is None else file.signature.answers.values()
+    shapes = [spec.shape for spec in (*file.inputs, *file.outputs)] + [(1, *array.shape[1:]) for array in (*call.tensors(), *answers)]
+    return sum(math.prod(abs(size) for size in shape) * 8 for shape in shapes)
 
 
-def reference_outputs(workload: Workload, call: Call, file: FormatFile) -> Arrays:
-    """What the original model answers, by output name; the model is left as it was.
+def reference_outputs(workload: Workload, call: Call, file: FormatFile, *, served: nn.Module) -> Arrays:
+    """What the original model answers, by output name; the model is left as it was, and not asked again what it was asked as `file` was made of it.
+
+    Args:
+        workload: The original model.
+        call: Inputs to store.
+        file: What is served.
+        served: What it was made from.
 
     Raises:
         BundleError: an output is not finite, or is not one that the file has.
@@ -72,6 +82,9 @@ def reference_outputs(workload: Workload, call: Call, file: FormatFile) -> Array
     import numpy as np
     import torch
 
+    known = file.signature.answers
+    if known is not None and served is workload.model and all(map(torch.equal, call.tensors(), workload.call.tensors())):
+        return dict(known)
     parts: list[list[tuple[str, torch.Tensor]]] = []
     with preserved(workload.model), torch.no_grad():
         chunks = [call.rows(i, min(i + _CHUNK, call.batch_size)) for i in range(0, call.batch_size, _CHUNK)] if file.batched else [call]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from ..dynamic_shapes import describe_sizes
 from ..errors import InputError, UnsupportedError
 from ..export import triton
 from ..formats import FORMATS, FormatFile
 from ..formats.base import input_arrays
-from ..formats.measure import measure_format
+from ..formats.measure import measure_format, measure_sizes
 from ..interrupts import sparing_imports
-from ..records import BatchPoint, Bundle, Note, Number, Plan, Promise, RuntimeTrial, ServingSpec, TensorSpec, derived, to_json
+from ..records import BatchPoint, Bundle, Note, Number, Plan, Promise, RuntimeTrial, ServingSpec, SizePoint, TensorSpec, derived, to_json
+from ..units import format_share
 from ..workload import Workload, weight_bytes
 from . import calibrate as calibration
 from . import readme
@@ -29,6 +33,7 @@ from .promises import Asked, make_promises, risk_notes
 from .requirements import EXTRAS, extra_requirements, is_pinned, pinned_requirements, requirements_text
 from .runtimes import Shipped, export_fastest
 from .samples import measure_fidelity, reference_outputs, stored_call
+from .threads import ThreadChoice, settle_threads
 from .unplanned import unplanned_spec
 
 if TYPE_CHECKING:
@@ -42,11 +47,12 @@ DATATYPES = {
 DEFAULT_RATE_SHARE = 0.5
 DEFAULT_RATE_LIMIT = 200.0
 """Requests/s, where nobody asked for a rate: beyond, a proof on a small machine would measure the load generator."""
-MEASURE_BUDGET_S = 3.0
+MEASURE_BUDGET_S = 2.0
 OVERHEAD_BYTES = 96 * 2**20
 """Vectors, server and texts."""
 LIMITS = {"max_queue_items": 1024, "request_timeout_s": 30.0, "max_body_bytes": 64 * 2**20}
 SERVER = Path(__file__).parents[1] / "serving"
+REQUIREMENTS = "requirements.txt"
 CLIENT = SERVER / "client.py"
 """Goes beside the server, since it may be copied elsewhere."""
 
@@ -59,6 +65,16 @@ class _Proof:
     promises: tuple[Promise, ...]
     run: calibration.Calibration | None
     notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was measured without the server: the content of `runtimes.json`."""
+
+    runtimes: tuple[RuntimeTrial, ...]
+    threads: ThreadChoice
+    batches: tuple[BatchPoint, ...]
+    sizes: tuple[SizePoint, ...]
 
 
 @sparing_imports
@@ -90,18 +106,18 @@ def write_bundle(
 
     Args:
         folder: Where to write; it must not exist, or be empty.
-        workload: The model, and the inputs that are stored as vectors.
+        workload: The model, the inputs that are stored as vectors, and the sizes that requests may choose.
         spec: The resource spec; goes into the bundle as it is.
         plan: The plan it comes from.
         rate: Requests per second that all replicas together are to hold.
         latency_p99_s: Latency that 99 % of the requests are to stay under.
         max_batch_size: Largest batch, in items.
         max_wait_s: Longest time that an incomplete batch is held.
-        threads: Threads of the worker.
+        threads: Threads of the worker; by the time of a call if not given: all cores only where it is long (see `settle_threads`).
         frontends: Processes that take connections and read requests; 1: the one that has the queue does that, too.
         name: DNS label; made from the model's name if not given.
         version: A positive whole number.
-        format: A name of `FORMATS`; the fastest of those whose runtimes are installed if not given.
+        format: A name of `FORMATS`; ONNX if not given, unless another one that is installed is surely faster.
         variant: What to serve in the model's place, the result of the spec's recipe; its
             fidelity is judged against the model.
         calibrate: Start the bundle once, for a few seconds, so that its promises are founded.
@@ -124,23 +140,29 @@ def write_bundle(
         threads=threads, frontends=frontends, name=name, version=version,
     )  # fmt: skip
     served = _served(workload, variant, choices)
+    asked = ThreadChoice(count=choices.threads, because="so many were asked for")
+    threading = settle_threads(workload, served, choices.threads) if threads is None else asked
+    choices = replace(choices, threads=threading.count)
+    calibrate = calibrate and not choices.on_accelerator
     with new_folder(folder, needed_bytes=4 * weight_bytes(served) + OVERHEAD_BYTES, force=force) as temporary:
         shipped, choices = _export(temporary, workload, served, format, choices, partial(say, 0.05))
         file = shipped.file
         serving = _write_serving(temporary, file, choices)
         say(0.5, "comparing it with the original")
-        fidelity, num_samples = _write_vectors(temporary, workload, file, choices)
+        fidelity, num_samples = _write_vectors(temporary, workload, served, file, choices, judge=not calibrate)
         say(0.6, "measuring it")
         points, missing = measure_format(file, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
+        sizes = measure_sizes(file, threads=choices.threads)
         shipped = replace(shipped, file=replace(file, loaded=None))  # the server that is started next needs the memory
         file = shipped.file
-        requirements = _write_runtime(temporary, file, hashes=hashes)
+        packages = _write_runtime(temporary, file, hashes=hashes)
         write_manifest(temporary)
         say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
-        proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate and not choices.on_accelerator)
+        proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate)
         proof = replace(proof, notes=tuple(dict.fromkeys((*choices.notes, *missing, *proof.notes))))
-        _write_texts(temporary, workload, choices, serving, spec, proof, points, num_samples, shipped.trials, hashes=hashes)
-        _write_operations(temporary, choices, file, proof, requirements)
+        measured = _Measured(runtimes=shipped.trials, threads=threading, batches=points, sizes=sizes)
+        _write_texts(temporary, workload, choices, serving, spec, proof, measured, num_samples, hashes=hashes)
+        _write_operations(temporary, choices, file, proof, packages)
         write_manifest(temporary, kept=file.paths)
     say(1.0, f"written to {folder}")
     return read_bundle(folder)
@@ -161,7 +183,16 @@ def _export(folder: Path, workload: Workload, served: nn.Module, format: str | N
     shipped = export_fastest(place, workload, served, format=format, max_batch_size=choices.max_batch_size, threads=choices.threads, say=say)
     if not shipped.file.batched:
         choices = replace(choices, max_batch_size=1, max_wait_s=0.0)
-    return shipped, replace(choices, notes=choices.notes + shipped.file.notes + shipped.notes)
+    return shipped, replace(choices, notes=choices.notes + shipped.file.notes + shipped.notes + _size_notes(workload, shipped.file))
+
+
+def _size_notes(workload: Workload, file: FormatFile) -> tuple[Note, ...]:
+    """What figures hold for, where requests may choose sizes."""
+    if not file.signature.dimensions:
+        return ()
+    usual = describe_sizes({dim.name: workload.call.size_of(dim) for dim in workload.call.dims})
+    text = f"promises and figures hold for requests of the example's sizes, {usual}: larger ones take longer and more memory; only equal sizes share a batch"
+    return (Note(code="assumes:example-sizes", text=text),)
 
 
 def _write_serving(folder: Path, file: FormatFile, choices: Choices) -> dict[str, Any]:
@@ -174,6 +205,7 @@ def _write_serving(folder: Path, file: FormatFile, choices: Choices) -> dict[str
         "model_file": file.path.relative_to(folder).as_posix(),
         "inputs": [_tensor(spec) for spec in file.inputs],
         "outputs": [_tensor(spec) for spec in file.outputs],
+        **({"dimensions": [msgspec.to_builtins(one) for one in file.signature.dimensions]} if file.signature.dimensions else {}),  # as with the front ends
         "batched": file.batched,
         "max_batch_size": choices.max_batch_size,
         "max_wait_s": choices.max_wait_s,
@@ -197,50 +229,61 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": list(spec.shape)}
 
 
-def _write_vectors(folder: Path, workload: Workload, file: FormatFile, choices: Choices) -> tuple[Number, int]:
+def _write_vectors(folder: Path, workload: Workload, served: nn.Module, file: FormatFile, choices: Choices, *, judge: bool) -> tuple[Number | None, int]:
     """Write `vectors.npz`.
 
+    Args:
+        folder: Of the bundle.
+        workload: The original model, and the inputs to store.
+        served: What the file was made from.
+        file: What is served.
+        choices: How.
+        judge: Whether to run the file on them here; if not, that is the proof's to do, in the server.
+
     Returns:
-        The file's error on the vectors, and how many there are.
+        The file's error on the vectors, if it was judged, and how many there are.
     """
     import numpy as np
 
     call = stored_call(workload, file)
-    inputs, outputs = input_arrays(file.inputs, call), reference_outputs(workload, call, file)
+    inputs, outputs = input_arrays(file.inputs, call), reference_outputs(workload, call, file, served=served)
     arrays = {f"input.{name}": array for name, array in inputs.items()} | {f"output.{name}": array for name, array in outputs.items()}
     np.savez(folder / "vectors.npz", allow_pickle=False, **arrays)
-    fidelity = measure_fidelity(file.runner(choices.threads), file, inputs, outputs, max_batch_size=choices.max_batch_size)
+    runner = file.runner(choices.threads) if judge else None
+    fidelity = None if runner is None else measure_fidelity(runner, file, inputs, outputs, max_batch_size=choices.max_batch_size)
     return fidelity, call.batch_size if file.batched else 1
 
 
-def _write_runtime(folder: Path, file: FormatFile, *, hashes: bool) -> tuple[str, ...]:
-    """Copy the server, and what is needed to run it; returns the packages."""
-    requirements = pinned_requirements(FORMATS[file.format].runs_on)
-    files = {"requirements.txt": requirements} | {f"requirements-{extra}.txt": extra_requirements(extra) for extra in EXTRAS}
+def _write_runtime(folder: Path, file: FormatFile, *, hashes: bool) -> dict[str, tuple[str, ...]]:
+    """Copy the server, and name what is needed to run it; returns the packages by the file that names them."""
+    files = {REQUIREMENTS: pinned_requirements(FORMATS[file.format].runs_on)} | {f"requirements-{extra}.txt": extra_requirements(extra) for extra in EXTRAS}
     known = fetch_hashes(sorted({line for lines in files.values() for line in lines if is_pinned(line)})) if hashes else None
     shutil.copytree(SERVER, folder / "aimass_serve", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", CLIENT.name))
     shutil.copy(CLIENT, folder)
     (folder / "run.py").write_text(readme.fill("run.py"), encoding="utf-8")
     for name, lines in files.items():
         (folder / name).write_text(requirements_text(lines, known), encoding="utf-8")
-    (folder / ".dockerignore").write_text(readme.fill("dockerignore"), encoding="utf-8")
-    return requirements
+    return files
 
 
-def _write_operations(folder: Path, choices: Choices, file: FormatFile, proof: _Proof, requirements: Sequence[str]) -> None:
-    """Write what whoever runs it asks for: what it consists of, under which licences, and how to watch it."""
+def _write_operations(folder: Path, choices: Choices, file: FormatFile, proof: _Proof, packages: Mapping[str, Sequence[str]]) -> None:
+    """Write what whoever runs it asks for: what it consists of, under which licences, how to watch it, and what belongs into an image."""
     known, places = read_manifest(folder)["files"], [path.relative_to(folder).as_posix() for path in file.paths]
-    write_json(folder / "sbom.json", bill_of_materials(choices.name, choices.version, requirements, {place: known[place] for place in places}))
-    (folder / "LICENCES.md").write_text(licence_list(requirements), encoding="utf-8")
+    pinned = {name: [line for line in lines if is_pinned(line)] for name, lines in packages.items()}
+    extras = sorted({line for name, lines in pinned.items() for line in lines if name != REQUIREMENTS})
+    bill = bill_of_materials(choices.name, choices.version, pinned[REQUIREMENTS], extras, {place: known[place] for place in places})
+    write_json(folder / "sbom.json", bill)
+    (folder / "LICENCES.md").write_text(licence_list(pinned), encoding="utf-8")
     limits = {promise.name: float(promise.limit.value) for promise in proof.promises}
     write_json(folder / "grafana.json", dashboard(choices.name, limits))
     (folder / "compose.yaml").write_text(readme.compose(name=choices.name, version=choices.version, format=file.format), encoding="utf-8")
+    (folder / ".dockerignore").write_text(readme.dockerignore(folder), encoding="utf-8")
 
 
 def _prove(
-    folder: Path, file: FormatFile, choices: Choices, spec: ServingSpec | None, fidelity: Number, points: Sequence[BatchPoint], *, calibrate: bool
+    folder: Path, file: FormatFile, choices: Choices, spec: ServingSpec | None, fidelity: Number | None, points: Sequence[BatchPoint], *, calibrate: bool
 ) -> _Proof:
-    """Settle the promises; with `calibrate`, on what the bundle itself measures."""
+    """Settle the promises; with `calibrate`, on what the bundle itself measures, its fidelity included."""
     rate, run = choices.rate or _default_rate(points), None
     if calibrate and choices.rate is not None:
         run = calibration.calibrate(folder, rate.value)
@@ -253,6 +296,8 @@ def _prove(
         memory_bytes=spec.memory_bytes if spec else None,
         startup_time=spec.startup_time if spec else None,
     )
+    fidelity = run.measured["fidelity"] if run is not None else fidelity
+    assert fidelity is not None
     promises = make_promises(asked, fidelity, model_bytes=sum(path.stat().st_size for path in file.paths), workers=choices.workers, calibration=run)
     return _Proof(rate=rate, promises=promises, run=run, notes=risk_notes(asked, promises, run))
 
@@ -265,7 +310,7 @@ def _default_rate(points: Sequence[BatchPoint]) -> Number:
     """A rate that leaves room, for a bundle of which nobody said what it must hold."""
     capacity = _capacity(points)
     value = min(DEFAULT_RATE_SHARE * capacity.value, DEFAULT_RATE_LIMIT)
-    method = f"{DEFAULT_RATE_SHARE:.0%} of what one worker can do, at most {DEFAULT_RATE_LIMIT:g} requests/s"
+    method = f"{format_share(DEFAULT_RATE_SHARE)} of what one worker can do, at most {DEFAULT_RATE_LIMIT:g} requests/s"
     return derived(value, "request/s", method, [("capacity", capacity)])
 
 
@@ -276,22 +321,22 @@ def _write_texts(
     serving: dict[str, Any],
     spec: ServingSpec | None,
     proof: _Proof,
-    points: Sequence[BatchPoint],
+    measured: _Measured,
     num_samples: int,
-    trials: Sequence[RuntimeTrial],
     *,
     hashes: bool,
 ) -> None:
     """Write promises, spec, what was measured, the model card, README and Dockerfile."""
-    write_json(folder / RUNTIMES, {"schema": SCHEMA, "runtimes": trials, "batches": points})
+    told = {"runtimes": measured.runtimes, "threads": measured.threads, "batches": measured.batches, "sizes": measured.sizes}
+    write_json(folder / RUNTIMES, {"schema": SCHEMA, **told})
     load = calibration.scenario(proof.rate.value)
     write_json(folder / "promises.json", {"schema": SCHEMA, "scenario": load, "promises": proof.promises, "notes": proof.notes})
-    spec = spec or unplanned_spec(choices, workload.info(), rate=proof.rate, capacity=_capacity(points), promises=proof.promises, run=proof.run)
+    spec = spec or unplanned_spec(choices, workload.info(), rate=proof.rate, capacity=_capacity(measured.batches), promises=proof.promises, run=proof.run)
     (folder / "spec.json").write_text(to_json(spec) + "\n", encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(model_card(folder), encoding="utf-8")
     text = readme.readme(
-        serving=serving, spec=spec, promises=proof.promises, scenario=load, points=points, notes=proof.notes, num_samples=num_samples, trials=trials,
-        hashes=hashes,
+        serving=serving, spec=spec, promises=proof.promises, scenario=load, points=measured.batches, notes=proof.notes, num_samples=num_samples,
+        sizes=measured.sizes, trials=measured.runtimes, threads=measured.threads, hashes=hashes,
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     startup = next(promise.limit for promise in proof.promises if promise.name == "startup")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
 from ..errors import UnsupportedError
+from ..units import format_share
 from .base import Constraint, Context, Stage, Technique, weight_layers
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def set_zeros(model: nn.Module, zeros: Mapping[str, torch.Tensor], context: Cont
             continue
         num_zeros, size = sum(int((p == 0).sum()) for p in mine), sum(p.numel() for p in mine)
         all_zero = ", nothing of its inputs passes through it any more" if num_zeros == size else ""
-        context.changed[name] = f"{num_zeros} of {size} weights are zero ({num_zeros / size:.1%}){all_zero}"
+        context.changed[name] = f"{num_zeros} of {size} weights are zero ({format_share(num_zeros / size)}){all_zero}"
 
 
 def keep_zeros(zeros: Mapping[str, torch.Tensor]) -> Constraint:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..formats._onnx_export import LAYER_MARK
+from ..formats._onnxruntime import import_onnxruntime
 from ..quiet import quiet_export
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def quantize_dynamic(file: torch.Tensor, rounding: Rounding) -> torch.Tensor:
         rounding: Of the weights.
     """
     with _working_folder(file) as source, _quiet():
+        import_onnxruntime()
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization import quantize_dynamic as quantize
         from onnxruntime.quantization.registry import IntegerOpsRegistry
@@ -64,6 +66,7 @@ def quantize_static(file: torch.Tensor, rounding: Rounding, batches: Iterable[Fe
     One batch is looked at after the other, so that no more than the activations of one are held.
     """
     with _working_folder(file) as source, _quiet():
+        import_onnxruntime()
         from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, create_calibrator
         from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
@@ -86,6 +89,8 @@ def quantize_int4(file: torch.Tensor, *, block_size: int) -> torch.Tensor:
     """Weights of matrix products in 4 bits, `block_size` of them sharing a scale and a zero point; arithmetic in float32."""
     with _working_folder(file) as source, _quiet():
         import onnx
+
+        import_onnxruntime()
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         # accuracy level 4: the runtime may round activations to int8, block by block, for products in integers
@@ -120,6 +125,7 @@ def _few_bit_types() -> set[int]:
 
 def _static_operators() -> list[str]:
     """All operators that ONNX Runtime can quantise, as its own `quantize_static` takes them."""
+    import_onnxruntime()
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     return sorted({*QLinearOpsRegistry, *QDQRegistry})

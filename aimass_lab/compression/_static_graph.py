@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils import _pytree
 
+from ..dynamic_shapes import Dim
 from ..errors import InputError, UnsupportedError
 from ..quiet import quiet_export
 from ..workload import Call, forward_parameters
@@ -29,7 +30,9 @@ class StaticGraph(nn.Module):
         self.num_positional = len(call.args)
         self.keywords = tuple(call.kwargs)
         self.any_batch = any_batch
-        self.leaves = tuple(_expected(leaf, call, any_batch) for leaf in _pytree.tree_leaves((call.args, dict(call.kwargs))))
+        indices = iter(range(len(call.tensors())))
+        self.leaves = tuple(_expected(leaf, call, any_batch, indices) for leaf in _pytree.tree_leaves((call.args, dict(call.kwargs))))
+        self.dims = call.dims
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -41,6 +44,8 @@ class StaticGraph(nn.Module):
             raise InputError(f"the graph was made for {len(self.leaves)} inputs and is called with {len(leaves)}")
         for leaf, expected in zip(leaves, self.leaves, strict=True):
             _check(leaf, expected)
+        if self.dims:
+            _check_sizes(self.dims, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
         return self.graph(*args, **kwargs)
 
     def _arrange(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -70,12 +75,15 @@ class StaticGraph(nn.Module):
         return duplicate
 
 
-def _expected(leaf: Any, call: Call, any_batch: bool) -> Any:
-    """Shape of a tensor, None along an axis that may have any size; anything else as it is."""
+def _expected(leaf: Any, call: Call, any_batch: bool, indices: Iterator[int]) -> Any:
+    """Shape of a tensor, None along an axis that may have other sizes; anything else as it is."""
     if not isinstance(leaf, torch.Tensor):
         return leaf
-    free = any_batch and call.is_batched(leaf)
-    return _Shape(None if free and axis == call.batch_axis else int(size) for axis, size in enumerate(leaf.shape))
+    index = next(indices)
+    free = {axis for dim in call.dims for tensor, axis in dim.axes if tensor == index}
+    if any_batch and call.is_batched(leaf):
+        free.add(call.batch_axis)
+    return _Shape(None if axis in free else int(size) for axis, size in enumerate(leaf.shape))
 
 
 class _Shape(tuple[int | None, ...]):
@@ -95,12 +103,21 @@ def _check(leaf: Any, expected: Any) -> None:
         raise InputError(f"the graph was made for inputs of shape [{shape}], and is called with {list(leaf.shape)}", help="export it for this shape too")
 
 
+def _check_sizes(dims: Sequence[Dim], tensors: Sequence[torch.Tensor]) -> None:
+    for dim in dims:
+        sizes = [tensors[index].shape[axis] for index, axis in dim.axes]  # compared only: whoever exports the graph again has symbols here
+        if not dim.min <= sizes[0] <= dim.max or any(size != sizes[0] for size in sizes[1:]):
+            found = " and ".join(str(size) for size in sizes)
+            wanted = f"{dim.min} to {dim.max}"
+            raise InputError(f"the graph was made for a size {dim.name} of {wanted}, and is called with {found}", help="export it for this size too")
+
+
 def export_graph(model: nn.Module, call: Call, *, any_batch: bool) -> torch.fx.GraphModule:
     """Export `model` in evaluation mode.
 
     Args:
         model: In evaluation mode; what its forward writes into it stays.
-        call: Example inputs; of `TRACED_BATCH` items or more where `any_batch`.
+        call: Example inputs; of `TRACED_BATCH` items or more where `any_batch`, and no open size of it 1.
         any_batch: Leave the number of items open.
 
     Raises:
@@ -108,14 +125,17 @@ def export_graph(model: nn.Module, call: Call, *, any_batch: bool) -> torch.fx.G
         Exception: whatever `torch.export.export` raises, where the model's control flow depends on values or on the number of items.
     """
     shapes = torch.export.ShapesCollection()
-    if any_batch:
-        for tensor in call.tensors():
-            if call.is_batched(tensor):
-                shapes[tensor] = {call.batch_axis: torch.export.Dim.DYNAMIC}
+    dims = {dim.name: torch.export.Dim(dim.name, min=dim.min, max=dim.max) for dim in call.dims}
+    for index, tensor in enumerate(call.tensors()):
+        axes = {axis: dims[dim.name] for dim in call.dims for of, axis in dim.axes if of == index}
+        if any_batch and call.is_batched(tensor):
+            axes[call.batch_axis] = torch.export.Dim.DYNAMIC
+        if axes:
+            shapes[tensor] = axes
     with quiet_export(), torch.no_grad():
-        program = torch.export.export(model, call.args, dict(call.kwargs), dynamic_shapes=cast(Any, shapes) if any_batch else None)
+        program = torch.export.export(model, call.args, dict(call.kwargs), dynamic_shapes=cast(Any, shapes) if any_batch or dims else None)
         if any_batch:
-            _refuse_bounds(program)
+            _refuse_bounds(program, call.dims)
         # the graph's own checks of shapes do not survive quantisation, so StaticGraph makes them
         graph = program.module(check_guards=False)
     # What nobody reads, such as the pooler beside a last hidden state, is left in by export and trips torchao's quantiser.
@@ -124,11 +144,22 @@ def export_graph(model: nn.Module, call: Call, *, any_batch: bool) -> torch.fx.G
     return graph
 
 
-def _refuse_bounds(program: torch.export.ExportedProgram) -> None:
-    """Refuse a graph whose control flow was decided by the number of items: beyond some number it would be wrong without a word."""
+def _refuse_bounds(program: torch.export.ExportedProgram, dims: Sequence[Dim]) -> None:
+    """Refuse a graph whose control flow was decided by the number of items: beyond some number it would be wrong without a word.
+
+    Args:
+        program: What was exported.
+        dims: Other sizes, which have bounds of their own.
+    """
     from torch.utils._sympy.numbers import int_oo
 
-    for bounds in program.range_constraints.values():
+    inputs = set(program.graph_signature.user_inputs)
+    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    bounded = {str(tensors[index].shape[axis]) for dim in dims for index, axis in dim.axes}
+    for symbol, bounds in program.range_constraints.items():
+        if str(symbol) in bounded:
+            continue
         if bounds.upper is not int_oo or bounds.lower > TRACED_BATCH:
             raise UnsupportedError(f"the model does something else outside of {bounds.lower} to {bounds.upper} items")
 

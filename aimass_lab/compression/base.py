@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ..compiled import is_compiled, uncompiled
 from ..errors import MissingPackageError
 from ..options import check_bounds, read_options
 from ..records import Note, OptionValue
@@ -64,9 +65,12 @@ class Context:
     """
 
     original: nn.Module
+    """What is behind `torch.compile`, where the user compiled the model."""
     call: Call
     """Example inputs, with as many items as the trial will call with."""
     device: torch.device
+    compiled: bool = False
+    """Whether the user's model runs through `torch.compile`."""
     train: tuple[Call, torch.Tensor | None] | None = None
     """Samples to learn from, with their labels where there are some."""
     loss: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
@@ -88,8 +92,8 @@ class Context:
     def of(cls, workload: Workload, *, call: Call | None = None, seed: int = 0, progress: Progress | None = None) -> Context:
         """What `workload` gives to a technique."""
         return cls(
-            original=workload.model, call=call or workload.call, device=workload.torch_device, train=workload.train, loss=workload.loss,
-            students=workload.students, seed=seed, progress=progress or (lambda share, text: None),
+            original=uncompiled(workload.model), call=call or workload.call, device=workload.torch_device, compiled=is_compiled(workload.model),
+            train=workload.train, loss=workload.loss, students=workload.students, seed=seed, progress=progress or (lambda share, text: None),
         )  # fmt: skip
 
     @property

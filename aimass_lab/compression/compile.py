@@ -40,7 +40,9 @@ class Compile(Technique):
         return why_not_compile(context.device)
 
     def check(self, model: nn.Module, context: Context) -> str | None:
-        """Any model will do, with or without weights."""
+        """Any model will do, with or without weights, that is not compiled in the same way already."""
+        if context.compiled and model is context.original and self == Compile():
+            return "the model runs through torch.compile already: put other steps before it, whose copy is then compiled, too, or give it options"
         return self.unavailable(context)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:

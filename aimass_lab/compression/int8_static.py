@@ -132,13 +132,15 @@ class Int8Static(Technique):
         from ..quiet import quiet_export
         from ._static_graph import TRACED_BATCH, StaticGraph, drop_unused_, export_graph, positional_names
 
-        call = context.call.with_batch(TRACED_BATCH) if any_batch else context.call
+        call = (context.call.with_batch(TRACED_BATCH) if any_batch else context.call).for_export()
         names = positional_names(model)
         with quiet_export(), torch.no_grad():
             pt2e = import_quietly("torchao.quantization.pt2e.quantize_pt2e")
             graph = export_graph(model, call, any_batch=any_batch)
             for size in dict.fromkeys((*PROBED_BATCHES, context.call.batch_size)) if any_batch else (call.batch_size,):
                 _compare(model, graph, call.with_batch(size))
+            for sizes in call.size_ends() if call.dims else ():
+                _compare(model, graph, call.with_sizes(sizes))
             prepared = pt2e.prepare_pt2e(graph, self._quantizer(context.device))
             for i, batch in enumerate(self._calibration(context, None if any_batch else call.batch_size)):
                 context.progress(min(0.9, (i + 1) * BATCH_SIZE / self.num_samples), "reading the ranges of the activations")

@@ -12,6 +12,7 @@ import msgspec
 from ..errors import InputError, UnsupportedError
 from ..options import Positive, Share
 from ..records import Note
+from ..units import format_share
 from .base import TECHNIQUES, Context, Stage, Technique, linear_layers, weight_layers
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class LowRank(Technique):
         if ranks is None:
             least = sum(s.ranks[0] * s.per_rank for s in spectra.values()) / sum(s.num_weights for s in spectra.values())
             raise UnsupportedError(
-                f"the smallest ranks keep {least:.1%} of the parameters, more than the ratio {ratio:g}", help="a higher ratio, or a smaller round_to"
+                f"the smallest ranks keep {format_share(least)} of the parameters, more than the ratio {ratio:g}", help="a higher ratio, or a smaller round_to"
             )
         if self.ranks == "energy":
             return ranks
@@ -203,13 +204,15 @@ class LowRank(Technique):
         if self.energy is not None:
             return f"no rank up to {spectrum.ranks[-1]}, above which a product is larger than the layer, keeps {self.energy:g} of the energy"
         if self.ranks == "uniform":
-            return f"its smallest rank, {spectrum.ranks[0]}, keeps {spectrum.share(spectrum.ranks[0]):.0%} of its parameters"
+            return f"its smallest rank, {spectrum.ranks[0]}, keeps {format_share(spectrum.share(spectrum.ranks[0]))} of its parameters"
         return "the budget does more for the outputs when this layer stays whole and others take the cut"
 
     def _note_share(self, spectra: dict[str, Spectrum], ranks: dict[str, int | None], context: Context) -> None:
         total = sum(spectrum.num_weights for spectrum in spectra.values())
         kept = sum(spectra[name].num_weights if rank is None else rank * spectra[name].per_rank for name, rank in ranks.items())
-        context.notes.append(Note(code="low-rank:share", text=f"the layers that products may replace keep {kept / total:.1%} of their parameters together"))
+        context.notes.append(
+            Note(code="low-rank:share", text=f"the layers that products may replace keep {format_share(kept / total)} of their parameters together")
+        )
 
     def causes(self, model: nn.Module, batch_size: int, device: torch.device) -> tuple[str, ...]:
         """Two kernels in place of one."""
@@ -264,4 +267,4 @@ def _plain_note(names: list[str], num_layers: int) -> Note:
 
 def _describe(spectrum: Spectrum, rank: int, directions: Directions) -> str:
     whose = f"its output over {directions.num_rows:,} rows" if directions.num_rows else "its weight"
-    return f"rank {rank} of {len(spectrum.energies)}, {spectrum.share(rank):.0%} of the parameters, {spectrum.error(rank):.2g} of {whose} lost"
+    return f"rank {rank} of {len(spectrum.energies)}, {format_share(spectrum.share(rank))} of the parameters, {spectrum.error(rank):.2g} of {whose} lost"

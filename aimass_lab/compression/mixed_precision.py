@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..errors import InputError, ModelError, UnsupportedError
 from ..options import Positive, Share
 from ..records import Note
+from ..units import format_share
 from ..workload import storage_sizes, weight_bytes
 from ._linear_weights import LinearWeights
 from ._mixture import Choice, Increment, largest_passing, order_increments
@@ -116,9 +117,8 @@ class MixedPrecision(Technique):
         for name, choice in taken.items():
             _change(self._techniques[choice.format], model.get_submodule(name))(model.get_submodule(name))  # type: ignore[misc]
         saved = 1 - weight_bytes(model) / before
-        text = (
-            f"{len(taken)} layers changed: the outputs of {error.num_samples} samples differ by {total:.2g} (relative), and the weights take {saved:.0%} less"
-        )
+        differ = f"the outputs of {error.num_samples} samples differ by {total:.2g} (relative)"
+        text = f"{len(taken)} layers changed: {differ}, and the weights take {format_share(saved)} less"
         context.notes.append(Note(code="mixed_precision", text=text))
         return model
 

@@ -76,9 +76,9 @@ class OnnxRuntime(Technique):
             return f"it needs the package {missing[0]!r}, which is not installed: pip install {missing[0]}"
         if context.device.type == "cpu":
             return None
-        import onnxruntime
+        from ..formats._onnxruntime import import_onnxruntime
 
-        if context.device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        if context.device.type == "cuda" and "CUDAExecutionProvider" in import_onnxruntime().get_available_providers():
             return "8-bit and 4-bit forms are made for CPUs: on a GPU, quantize=none" if self.quantize in ("dynamic", "static") else None
         return f"the installed onnxruntime cannot use {context.device}: install onnxruntime-gpu in its place for NVIDIA GPUs, or move the model to the CPU"
 

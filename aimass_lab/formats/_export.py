@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..dynamic_shapes import BATCH
 from ..errors import UnsupportedError, first_line
 from ..quiet import import_quietly, quiet_export
 from ..workload import Call
@@ -35,6 +37,18 @@ def without_stack_traces() -> Iterator[None]:
         torch.fx.config.do_not_emit_stack_traces = before
 
 
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Let Python look for no garbage: an export makes millions of objects that live until its end, and every look goes through all of them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
     """Export what `model` does with `call` as a `torch.export.ExportedProgram`, without traces of this machine.
 
@@ -43,7 +57,7 @@ def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
     Args:
         model: What to export.
         call: Example inputs, of two items or more where there is a batch axis.
-        signature: Whether the batch size is left open.
+        signature: Which sizes are left open.
 
     Raises:
         UnsupportedError: `torch.export` does not take the model, or the program would change its own weights.
@@ -53,9 +67,9 @@ def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
     from ._interface import Flat
 
     refuse_scripted(model, f"torch.export does not take {type(model).__name__}")
-    shapes = {"tensors": tuple({0: torch.export.Dim("batch", min=1)} for _ in signature.inputs)} if signature.batched else None
+    shapes = dynamic_shapes(signature)
     try:
-        with quiet_export(), without_stack_traces():
+        with quiet_export(), without_stack_traces(), without_collections():
             program = torch.export.export(Flat(model, call), tuple(call.tensors()), dynamic_shapes=shapes)
     except Exception as error:  # the exporter lets through whatever the model or a converter raises
         raise refusal(f"torch.export does not take {type(model).__name__}", error) from error
@@ -64,6 +78,22 @@ def export_program(model: nn.Module, call: Call, signature: Signature) -> Any:
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):  # paths and source lines of the user's machine
                 node.meta.pop(key, None)
     return program
+
+
+def dynamic_shapes(signature: Signature) -> Any:
+    """Which sizes of a `Flat` model's inputs are left open, as `torch.export.export` takes it."""
+    from torch.export import Dim
+
+    axes: dict[str, dict[int, Any]] = {spec.name: {} for spec in signature.inputs}
+    if signature.batched:
+        batch = Dim(BATCH, min=1)
+        for open_axes in axes.values():
+            open_axes[0] = batch
+    for dimension in signature.dimensions:
+        dim = Dim(dimension.name, min=dimension.min, max=dimension.max)
+        for name, axis in dimension.axes:
+            axes[name][axis] = dim
+    return {"tensors": tuple(axes.values())} if any(axes.values()) else None
 
 
 def without_subclasses(model: nn.Module) -> nn.Module:
@@ -86,10 +116,10 @@ def refusal(what: str, error: BaseException, *, help: str | None = None) -> Unsu
     """
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    bottom = _bottom(error)
-    if not isinstance(bottom, GuardOnDataDependentSymNode):
-        return UnsupportedError(f"{what}: {first_line(bottom)}", help=help)
-    line = _CULPRIT.search(str(bottom))
+    lowest = bottom(error)
+    if not isinstance(lowest, GuardOnDataDependentSymNode):
+        return UnsupportedError(f"{what}: {first_line(lowest)}", help=help)
+    line = _CULPRIT.search(str(lowest))
     where = f", at line {line[1]} of {line[2]}: {line[3]}" if line else ""
     return decides_by_values(what, where)
 
@@ -114,10 +144,11 @@ def decides_by_values(what: str, where: str = "") -> UnsupportedError:
 
 def cause_of(error: BaseException) -> str:
     """The first line of what lies at the bottom: it names the operator or the line of the model."""
-    return first_line(_bottom(error))
+    return first_line(bottom(error))
 
 
-def _bottom(error: BaseException) -> BaseException:
+def bottom(error: BaseException) -> BaseException:
+    """What caused all the others."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

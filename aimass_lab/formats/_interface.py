@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from ..errors import InputError, UnsupportedError
 from ..outputs import opened
-from ..records import TensorSpec
+from ..records import Dimension, TensorSpec
 from ..workload import Call, call_model
 from .signature import Signature, with_tensors
 
@@ -44,7 +44,7 @@ class Flat(nn.Module):
 
 def flat_call(call: Call) -> Call:
     """The call of a `Flat` model: the tensors of `call` as its positional arguments."""
-    return Call(tuple(call.tensors()), batch_axis=call.batch_axis)
+    return Call(tuple(call.tensors()), batch_axis=call.batch_axis, dims=call.dims)
 
 
 def named_leaves(outputs: Any) -> list[tuple[str, torch.Tensor]]:
@@ -72,6 +72,8 @@ class Interface:
     outputs: tuple[TensorSpec, ...]
     batched: bool
     """Whether axis 0 of every input and output counts the items."""
+    dimensions: tuple[Dimension, ...]
+    """Other sizes that may be chosen."""
     num_positional: int | None
     """Positional tensors, where the arguments are nothing but tensors; None where they are not."""
     keywords: tuple[str, ...]
@@ -96,9 +98,9 @@ class Interface:
         plain = all(isinstance(value, torch.Tensor) for value in (*call.args, *call.kwargs.values()))
         parameters = _parameters(model)
         return cls(
-            inputs=signature.inputs, outputs=signature.outputs, batched=signature.batched, num_positional=len(call.args) if plain else None,
-            keywords=tuple(call.kwargs) if plain else (), parameters=parameters, arguments=_arguments(call, parameters),
-            **_results(call_model(model, call)),
+            inputs=signature.inputs, outputs=signature.outputs, batched=signature.batched, dimensions=signature.dimensions,
+            num_positional=len(call.args) if plain else None, keywords=tuple(call.kwargs) if plain else (), parameters=parameters,
+            arguments=_arguments(call, parameters), **_results(call_model(model, call)),
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,8 +168,14 @@ class Interface:
                 wanted = ", ".join("any" if size == -1 else str(size) for size in spec.shape)
                 return InputError(
                     f"the input {spec.name!r} has shape {list(tensor.shape)}, and the exported model takes [{wanted}]",
-                    help="all sizes but the batch's were fixed at the export to those of the example inputs",
+                    help="sizes that are not open were fixed at the export to those of the example inputs: Study(model, inputs, dynamic_shapes=...)",
                 )
+        shapes = {spec.name: tensor.shape for spec, tensor in zip(self.inputs, tensors, strict=True)}
+        for dimension in self.dimensions:
+            found = {shapes[name][axis] for name, axis in dimension.axes}
+            if len(found) > 1 or not dimension.min <= min(found) <= dimension.max:
+                places = ", ".join(f"{shapes[name][axis]} on axis {axis} of {name!r}" for name, axis in dimension.axes)
+                return InputError(f"the size {dimension.name} is {places}, and must be one of {dimension.min} to {dimension.max} on all of them")
         sizes = {tensor.shape[0] for tensor in tensors} if self.batched else set()
         if len(sizes) > 1:
             return InputError(f"the inputs do not hold equally many items: {', '.join(map(str, sorted(sizes)))}")

@@ -10,6 +10,7 @@ import torch
 from ..errors import InputError, UnsupportedError, first_line
 from ..workload import Call
 from ._interface import Flat, Interface, flat_call
+from ._onnxruntime import import_onnxruntime
 from ._runtime import RuntimeModule, verify
 from .signature import Signature, read_signature
 
@@ -86,8 +87,7 @@ def open_session(
     Raises:
         UnsupportedError: ONNX Runtime has no kernel for an operator or a dtype of the file.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -131,4 +131,4 @@ def verify(module: RuntimeModule, model: nn.Module, call: Call, signature: Signa
     def answers(flat: Call) -> dict[str, Any]:
         return {name: as_numpy(tensor) for name, tensor in named_leaves(call_model(module, with_tensors(call, flat.tensors())))}
 
-    compare(answers, Flat(model, call), flat_call(call), signature, max_batch_size=call.batch_size, runtime=module.runtime)
+    compare(answers, Flat(model, call), flat_call(call), signature, sizes={1, 2, call.batch_size}, runtime=module.runtime)

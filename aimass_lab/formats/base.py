@@ -6,13 +6,14 @@ import importlib.util
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import BundleError, MissingPackageError, UnsupportedError
+from ..dynamic_shapes import describe_sizes
+from ..errors import BundleError, MissingPackageError, UnsupportedError, first_line
 from ..preserve import preserved
 from ..records import Note, Number, TensorSpec
 from ..registry import Registry
@@ -63,7 +64,7 @@ class FormatFile:
 
     @property
     def batched(self) -> bool:
-        """Whether axis 0 of every input and output counts the items; if not, shapes are fixed."""
+        """Whether axis 0 of every input and output counts the items."""
         return self.signature.batched
 
     def runner(self, threads: int) -> Runner:
@@ -100,7 +101,7 @@ class Format(ABC):
 
     def export(
         self, model: nn.Module, call: Call, path: Path, *, max_batch_size: int = 1, names: Sequence[str] | None = None, threads: int = 1,
-        like: FormatFile | None = None,
+        like: FormatFile | None = None, written: Callable[[Path], None] | None = None, opened: Callable[[], Runner] | None = None,
     ) -> FormatFile:  # fmt: skip
         """Write `model` to `path`, and check in the format's own runtime that it computes the same.
 
@@ -108,12 +109,14 @@ class Format(ABC):
 
         Args:
             model: What to write; exported in evaluation mode.
-            call: Example inputs; all sizes but the batch's are fixed to theirs.
+            call: Example inputs; all sizes but the batch's and its ``dims`` are fixed to theirs.
             path: File to write; its folder exists.
-            max_batch_size: Largest batch that will be served, the largest that is checked.
+            max_batch_size: Largest batch that will be served; the check takes no larger one, and `prove_largest` takes this one.
             names: Of the input tensors, in order; read off ``forward`` if not given.
             threads: That the runtime may use for the check.
             like: The same model in another format, whose signature it has, and whose file it takes where the formats share it.
+            written: Called with the file before it is checked, so that others can begin with it.
+            opened: Gives what `open_copy` gave, where that began before; of a format that shares the file of `like`.
 
         Raises:
             UnsupportedError: the format or its runtime cannot express this model.
@@ -133,26 +136,33 @@ class Format(ABC):
             )
         if isinstance(model, RuntimeModule):
             names = [spec.name for spec in model.interface.inputs]  # as the file has them
-        with preserved(model), torch.no_grad():
-            signature = read_signature(model, call, names=names) if like is None else like.signature
-            check_dtypes(signature)
-            began = time.perf_counter()
-            if like is not None and like.format == self.same_file_as:
-                shutil.copyfile(like.path, path)
-            else:
+        write_s = 0.0
+        if like is not None and like.format == self.same_file_as:
+            signature = like.signature
+            runner = opened() if opened is not None else self.open_copy(like.path, path, threads=threads)
+        else:
+            with preserved(model), torch.no_grad():
+                signature = read_signature(model, call, names=names) if like is None else like.signature
+                check_dtypes(signature)
+                began = time.perf_counter()
                 self._write(model, signature.example(call), signature, path)
-            write_s = time.perf_counter() - began
+                write_s = time.perf_counter() - began
+            if written is not None:
+                written(path)
             runner = self.open(path, threads=threads)
-            answers = partial(_answers, runner, signature.inputs)
-            error = compare(answers, model, call, signature, max_batch_size=max_batch_size, runtime=self.runtime)
+        answers = partial(_answers, runner, signature.inputs)
+        error = compare(answers, model, call, signature, sizes={1, max(2, min(call.batch_size, max_batch_size))}, runtime=self.runtime)
         notes = () if signature.batched else (Note(code="W-NOT-BATCHED", text=f"requests run one at a time: {signature.unbatched_because}"),)
         return FormatFile(path=path, format=self.name, signature=signature, error=error, write_s=write_s, notes=notes, loaded=(threads, runner))
 
+    def missing_package(self) -> str | None:
+        """The first package of `requires` that is not installed."""
+        return next((package for package in self.requires if importlib.util.find_spec(package) is None), None)
+
     def check_packages(self) -> None:
         """Raise MissingPackageError where a package of `requires` is not installed."""
-        for package in self.requires:
-            if importlib.util.find_spec(package) is None:
-                raise MissingPackageError(package, f"the format {self.name!r}")
+        if (package := self.missing_package()) is not None:
+            raise MissingPackageError(package, f"the format {self.name!r}")
 
     def carries(self, model: Runtime) -> bool:
         """Whether a file of this format is what `model` runs."""
@@ -170,23 +180,54 @@ class Format(ABC):
             UnsupportedError: the runtime does not take it.
         """
 
+    def open_copy(self, source: Path, path: Path, *, threads: int = 1) -> Runner:
+        """Take the file of a format that this one shares it with, and load that; it may run in a thread of its own.
+
+        Raises:
+            UnsupportedError: the runtime does not take it.
+        """
+        try:
+            path.hardlink_to(source)  # nobody writes into either
+        except OSError:  # which not every file system has
+            shutil.copyfile(source, path)
+        return self.open(path, threads=threads)
+
     def load_and_run(self, path: Path, inputs: Mapping[str, np.ndarray[Any, Any]], *, threads: int = 1) -> Arrays:
         """Load the file in its own runtime and call it once."""
         return self.open(path, threads=threads)(inputs)
 
 
-def compare(answers: Callable[[Call], Arrays], model: nn.Module, call: Call, signature: Signature, *, max_batch_size: int, runtime: str) -> Number:
-    """Compare a written model, in its own runtime, with the torch model that it was written from, at up to three batch sizes.
+def prove_largest(file: FormatFile, model: nn.Module, call: Call, *, max_batch_size: int, threads: int) -> None:
+    """Compare a written model at the largest batch that will be served, too, where the example inputs are fewer: of a large model this takes a while.
+
+    Args:
+        file: What `Format.export` wrote.
+        model: What it was written from; left as it was.
+        call: Example inputs of `model`.
+        max_batch_size: The largest batch.
+        threads: For the runtime.
+
+    Raises:
+        BundleError: it computes something else than the model.
+    """
+    if not file.batched or max_batch_size <= max(2, call.batch_size):
+        return
+    answers = partial(_answers, file.runner(threads), file.inputs)
+    compare(answers, model, call, file.signature, sizes={max_batch_size}, runtime=FORMATS[file.format].runtime)
+
+
+def compare(answers: Callable[[Call], Arrays], model: nn.Module, call: Call, signature: Signature, *, sizes: Collection[int], runtime: str) -> Number:
+    """Compare a written model, in its own runtime, with the torch model that it was written from, at the sizes that requests may choose, too.
 
     Torch computes each item once, as its signature is read: a larger batch repeats items, and what a model answers to one rests on nothing else in
-    the batch. Of a model where it does, it is asked for that very batch, too, before the written one is called wrong.
+    the batch. Of a model where it does, it is asked for that very batch, too, before the written one is called wrong. It is left as it was.
 
     Args:
         answers: Calls the written model; outputs by name.
         model: What it was written from.
         call: Example inputs of `model`.
         signature: As read off this model and this call.
-        max_batch_size: The largest size to compare at.
+        sizes: Batch sizes to compare at, where there is a batch axis.
         runtime: What runs the written model, as people call it.
 
     Returns:
@@ -194,8 +235,9 @@ def compare(answers: Callable[[Call], Arrays], model: nn.Module, call: Call, sig
 
     Raises:
         BundleError: it is more than rounding explains.
+        UnsupportedError: the runtime does not take a size that requests may choose.
     """
-    sizes = sorted({1, 2, max_batch_size}) if signature.batched else [call.batch_size]
+    sizes = sorted(sizes) if signature.batched else [call.batch_size]
     tolerance = _tolerance(model)
     fits = not signature.batched or call.batch_size <= sizes[-1]
     computed = signature.answers if fits and signature.answers is not None else _outputs(model, call if fits else call.with_batch(sizes[-1]))
@@ -206,25 +248,45 @@ def compare(answers: Callable[[Call], Arrays], model: nn.Module, call: Call, sig
         errors = _errors(_repeated(computed, size) if signature.batched else computed, got)
         if not max(errors.values()) <= tolerance and signature.batched:
             errors = _errors(_outputs(model, batch), got)
-        for name, error in errors.items():
-            worst = max(worst, error)
-            if not error <= tolerance:
-                raise BundleError(
-                    f"the exported file computes something else than the model: the output {name!r} of {size} items has a relative error of "
-                    f"{error:.3g} in {runtime}, and {tolerance:g} is the most that rounding explains",
-                    help="nothing was written; this is a fault of the exporter: try another format, or rewrite the part of the model that it gets wrong",
-                )
+        worst = max(worst, _judged(errors, tolerance, f"{size} items", runtime))
+    for probe in signature.probes:
+        place = describe_sizes(probe.sizes)
+        try:
+            got = answers(probe.call)
+        except Exception as error:  # every runtime has errors of its own
+            raise UnsupportedError(f"{runtime} does not run the exported file with {place}: {first_line(error)}", help="try another format") from error
+        worst = max(worst, _judged(_errors(probe.answers, got), tolerance, place, runtime))
+    elsewhere = "".join(f"; {describe_sizes(probe.sizes)}" for probe in signature.probes)
     return Number(
         value=worst,
         unit="ratio",
         source="measured",
-        method=f"largest relative L2 error of an output in {runtime} against torch, batch sizes {', '.join(map(str, sizes))}",
-        n=sum(sizes),
+        method=f"largest relative L2 error of an output in {runtime} against torch, batch sizes {', '.join(map(str, sizes))}{elsewhere}",
+        n=sum(sizes) + sum(probe.call.batch_size for probe in signature.probes),
     )
 
 
+def _judged(errors: Mapping[str, float], tolerance: float, place: str, runtime: str) -> float:
+    """The largest error of an output.
+
+    Raises:
+        BundleError: it is more than rounding explains.
+    """
+    for name, error in errors.items():
+        if not error <= tolerance:
+            raise BundleError(
+                f"the exported file computes something else than the model: the output {name!r} of {place} has a relative error of "
+                f"{error:.3g} in {runtime}, and {tolerance:g} is the most that rounding explains",
+                help="nothing was written; this is a fault of the exporter: try another format, or rewrite the part of the model that it gets wrong",
+            )
+    return max(errors.values())
+
+
 def _outputs(model: nn.Module, call: Call) -> Arrays:
-    return {name: as_numpy(tensor) for name, tensor in run(model, call)}
+    import torch
+
+    with preserved(model), torch.no_grad():
+        return {name: as_numpy(tensor).copy() for name, tensor in run(model, call)}
 
 
 def _repeated(outputs: Mapping[str, np.ndarray[Any, Any]], size: int) -> Arrays:

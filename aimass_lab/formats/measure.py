@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment import LoadMeter, read_environment
 from ..preserve import preserved
-from ..records import BatchPoint, Note, Number, Quality
+from ..records import BatchPoint, Note, Number, Quality, SizePoint
 from ..timing import interleave, latency_number, ratio_interval, sample_latency
 from ..workload import Call, call_model
 from .base import FORMATS, FormatFile, Runner, input_arrays
+from .signature import Probe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +57,7 @@ def measure_format(
     sizes = batch_ladder(max_batch_size) if file.batched else [call.batch_size]
     points: list[BatchPoint] = []
     deadline = time.perf_counter() + budget_s
-    with _torch_threads(threads), LoadMeter() as load:
+    with torch_threads(threads), LoadMeter() as load:
         runner = file.runner(threads)
         environment = read_environment(torch.device("cpu")).id
         for position, size in enumerate(sizes):
@@ -68,6 +69,33 @@ def measure_format(
             points.append(_point(samples, size, FORMATS[file.format].runtime, threads, environment))
     quality: Quality = "noisy" if load.noisy else "ok"
     return tuple(_with_quality(point, quality) for point in points), (*_missing(sizes, len(points), "measured"), *load.notes())
+
+
+def measure_sizes(file: FormatFile, *, threads: int, budget_s: float = 1.0) -> tuple[SizePoint, ...]:
+    """Time calls with one item at the smallest and the largest of the sizes that requests may choose.
+
+    Args:
+        file: What `Format.export` wrote.
+        threads: For the runtime.
+        budget_s: Seconds to spend; each is called `MIN_ROUNDS` times at least.
+
+    Returns:
+        A point for each end; none where no size is open.
+    """
+    import torch
+
+    points: list[tuple[Probe, Number]] = []
+    ends = file.signature.probes[:2]
+    if not ends:
+        return ()
+    with torch_threads(threads), LoadMeter() as load:
+        environment = read_environment(torch.device("cpu")).id
+        for probe in ends:
+            ours = _bound(file.runner(threads), input_arrays(file.inputs, probe.call))
+            samples = sample_latency(ours, torch.device("cpu"), budget_s=budget_s / len(ends), min_samples=MIN_ROUNDS)
+            points.append((probe, _latency(samples, 50, FORMATS[file.format].runtime, threads, environment)))
+    quality: Quality = "noisy" if load.noisy else "ok"
+    return tuple(SizePoint(sizes=dict(probe.sizes), latency_p50=_changed(latency, quality=quality)) for probe, latency in points)
 
 
 def compare_speeds(
@@ -93,7 +121,7 @@ def compare_speeds(
     speeds: list[Speed] = []
     deadline = time.perf_counter() + budget_s
     round_s, done = 0.0, 0
-    with preserved(model), torch.no_grad(), _torch_threads(threads), LoadMeter() as load:
+    with preserved(model), torch.no_grad(), torch_threads(threads), LoadMeter() as load:
         runners = [file.runner(threads) for file in files]
         for position, size in enumerate(sizes):
             left = deadline - time.perf_counter()
@@ -141,11 +169,7 @@ def _speed(format: str, size: int, theirs: Sequence[float], ours: Sequence[float
 
 
 def _point(samples: Sequence[float], size: int, runtime: str, threads: int, environment: str) -> BatchPoint:
-    def latency(q: float) -> Number:
-        number = latency_number(samples, q, environment=environment)
-        return _changed(number, method=f"{runtime}, {threads} thread{'s' if threads > 1 else ''}, {number.method}")
-
-    p50 = latency(50)
+    p50, p95, p99 = (_latency(samples, q, runtime, threads, environment) for q in (50, 95, 99))
     low, high = p50.ends
     throughput = Number(
         value=size / p50.value,
@@ -157,7 +181,12 @@ def _point(samples: Sequence[float], size: int, runtime: str, threads: int, envi
         n=p50.n,
         environment=environment,
     )
-    return BatchPoint(batch_size=size, latency_p50=p50, latency_p95=latency(95), latency_p99=latency(99), throughput=throughput)
+    return BatchPoint(batch_size=size, latency_p50=p50, latency_p95=p95, latency_p99=p99, throughput=throughput)
+
+
+def _latency(samples: Sequence[float], q: float, runtime: str, threads: int, environment: str) -> Number:
+    number = latency_number(samples, q, environment=environment)
+    return _changed(number, method=f"{runtime}, {threads} thread{'s' if threads > 1 else ''}, {number.method}")
 
 
 def _with_quality(point: BatchPoint, quality: Quality) -> BatchPoint:
@@ -179,7 +208,8 @@ def _missing(sizes: Sequence[int], done: int, what: str) -> tuple[Note, ...]:
 
 
 @contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch compute with so many threads in a block."""
     import torch
 
     before = torch.get_num_threads()

@@ -37,7 +37,13 @@ class Onnx(Format):
         return isinstance(model, OnnxModule)
 
     def _write(self, model: nn.Module, call: Call, signature: Signature, path: Path) -> None:
-        path.write_bytes(onnx_bytes(model, call, signature).numpy().data)
+        from ._onnx_module import OnnxModule
+        from ._protobuf import write
+
+        if isinstance(model, OnnxModule):
+            path.write_bytes(model.file.numpy().data)
+        else:
+            write(_exported(model, call, signature), path)
 
     def open(self, path: Path, *, threads: int = 1) -> Runner:
         """Load the file into ONNX Runtime on the CPU.
@@ -65,11 +71,14 @@ def onnx_bytes(model: nn.Module, call: Call, signature: Signature) -> torch.Tens
     Raises:
         UnsupportedError: ONNX cannot express it.
     """
-    from ._interface import Flat
-    from ._onnx_export import export_graph
     from ._onnx_module import OnnxModule
     from ._protobuf import serialize
 
-    if isinstance(model, OnnxModule):
-        return model.file
-    return serialize(export_graph(Flat(model, call), call, signature))
+    return model.file if isinstance(model, OnnxModule) else serialize(_exported(model, call, signature))
+
+
+def _exported(model: nn.Module, call: Call, signature: Signature) -> Any:
+    from ._interface import Flat
+    from ._onnx_export import export_graph
+
+    return export_graph(Flat(model, call), call, signature)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..dynamic_shapes import describe_sizes
 from ..errors import BundleError, DoesNotFitError, InputError, ModelError
 from ..outputs import output_tensors
-from ..records import TensorSpec
+from ..records import Dimension, TensorSpec
 from ..workload import Call, call_model
 
 if TYPE_CHECKING:
@@ -24,6 +25,16 @@ Rounding in 16 bits or per-batch scales of int8 stay below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A call at other sizes than the example's, and the model's answers."""
+
+    sizes: Mapping[str, int]
+    """By dimension."""
+    call: Call
+    answers: Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signature:
     """Names, dtypes and shapes of a model's inputs and outputs."""
 
@@ -32,11 +43,16 @@ class Signature:
     batched: bool
     """Whether axis 0 of every input and output counts the items, -1 in the shapes."""
     unbatched_because: str | None = None
+    dimensions: tuple[Dimension, ...] = ()
+    """Other sizes that a request may choose, -1 in the shapes."""
+    probes: tuple[Probe, ...] = field(default=(), repr=False, compare=False)
+    """What the model answers at other sizes: to one item at the smallest, to one at the largest, then between; none where no size is open."""
     answers: Mapping[str, np.ndarray[Any, Any]] | None = field(default=None, repr=False, compare=False)
     """Outputs by name for the very inputs that this was read off: asking a large model again takes a while."""
 
     def example(self, call: Call) -> Call:
-        """What to export with: two items at least where the batch size stays open, for exporters take a size of 1 to be fixed."""
+        """What to export with: sizes that stay open are 2 at least, for exporters take a size of 1 to be fixed."""
+        call = call.for_export()
         return call.with_batch(max(2, call.batch_size)) if self.batched else call
 
 
@@ -53,6 +69,7 @@ def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None 
     Raises:
         ModelError: the model raises on its own example inputs, or its outputs hold no tensor.
         BundleError: an output is not finite.
+        InputError: the model does not take all the sizes that are said to be open.
     """
     named = list(zip(names, call.tensors(), strict=True)) if names is not None else list(call.named_tensors(model))
     outputs = run(model, call)
@@ -60,13 +77,53 @@ def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None 
     for name, tensor in outputs:
         check_finite(name, answers[name], call.batch_axis == 0 and call.is_batched(tensor))
     reason = _no_batch_axis(model, call, named, outputs)
+    probes = tuple(_probe(model, call, sizes, items, outputs) for sizes, items in _sizes_to_probe(call, batched=reason is None))
+    open_inputs = [{axis for dim in call.dims for tensor, axis in dim.axes if tensor == index} for index in range(len(named))]
     return Signature(
-        inputs=tuple(_spec(name, tensor, reason is None) for name, tensor in named),
-        outputs=tuple(_spec(name, tensor, reason is None) for name, tensor in outputs),
+        inputs=tuple(_spec(name, tensor, reason is None, axes) for (name, tensor), axes in zip(named, open_inputs, strict=True)),
+        outputs=tuple(_spec(name, tensor, reason is None, _axes_that_vary(tensor.shape, [p.answers[name].shape for p in probes])) for name, tensor in outputs),
         batched=reason is None,
         unbatched_because=reason,
+        dimensions=tuple(
+            Dimension(name=dim.name, min=dim.min, max=dim.max, axes=tuple((named[tensor][0], axis) for tensor, axis in dim.axes)) for dim in call.dims
+        ),
+        probes=probes,
         answers=answers,
     )
+
+
+def _sizes_to_probe(call: Call, *, batched: bool) -> Iterator[tuple[dict[str, int], int | None]]:
+    """Sizes by dimension, and how many items to try them with: the smallest, the largest, one between, and small ones beside large ones."""
+    if not call.dims:
+        return
+    low, high = call.size_ends()
+    one, two = (1, 2) if batched else (None, None)
+    yield low, one
+    yield high, one
+    count = len(call.dims)
+    yield {dim.name: dim.min + (dim.max - dim.min) * (k + 1) // (count + 1) for k, dim in enumerate(call.dims)}, two
+    if count > 1:
+        yield {dim.name: (low if k % 2 else high)[dim.name] for k, dim in enumerate(call.dims)}, two
+
+
+def _probe(model: nn.Module, call: Call, sizes: dict[str, int], items: int | None, usual: list[tuple[str, torch.Tensor]]) -> Probe:
+    call = call.with_sizes(sizes)
+    call = call if items is None else call.with_batch(items)
+    try:
+        outputs = run(model, call)
+    except (ModelError, DoesNotFitError, InputError) as error:
+        help = "say which sizes it takes; a copy made by a technique takes those that were open when it was made: Study(model, inputs, dynamic_shapes=...)"
+        raise InputError(f"the model does not take {describe_sizes(sizes)}: {error.message}", help=help) from error
+    if [(name, tensor.dim()) for name, tensor in outputs] != [(name, tensor.dim()) for name, tensor in usual]:
+        raise InputError(f"the model returns other outputs for {describe_sizes(sizes)} than for its example inputs", help="leave these sizes out of the range")
+    answers = {name: as_numpy(tensor).copy() for name, tensor in outputs}
+    for name, array in answers.items():
+        check_finite(name, array, items is not None)
+    return Probe(sizes=sizes, call=call, answers=answers)
+
+
+def _axes_that_vary(shape: Sequence[int], others: Sequence[Sequence[int]]) -> set[int]:
+    return {axis for axis, size in enumerate(shape) if any(other[axis] != size for other in others)}
 
 
 def run(model: nn.Module, call: Call) -> list[tuple[str, torch.Tensor]]:
@@ -83,32 +140,44 @@ def run(model: nn.Module, call: Call) -> list[tuple[str, torch.Tensor]]:
 
 def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Tensor]], outputs: list[tuple[str, torch.Tensor]]) -> str | None:
     """Why requests cannot share a batch; None if they can."""
+    import torch
+
     if call.batch_axis != 0:
         return f"the items are counted along axis {call.batch_axis}, and servers batch along axis 0"
     for name, tensor in named:
         if not call.is_batched(tensor):
             return f"the input {name!r} {list(tensor.shape)} has no batch axis of {call.batch_size}"
     for size in PROBE_SIZES if call.batch_size == 1 else [size for size in PROBE_SIZES if size != call.batch_size][:1]:
-        batch = call.with_batch(size)
+        # the last ones first: what goes from item to item, forwards or backwards, would leave the first or the last one as it is
+        rows = [(call.batch_size - 1 - k) % call.batch_size for k in range(size)]
         try:
-            probed = run(model, batch)
+            probed = run(model, call.take(torch.tensor(rows)))
         except (ModelError, DoesNotFitError) as error:
             return f"the model does not take {size} items: {error.message}"
         for name, tensor in probed:
             if tensor.dim() == 0 or tensor.shape[0] != size:
                 return f"the output {name!r} has shape {list(tensor.shape)} for {size} items"
+        if [name for name, _ in probed] != [name for name, _ in outputs]:
+            return f"the model returns other outputs for {size} items"
+        if (mixing := _mixing(probed, outputs, rows)) is not None:
+            return mixing
     # a repeated item would hide that items are mixed, so this needs the user's own ones
     if call.batch_size > 1:
-        alone = run(model, call.rows(0, 1))
-        for (name, one), (_, many) in zip(alone, outputs, strict=True):
-            difference = relative_error(as_numpy(one), as_numpy(many[:1]))
-            if difference > MIXING_LIMIT:
-                return f"the output {name!r} of an item depends on the other items of its batch (relative difference {difference:.2g})"
+        return _mixing(run(model, call.rows(0, 1)), outputs, [0])
     return None
 
 
-def _spec(name: str, tensor: torch.Tensor, batched: bool) -> TensorSpec:
-    shape = tuple(-1 if batched and axis == 0 else int(size) for axis, size in enumerate(tensor.shape))
+def _mixing(found: list[tuple[str, torch.Tensor]], outputs: list[tuple[str, torch.Tensor]], rows: list[int]) -> str | None:
+    """Why items do not stand alone, where `found` is of those in `rows` and `outputs` of all; None if they may."""
+    for (name, some), (_, every) in zip(found, outputs, strict=True):
+        difference = relative_error(as_numpy(every[rows]), as_numpy(some))
+        if difference > MIXING_LIMIT:
+            return f"the output {name!r} of an item depends on the other items of its batch (relative difference {difference:.2g})"
+    return None
+
+
+def _spec(name: str, tensor: torch.Tensor, batched: bool, open_axes: Collection[int]) -> TensorSpec:
+    shape = tuple(-1 if (batched and axis == 0) or axis in open_axes else int(size) for axis, size in enumerate(tensor.shape))
     return TensorSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
 
 

@@ -5,13 +5,13 @@ from, how sure it is and which environment it holds for. Everything else here is
 around numbers. Nothing in this room computes, measures or renders.
 """
 
-from .bundle import Bundle, Change, Check, Promise, RuntimeTrial, Speedup
+from .bundle import Bundle, Change, Check, Promise, RuntimeTrial, SizePoint, Speedup
 from .codec import RECORDS, AnyRecord, any_from_json, from_json, json_schema, to_json
 from .demand import Bound, Demand, LengthPoint, LineDemand, MemoryPoint, ModuleDemand, OperatorDemand, PeakPlace, TrainingDemand
 from .fleet import FleetAllocation, FleetLimit, FleetModel, FleetNode, FleetNodeType, FleetObjective, FleetReplicas, FleetStatus
 from .history import Comparison, Difference, History, Run, Service
 from .jobs import JobKind, JobOutcome, JobPlan, JobPolicyRun, JobRemedy, JobsRun, JobTenant, OnlineModel, OnlineOutcome, PlannedJob
-from .model import Environment, ModelInfo, TensorSpec
+from .model import Dimension, Environment, ModelInfo, TensorSpec
 from .monitoring import ErrorBudget, Monitoring, MonitorPoint
 from .network import MessageForm, NetworkDemand, Traffic
 from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
@@ -70,6 +70,7 @@ __all__ = [
     "DecodeStep",
     "Demand",
     "Difference",
+    "Dimension",
     "Environment",
     "ErrorBudget",
     "Experience",
@@ -176,6 +177,7 @@ __all__ = [
     "Service",
     "ServingSpec",
     "Setting",
+    "SizePoint",
     "Source",
     "Speed",
     "Speedup",

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from .model import ModelInfo
+from .model import Dimension, ModelInfo
 from .number import Note, Number, Record
 from .spec import Finding
 
@@ -23,6 +23,10 @@ class Bundle(Record, frozen=True, kw_only=True, tag="bundle"):
     num_files: int
     runtimes: tuple[RuntimeTrial, ...] = ()
     """How its format was chosen: what was measured beside torch, and what was left out."""
+    dimensions: tuple[Dimension, ...] = ()
+    """Sizes that a request may choose, besides the number of items."""
+    sizes: tuple[SizePoint, ...] = ()
+    """What a call takes at other sizes than those of the example inputs, which everything else is measured at."""
     promises: tuple[Promise, ...]
     digest: str
     """Of the manifest, which holds the hash of every other file."""
@@ -47,6 +51,14 @@ class Speedup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     batch_size: int
     ratio: Number
     """Time of torch over that of the runtime, side by side with as many threads: above 1, the runtime is faster."""
+
+
+class SizePoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A call with one item, at one choice of the sizes that a request may choose."""
+
+    sizes: dict[str, int]
+    """By dimension."""
+    latency_p50: Number
 
 
 class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

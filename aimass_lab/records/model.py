@@ -53,7 +53,17 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     dtype: str
     """torch's word without the prefix: ``"float32"``."""
     shape: tuple[int, ...]
-    """Sizes; -1 along the batch axis."""
+    """Sizes; -1 along the batch axis, and along those that a request may choose."""
+
+
+class Dimension(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A size of the inputs that a request may choose."""
+
+    name: str
+    min: int
+    max: int
+    axes: tuple[tuple[str, int], ...]
+    """Where it is, of the same size in all of them: name of the input, and axis."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

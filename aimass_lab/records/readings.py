@@ -73,6 +73,8 @@ class CpuReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Share of the last ten seconds in which some task waited for a core."""
     throttled: Number | None = None
     """Share of the time in which the container's quota held this process's group back."""
+    stolen: Number | None = None
+    """Share of the time of the cores of `cores` in which the host of this virtual machine ran something else; 0 where no host shares them."""
 
 
 class MemoryReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -36,6 +36,9 @@ class Experience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     p50: tuple[float, float] = (1.0, 1.0)
     """A predicted p50 was multiplied by the first, the logarithms of its band's ends over it by the second."""
     p99: tuple[float, float] = (1.0, 1.0)
+    p50_reach: tuple[float, float] = (1.0, 0.0)
+    """The lower end of its band was then multiplied by the first, and the second, in seconds, added to the upper: so far beyond their bands the runs were."""
+    p99_reach: tuple[float, float] = (1.0, 0.0)
     n: int = 0
     """Runs that it was learnt from."""
 

@@ -83,6 +83,8 @@ class SequenceDemand(Record, frozen=True, kw_only=True, tag="sequence_demand"):
     """Being generated at any moment at this rate."""
     cache_bytes_at_rate: Number | None = None
     """Held for the sequences in flight."""
+    devices_at_rate: Number | None = None
+    """Kept busy with batches of this size, all of them full: more are needed where sequences wait for each other."""
     coverage: Number
     """Share of the bytes moved by operators whose FLOPs are known."""
     not_modelled: tuple[str, ...] = ()

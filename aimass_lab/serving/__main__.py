@@ -8,10 +8,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .errors import BundleError, ServerError
+from .version_policy import HELP as POLICIES
+from .version_policy import VersionPolicies, parse_policies
 
 BROKEN, BAD_BUNDLE, NO_SERVER, NOT_JUDGED = 1, 3, 4, 5
 
@@ -35,6 +38,10 @@ def main(bundle_dir: str | Path, argv: Sequence[str] | None = None) -> int:
         return _fail(BAD_BUNDLE, error)
     except ServerError as error:
         return _fail(NO_SERVER, error)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == str(__package__).partition(".")[0]:
+            raise
+        return _fail(NO_SERVER, ServerError(f"{error.name} is not installed for {sys.executable}: pip install -r requirements.txt"))
     except KeyboardInterrupt:
         return 130
 
@@ -56,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--frontends", type=_positive, help="processes that take connections and read requests, for one queue; default: as the bundle says")
     serve.add_argument("--devices", metavar="NAMES", help="such as cuda:0,cuda:1: a worker on each, which sees no other; default: the processor")
     serve.add_argument("--repository", type=Path, metavar="FOLDER", help="serve the bundles in its subfolders, too")
-    serve.add_argument("--versions", type=_positive, default=1, help="how many of the newest versions of each model are served")
+    serve.add_argument("--versions", action="append", default=[], metavar="POLICY", help=f"which versions of each model are served: {POLICIES}")
     serve.add_argument("--canary", type=_share, help="share of requests that the newest of several versions gets, where they name none")
     serve.add_argument("--shadow", type=_share, help="share of requests of which the newest of several versions gets a copy; its answers are only compared")
     serve.add_argument("--poll", type=_positive_number, metavar="SECONDS", help="look at the repository so often; else only when asked to")
@@ -71,10 +78,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--queue", metavar="NAME", help="the queue there; default: the model's name")
     serve.add_argument("--prefetch", type=_positive, help="messages taken and not answered yet; default: two batches for every worker")
+    serve.add_argument(
+        "--drain-grace", type=_seconds, metavar="SECONDS", help="so long after SIGTERM new requests are accepted, until all know; default: as the bundle says"
+    )
     serve.add_argument("--until-stdin-closes", action="store_true", help="stop also when standard input ends")
     serve.set_defaults(run=_serve)
     load = commands.add_parser("load", help="send the stored inputs to a server at a rate, and print what came back")
-    load.add_argument("--url", required=True, help="http://HOST:PORT")
+    load.add_argument("--url", required=True, help="http://HOST:PORT, or https://")
+    load.add_argument("--token", help="to show to the server (or set AIMASS_TOKEN, which keeps it off the list of processes)")
+    load.add_argument("--cafile", type=Path, help="certificate that vouches for the server's, in PEM; default: those that the system trusts")
     how = load.add_mutually_exclusive_group(required=True)
     how.add_argument("--rate", type=_positive_number, help="requests per second, on average")
     how.add_argument("--trace", type=Path, help="file with the times of a recorded load, in seconds, one a line")
@@ -119,6 +131,16 @@ def _positive_number(text: str) -> float:
     return value
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
 def _share(text: str) -> float:
     try:
         value = float(text)
@@ -129,9 +151,21 @@ def _share(text: str) -> float:
     return value
 
 
-def _serve(folder: Path, arguments: argparse.Namespace) -> int:
-    from .server import ServeOptions, serve
+def _policies(texts: list[str]) -> VersionPolicies:
+    try:
+        return parse_policies(texts)
+    except ValueError as error:
+        raise ServerError(f"--versions: {error}") from None
 
+
+def _serve(folder: Path, arguments: argparse.Namespace) -> int:
+    from .config import check_manifest
+
+    with ThreadPoolExecutor(1) as aside:
+        whole = aside.submit(check_manifest, folder)  # of a large model this takes as long as what is imported meanwhile
+        from .server import ServeOptions, serve
+
+        whole.result()
     options = ServeOptions(
         host=arguments.host,
         port=arguments.port,
@@ -140,7 +174,7 @@ def _serve(folder: Path, arguments: argparse.Namespace) -> int:
         frontends=arguments.frontends,
         devices=arguments.devices,
         repository=arguments.repository,
-        num_versions=arguments.versions,
+        versions=_policies(arguments.versions),
         canary=arguments.canary,
         shadow=arguments.shadow,
         poll_s=arguments.poll,
@@ -153,6 +187,7 @@ def _serve(folder: Path, arguments: argparse.Namespace) -> int:
         amqp=arguments.amqp or os.environ.get("AIMASS_AMQP") or None,
         queue=arguments.queue,
         prefetch=arguments.prefetch,
+        drain_grace_s=arguments.drain_grace,
         until_stdin_closes=arguments.until_stdin_closes,
     )
     serve(folder, options)
@@ -165,15 +200,17 @@ def _load(folder: Path, arguments: argparse.Namespace) -> int:
     from .load import make_bodies, run_load
 
     config = load_config(folder)
-    bodies = make_bodies(folder, config, items=arguments.items)
+    bodies = make_bodies(folder, config, items=arguments.items, token=arguments.token or os.environ.get("AIMASS_TOKEN"))
     if arguments.trace is not None:
         times = read_trace(arguments.trace, speed=arguments.speed)
         duration_s = float(times[-1]) or 1.0
     else:
         times = arrival_times(arguments.pattern, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
         duration_s = len(times) / arguments.rate
-    result = run_load(arguments.url, config, bodies, times, duration_s=duration_s)
+    result = run_load(arguments.url, config, bodies, times, duration_s=duration_s, cafile=arguments.cafile)
     print(json.dumps(result.summary(), indent=1))
+    if result.lateness:
+        print(f"{result.lateness}: this machine was too busy to send in time, and what is measured is not the server's alone", file=sys.stderr)
     return 0 if result.num_failed == 0 else 1
 
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import random
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from prometheus_client import Counter, Gauge
 from .config import ServingConfig
 from .errors import RequestError, ServerError, bad
 from .protocol import HEADER_LENGTH, encode_infer, error_body, parse_infer
+from .request_log import request_id
 from .service import LocalService
 
 logger = logging.getLogger(__name__)
@@ -234,12 +236,12 @@ class QueueConsumer:
         """
         import aio_pika
 
-        code = 500
+        code, began, error_text = 500, time.monotonic(), None
         try:
             headers, body = await self._compute(message)
             code = 200
         except RequestError as error:
-            code = error.status
+            code, error_text = error.status, error.text
             if code >= 500 and not message.headers.get("x-delivery-count"):
                 return "requeued"
             told = {"x-error": error.text.encode("utf-8", "replace").decode()[:1000], "x-status": code}
@@ -249,7 +251,11 @@ class QueueConsumer:
         else:
             outcome = "answered"
         finally:
-            self._service.tally.add("amqp", code)
+            seconds = time.monotonic() - began
+            self._service.tally.add("amqp", code, seconds)
+            if self._service.log:
+                name = request_id(message.message_id)
+                self._service.log.write(id=name, protocol="amqp", queue=self._options.queue, status=code, seconds=round(seconds, 6), error=error_text)
         if not message.reply_to:
             return outcome
         content_type, *rest = (value.decode() for _, value in headers)

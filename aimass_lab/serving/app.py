@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import orjson
 
 from .batcher import Hangup
+from .config import describe_dimension
 from .errors import RequestError
 from .heap import give_back
 from .openapi import describe
@@ -32,6 +33,7 @@ from .protocol import (
 )
 from .request_log import request_id
 from .service import Catalogue, Servable, Service
+from .tally import REFUSED
 from .tensors import InferRequest, Tensor
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,8 @@ class App:
             status, answer_headers, body = await self._answer(scope, headers, receive)
         except RequestError as error:
             error_text = error.text
+            if error.status in REFUSED:
+                self._service.tally.add("rest", error.status)
             status, answer_headers, body = _error_answer(error)
         except Exception:
             logger.exception("request %s failed in the server", name)
@@ -163,6 +167,7 @@ class App:
             config = model.config
             lines.append(f"model {config.name} version {config.version}, {'ready' if model.ready else 'not ready'}")
             lines += [f"  {kind} {s.name}: {s.datatype} {list(s.shape)}" for kind, ss in _tensors(config) for s in ss]
+            lines += [f"  size {describe_dimension(config, dimension)}" for dimension in config.dimensions]
         lines.append("")
         for path, item in describe(self._service)["paths"].items():
             lines += [f"{method.upper():4} {path}   {operation['summary']}" for method, operation in item.items()]
@@ -192,7 +197,7 @@ class App:
         return 200, JSON, promises(model)
 
     async def _model_metadata(self, model: Servable, _: Any) -> Answer:
-        return 200, JSON, orjson.dumps(model_metadata(model.config, model.platform))
+        return 200, JSON, orjson.dumps(model_metadata(model.config, model.platform, self._service.versions(model.config.name)))
 
     async def _model_ready(self, model: Servable, _: Any) -> Answer:
         ready = self._service.started and model.ready and not self._service.draining

@@ -30,18 +30,20 @@ QUARANTINE_SIZE = 128
 class Pending:
     """A request that waits for its outputs."""
 
-    __slots__ = ("deaths", "future", "key", "launched", "number", "queued_at", "request", "timer")
+    __slots__ = ("deaths", "future", "key", "launched", "limit_s", "num_bytes", "number", "queued_at", "request")
 
-    def __init__(self, request: InferRequest, number: int, future: asyncio.Future[list[Tensor]], queued_at: float) -> None:
+    def __init__(self, request: InferRequest, number: int, future: asyncio.Future[list[Tensor]], queued_at: float, limit_s: float) -> None:
         self.request = request
         self.number = number
         self.key = request.priority, tuple(tensor.shape[1:] for tensor in request.inputs)
         """Requests of one key wait in one queue; those of equal shapes can share a batch."""
         self.future = future
         self.queued_at = queued_at
+        self.limit_s = limit_s
+        """From then on, until it is too late for an answer."""
+        self.num_bytes = request.num_bytes
         self.deaths = 0
         self.launched = False
-        self.timer: asyncio.TimerHandle | None = None
 
     def fail(self, error: RequestError) -> None:
         """Answer with an error, unless it is answered already."""
@@ -72,6 +74,10 @@ class Batcher:
         """Batches that workers are computing."""
         self._queues: dict[tuple[int, Any], dict[int, Pending]] = {}
         """By priority and shapes, oldest first."""
+        self._unanswered: dict[int, Pending] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
+        """No later than the first of them is due: one clock for all, which most of them never hear."""
         self._retries: deque[Pending] = deque()
         self._items = 0
         self._bytes = 0
@@ -109,20 +115,21 @@ class Batcher:
         finally:
             if request.trace is not None and not pending.launched:
                 request.trace.queue(self._model, pending.queued_at, time.monotonic())
-            if pending.timer is not None:
-                pending.timer.cancel()
+            del self._unanswered[pending.number]
 
     def _admit(self, request: InferRequest) -> Pending:
-        config, num_bytes = self.config, request.num_bytes
+        config = self.config
         if self._quarantine:
             self._refuse_quarantined(request)
-        if self._items + request.items > config.max_queue_items or self._bytes + num_bytes > config.max_queue_bytes:
-            text = f"overloaded: {self._items} items wait, and at most {config.max_queue_items} may"
+        if self._items + request.items > config.max_queue_items or self._bytes + request.num_bytes > config.max_queue_bytes:
+            text = f"overloaded: {self._items} items of {self._bytes} bytes wait, and at most {config.max_queue_items} of {config.max_queue_bytes} bytes may"
             raise RequestError(503, text, retry_after_s=self.expected_wait_s())
         loop = asyncio.get_running_loop()
-        pending = Pending(request, next(self._numbers), loop.create_future(), time.monotonic())
         limit_s = min(config.request_timeout_s, request.timeout_s or math.inf)
-        pending.timer = loop.call_later(limit_s, self._end_late, pending, limit_s)
+        pending = Pending(request, next(self._numbers), loop.create_future(), time.monotonic(), limit_s)
+        self._unanswered[pending.number] = pending
+        if pending.queued_at + limit_s < self._alarm_at:
+            self._set_alarm(pending.queued_at + limit_s)
         self._queues.setdefault(pending.key, {})[pending.number] = pending
         self._count(pending, 1)
         self._pump_soon()
@@ -134,7 +141,7 @@ class Batcher:
 
     def _count(self, pending: Pending, sign: int) -> None:
         self._items += sign * pending.request.items
-        self._bytes += sign * pending.request.num_bytes
+        self._bytes += sign * pending.num_bytes
 
     def _drop(self, pending: Pending, reason: RequestError) -> None:
         """Fail a request that is not answered yet; if it is still queued, it will not be computed."""
@@ -146,8 +153,19 @@ class Batcher:
             self._count(pending, -1)
         pending.fail(reason)
 
-    def _end_late(self, pending: Pending, limit_s: float) -> None:
-        self._drop(pending, RequestError(504, f"no answer within {limit_s:g} s"))
+    def _set_alarm(self, at: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        self._alarm = asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), self._end_late) if at < math.inf else None
+
+    def _end_late(self) -> None:
+        now = time.monotonic()
+        for pending in list(self._unanswered.values()):
+            if pending.queued_at + pending.limit_s <= now:
+                self._drop(pending, RequestError(504, f"no answer within {pending.limit_s:g} s"))
+        ends = (pending.queued_at + pending.limit_s for pending in self._unanswered.values() if not pending.future.done())
+        self._set_alarm(min(ends, default=math.inf))
 
     def _take_out(self, pending: Pending) -> None:
         queue = self._queues[pending.key]
@@ -268,14 +286,14 @@ class Batcher:
         self._items_per_s = 0.9 * self._items_per_s + 0.1 * pace if self._items_per_s else pace
 
     def _answer(self, batch: list[Pending], header: dict[str, Any], payload: memoryview) -> None:
-        position = 0
+        position, finite = 0, header["finite"]
         for pending, entry in zip(batch, header["requests"], strict=True):
             if "error" in entry:
                 pending.fail(RequestError(500, entry["error"]))
                 continue
             outputs = []
             for spec, shape, size in zip(self.config.outputs, entry["shapes"], entry["sizes"], strict=True):
-                outputs.append(Tensor(spec, tuple(shape), payload[position : position + size]))
+                outputs.append(Tensor(spec, tuple(shape), payload[position : position + size], finite))
                 position += size
             if not pending.future.done():
                 pending.future.set_result(outputs)

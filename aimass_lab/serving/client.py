@@ -8,8 +8,8 @@
         outputs = client.infer({"image": image})
 
 Several addresses are tried one after the other: the first is the primary and the others stand by, or, with ``spread=True``, each request begins at
-the next one. What failed is tried again, since a model's answer depends on its inputs alone: after a lost connection, 429 and 503, with waits that grow,
-as long as the server asked for at least, and never beyond the time that the caller gave.
+the next one. What failed is tried again, since a model's answer depends on its inputs alone: after a lost connection or 503 at the next address, and where
+all were asked, or after 429, with waits that grow, as long as the server asked for at least, and never beyond the time that the caller gave.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -41,11 +41,13 @@ DTYPES: dict[str, Any] = {
 """The protocol's datatypes as numpy has them; elements of BYTES are `bytes`."""
 DATATYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 HEADER_LENGTH = "Inference-Header-Content-Length"
-TRY_AGAIN = {429, 503}
-"""What a server answers that had no time for a request."""
+BUSY, OVER_RATE = 503, 429
+"""What a server answers that had no time for a request, and to a token that asked too often: another server would have to refuse that, too."""
 FIRST_WAIT_S, MOST_WAIT_S = 0.05, 5.0
+CONNECT_S = 3.0
+"""A machine that is switched off refuses nothing: it is silent, and would take all of the caller's time."""
 REST_S = 2.0
-"""An address that could not be reached is tried after the others for so long."""
+"""An address that could not be reached is tried after the others for so long, one that was busy for as long as it asked for."""
 
 
 class InferenceError(Exception):
@@ -209,44 +211,46 @@ class Client:
         """
         last = InferenceError("no server answered in time")
         begin = next(self._turns) if self._spread else 0
-        tried: set[_Address] = set()
-        wait_s = FIRST_WAIT_S
-        for attempt in range(attempts or self._attempts):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            address = self._choose(begin, tried)
-            asked_s = 0.0
+        tried: dict[_Address, float] = {}
+        """Since the last pause, and how long each asked to wait."""
+        wait_s, left_attempts = FIRST_WAIT_S, attempts or self._attempts
+        while left_attempts and (left := deadline - time.monotonic()) > 0:
+            left_attempts -= 1
+            address, status = self._choose(begin, tried), None
+            tried[address] = 0.0
             try:
                 answer = address.ask(method, path, body, self._headers | headers, left)
             except (OSError, http.client.HTTPException) as error:
                 address.rests_until = time.monotonic() + REST_S
                 last = InferenceError(f"{address.url}: {type(error).__name__}: {error}")
             else:
-                address.rests_until = 0.0
                 if answer.status < 400:
+                    address.rests_until = 0.0
                     return answer
-                last = InferenceError(answer.error, answer.status)
-                if answer.status not in TRY_AGAIN:
+                status, last = answer.status, InferenceError(answer.error, answer.status)
+                if status not in (BUSY, OVER_RATE):
                     break
-                asked_s = answer.retry_after_s
-            tried.add(address)
-            if len(tried) < len(self._addresses) and asked_s <= wait_s:
+                tried[address] = answer.retry_after_s
+                address.rests_until = time.monotonic() + answer.retry_after_s if status == BUSY else 0.0
+            if len(tried) < len(self._addresses) and status != OVER_RATE:
                 continue  # another address may answer at once
+            asked_s = tried[address] if status == OVER_RATE else min(tried.values())
             tried.clear()
             pause = max(asked_s, random.uniform(0.5, 1.0) * wait_s)
-            if attempt + 1 < (attempts or self._attempts) and time.monotonic() + pause < deadline:
+            if time.monotonic() + pause >= deadline:
+                break  # what could be asked then would come too late
+            if left_attempts:
                 self._sleep(pause)
             wait_s = min(2 * wait_s, MOST_WAIT_S)
         raise last
 
-    def _choose(self, begin: int, tried: set[_Address]) -> _Address:
-        """The first in turn that was not tried yet, those that could be reached lately before those that could not."""
+    def _choose(self, begin: int, tried: Collection[_Address]) -> _Address:
+        """The first in turn that was not tried yet, those that answered lately before those that did not or asked for time, the longest ago first."""
         number = len(self._addresses)
         turn = [self._addresses[(begin + i) % number] for i in range(number)]
         left = [address for address in turn if address not in tried] or turn
         now = time.monotonic()
-        return min(left, key=lambda address: address.rests_until > now)
+        return min(left, key=lambda address: max(address.rests_until, now))
 
 
 class AsyncClient:
@@ -322,7 +326,7 @@ class _Address:
             raise ValueError(f"{url!r} is no address: http://HOST:PORT")
         self.url = url
         self.rests_until = 0.0
-        """When it counts as reachable again."""
+        """When it is asked again before others that it stands before."""
         self._host, self._port, self._secure, self._context = parts.hostname, parts.port, parts.scheme == "https", context
         self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue()
         self._lock = threading.Lock()
@@ -344,17 +348,23 @@ class _Address:
             return self._send(self._connect(timeout_s), method, path, body, headers, timeout_s)
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        limit_s = min(timeout_s, CONNECT_S)
         if self._secure:
-            return http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._context)
-        return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(self._host, self._port, timeout=limit_s, context=self._context)
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=limit_s)
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _send(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
     ) -> _Answer:  # fmt: skip
         try:
-            connection.timeout = timeout_s
-            if connection.sock is not None:
-                connection.sock.settimeout(timeout_s)
+            connection.sock.settimeout(timeout_s)
             connection.request(method, path, body, headers)
             response = connection.getresponse()
             answer = _Answer(response)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,17 @@ class TensorSpec:
     """Sizes; -1 for any. The first is the batch axis where the model is batched."""
 
 
+@dataclass(frozen=True)
+class Dimension:
+    """A size of the inputs that a request may choose."""
+
+    name: str
+    min: int
+    max: int
+    axes: tuple[tuple[int, int], ...]
+    """Where it is, of the same size in all of them: index of the input, and axis."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServingConfig:
     """The content of `serving.json`."""
@@ -41,6 +52,8 @@ class ServingConfig:
     model_file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    dimensions: tuple[Dimension, ...] = ()
+    """Sizes besides the number of items that are -1 in the shapes of inputs, and what they may be."""
     batched: bool = True
     """False: the model has no batch axis, and requests run one at a time."""
     max_batch_size: int = 1
@@ -116,6 +129,8 @@ def parse_config(raw: Mapping[str, Any]) -> ServingConfig:
             continue
         if name in ("inputs", "outputs"):
             values[name] = _tensors(name, raw[name])
+        elif name == "dimensions":
+            values[name] = _dimensions(raw[name], values["inputs"])
         else:
             values[name] = _scalar(name, str(field.type), raw[name])
     config = ServingConfig(**values)
@@ -155,6 +170,34 @@ def _tensors(key: str, raw: Any) -> tuple[TensorSpec, ...]:
     if len({spec.name for spec in specs}) != len(specs):
         raise BundleError(f"serving.json: two of {key} have the same name")
     return tuple(specs)
+
+
+def _dimensions(raw: Any, inputs: Sequence[TensorSpec]) -> tuple[Dimension, ...]:
+    index = {spec.name: k for k, spec in enumerate(inputs)}
+    dimensions = []
+    for entry in raw if isinstance(raw, list) else [raw]:
+        if not isinstance(entry, dict) or set(entry) != {"name", "min", "max", "axes"}:
+            raise BundleError(f"serving.json: each of dimensions has exactly name, min, max and axes, got {entry!r}")
+        name, low, high, axes = entry["name"], entry["min"], entry["max"], entry["axes"]
+        if not isinstance(name, str) or type(low) is not int or type(high) is not int or not 1 <= low <= high:
+            raise BundleError(f"serving.json: the dimension {name!r} is {low!r} to {high!r}; it needs a name and positive sizes")
+        if not isinstance(axes, list) or not axes or any(not _is_open(place, inputs, index) for place in axes):
+            raise BundleError(f"serving.json: the dimension {name!r} has axes {axes!r}; each is an input's name and an axis that is -1 in its shape")
+        dimensions.append(Dimension(name, low, high, tuple((index[input_name], axis) for input_name, axis in axes)))
+    return tuple(dimensions)
+
+
+def describe_dimension(config: ServingConfig, dimension: Dimension) -> str:
+    """``tokens: 1 to 512, axis 1 of input_ids, axis 1 of attention_mask``."""
+    places = ", ".join(f"axis {axis} of {config.inputs[index].name}" for index, axis in dimension.axes)
+    return f"{dimension.name}: {dimension.min} to {dimension.max}, {places}"
+
+
+def _is_open(place: Any, inputs: Sequence[TensorSpec], index: Mapping[str, int]) -> bool:
+    if not isinstance(place, list) or len(place) != 2 or place[0] not in index or type(place[1]) is not int:
+        return False
+    shape = inputs[index[place[0]]].shape
+    return 0 <= place[1] < len(shape) and shape[place[1]] == -1
 
 
 def check_manifest(folder: Path) -> None:

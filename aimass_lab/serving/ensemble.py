@@ -190,15 +190,17 @@ class Ensemble(Servable):
         return answers[:wanted]  # two may be there at once
 
     async def _step(self, member: Member, request: InferRequest) -> list[Tensor]:
-        """The answer of a member, or of the one asked in its place."""
-        limits = [limit for limit in (member.timeout_s, request.timeout_s) if limit is not None]
+        """The answer of a member, or of the one asked in its place, who has what is left of the request's time."""
+        limit_s = min(self.config.request_timeout_s, request.timeout_s or math.inf)
+        deadline = time.monotonic() + limit_s
         try:
-            outputs = await self._ask(member.model, member.version, replace(request, timeout_s=min(limits, default=None)))
+            outputs = await self._ask(member.model, member.version, replace(request, timeout_s=min(limit_s, member.timeout_s or math.inf)))
         except RequestError as error:
             self._count(member.model, "late" if error.status == 504 else "failed")
-            if member.fallback is None:
+            left_s = deadline - time.monotonic()
+            if member.fallback is None or left_s <= 0:
                 raise
-            outputs = await self._ask(member.fallback, None, request)
+            outputs = await self._ask(member.fallback, None, replace(request, timeout_s=left_s))
             self._count(member.fallback, "in place of another")
             return outputs
         self._count(member.model, "in time")
@@ -233,7 +235,7 @@ class Ensemble(Servable):
 
 
 def _signature(config: ServingConfig) -> tuple[Any, ...]:
-    return config.inputs, config.outputs, config.batched
+    return config.inputs, config.outputs, config.batched, config.dimensions
 
 
 def _serving_config(config: EnsembleConfig, members: Sequence[ServingConfig]) -> ServingConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .app import App
-from .heap import IDLE_S, give_back
+from .heap import IDLE_S, give_back, look_for_circles_seldom
 from .listener import make_http_server
 from .service import Catalogue, Service
 
@@ -64,11 +64,13 @@ class FrontEnd:
             ServerError: gRPC's port is taken, or the address is not ours.
         """
         options = self._options
+        look_for_circles_seldom()
         if options.grpc_address is not None:
             from .grpc_app import start_grpc  # here, because gRPC costs time and memory that not everybody wants to spend
 
             self._grpc, self.grpc_port = await start_grpc(
-                self._service, self._catalogue, options.grpc_address, options.max_body_bytes, options.tls, shared=options.shared
+                self._service, self._catalogue, options.grpc_address, options.max_body_bytes, options.tls, shared=options.shared,
+                greeting_timeout_s=options.header_timeout_s, grace_s=options.drain_timeout_s,
             )  # fmt: skip
         self._serving = asyncio.get_running_loop().create_task(self._http.serve(sockets=[self._listener]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
@@ -17,10 +18,11 @@ from google.protobuf.message import DecodeError
 from .config import ServingConfig
 from .errors import CLIENT_GONE, RequestError, ServerError, bad
 from .grpc_messages import INFERENCE_SERVICE, METHODS, POOL, ModelInferResponse, message
-from .listener import grpc_connections
+from .listener import KEEP_ALIVE_S, grpc_connections
 from .protocol import UNSUPPORTED, check_change, check_outputs, model_metadata, server_metadata
 from .request_log import request_id
 from .service import Catalogue, Service
+from .tally import REFUSED
 from .tensors import (
     InferRequest,
     Tensor,
@@ -56,6 +58,11 @@ CONTENTS = {
 SERVING, NOT_SERVING = 1, 2
 OPEN = {"ServerLive", "ServerReady", "Check"}
 """Methods that need no token: probes."""
+
+MOST_AGE_S = 1800.0
+"""Of a connection, a tenth more or less: streams that never end must not hold it for ever."""
+PING_S, PONG_S = 60.0, 20.0
+"""Without a sign from a client for so long it is asked for one, and is gone if it gives none for so long."""
 
 _caller: ContextVar[str] = ContextVar("caller")
 """Who asks, in the task that answers."""
@@ -95,8 +102,10 @@ class GrpcApp:
             status = 200
         except RequestError as error:
             status, error_text = error.status, error.text
+            if status in REFUSED:
+                self._service.tally.add("grpc", status)
             if error.retry_after_s is not None:
-                context.set_trailing_metadata((*trailing.items(), ("retry-after", f"{error.retry_after_s:.0f}")))
+                context.set_trailing_metadata((*trailing.items(), ("retry-after", str(math.ceil(error.retry_after_s)))))
             await context.abort(CODES.get(error.status, grpc.StatusCode.UNKNOWN), error.text)
         finally:
             if self._service.log:
@@ -153,7 +162,7 @@ class GrpcApp:
     async def ModelMetadata(self, request: Any, _: Any) -> Any:
         """The model's signature."""
         model = self._service.find(request.name, request.version)
-        return model_metadata(model.config, model.platform)
+        return model_metadata(model.config, model.platform, self._service.versions(request.name))
 
     async def RepositoryIndex(self, request: Any, _: Any) -> Any:
         """What is served, and whether it can be used."""
@@ -213,7 +222,8 @@ class GrpcApp:
             code = CLIENT_GONE if context.cancelled() else 500
             raise
         finally:
-            self._service.tally.add("grpc", code, time.monotonic() - began)
+            if code not in REFUSED:
+                self._service.tally.add("grpc", code, time.monotonic() - began)
 
 
 def _read(kind: Any, data: bytes) -> Any:
@@ -292,10 +302,44 @@ def _refuse_repository(name: str) -> None:
         raise bad(f"repository_name is {name[:80]!r}; there is one repository here, and it has no name")
 
 
+def _connection_limits(greeting_timeout_s: float, grace_s: float) -> list[tuple[str, int]]:
+    """How many connections there may be, and when they are closed: whoever only holds one must not shut out those who ask.
+
+    The names are those of gRPC's own channel arguments (``grpc/impl/channel_arg_names.h``); a client that is told to go connects anew with its next call.
+    """
+    seconds = {
+        "grpc.server_handshake_timeout_ms": greeting_timeout_s,
+        "grpc.max_connection_idle_ms": KEEP_ALIVE_S,
+        "grpc.max_connection_age_ms": MOST_AGE_S,
+        "grpc.max_connection_age_grace_ms": grace_s,
+        "grpc.keepalive_time_ms": PING_S,
+        "grpc.keepalive_timeout_ms": PONG_S,
+    }
+    return [("grpc.max_allowed_incoming_connections", grpc_connections()), *((name, math.ceil(1e3 * limit)) for name, limit in seconds.items())]
+
+
 async def start_grpc(
-    service: Service, catalogue: Catalogue, address: str, max_body_bytes: int, tls: tuple[Path, Path] | None = None, *, shared: bool = False
+    service: Service,
+    catalogue: Catalogue,
+    address: str,
+    max_body_bytes: int,
+    tls: tuple[Path, Path] | None = None,
+    *,
+    shared: bool = False,
+    greeting_timeout_s: float = 10.0,
+    grace_s: float = 30.0,
 ) -> tuple[Any, int]:
-    """Start listening; with `tls`, a certificate and its key, encrypted; `shared`: other processes of this server listen on the same port.
+    """Start listening; with `tls`, a certificate and its key, encrypted.
+
+    Args:
+        service: Answers.
+        catalogue: Tells and changes what is served.
+        address: ``HOST:PORT``.
+        max_body_bytes: Of a message.
+        tls: A certificate and its key.
+        shared: Whether other processes of this server listen on the same port.
+        greeting_timeout_s: How long a new connection may take until it speaks HTTP/2.
+        grace_s: How long calls may take to end on a connection that is too old.
 
     Returns:
         The server, and its port.
@@ -304,7 +348,7 @@ async def start_grpc(
         ServerError: the address is taken or not ours.
     """
     options = [("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", int(shared))]
-    options += [("grpc.max_allowed_incoming_connections", grpc_connections())]
+    options += _connection_limits(greeting_timeout_s, grace_s)
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers(GrpcApp(service, catalogue).handlers())
     try:

@@ -17,6 +17,8 @@ from typing import IO
 from .errors import ServerError
 
 START_TIMEOUT_S = 600.0
+FOR_CALLERS = ("AIMASS_TOKEN", "AIMASS_AMQP")
+"""Variables of the environment that open a server to others."""
 
 
 class Server:
@@ -97,6 +99,7 @@ def start(
     grpc_port: int | None = 0,
     python: str | None = None,
     arguments: tuple[str, ...] = (),
+    private: bool = False,
     timeout_s: float = START_TIMEOUT_S,
 ) -> Server:
     """Run ``run.py serve`` of a bundle and wait until it is ready.
@@ -107,6 +110,7 @@ def start(
         grpc_port: For gRPC; 0: a free one; None: no gRPC.
         python: The interpreter; None: this one.
         arguments: Further arguments of ``serve``.
+        private: Whether only whoever starts it asks it: then the token, the queue and the collector of traces that the environment names are not for it.
         timeout_s: How long it may take to get ready.
 
     Raises:
@@ -116,9 +120,12 @@ def start(
     log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the server
     ports = ["--port", str(port), "--grpc-port", "none" if grpc_port is None else str(grpc_port)]
     command = [python or sys.executable, str(folder / "run.py"), "serve", *ports, "--until-stdin-closes", *arguments]
+    environment = os.environ.copy()
+    if private:
+        environment = {name: value for name, value in environment.items() if name not in FOR_CALLERS} | {"OTEL_SDK_DISABLED": "true"}
     began = time.monotonic()
     try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=folder, env=os.environ.copy())
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=folder, env=environment)
     except OSError as error:
         log.close()
         raise ServerError(f"cannot run {command[0]}: {error.strerror}") from None

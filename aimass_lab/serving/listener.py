@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import resource
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEADER_BYTES = 64 * 2**10
 KEEP_ALIVE_S = 75.0
+TICKS = 20
+"""Of uvicorn's, ten a second, from one look at connections that rest to the next."""
 LINGER_S = 0.5
+ONE_WRITE_BYTES = 64 * 2**10
+"""Up to so many are copied behind their header, and leave with it."""
 MAX_CONNECTIONS = 8192
 RESERVED_HANDLES = 64
 """For workers that are started again, logs and what else needs a file handle while all connections are taken."""
@@ -40,6 +47,55 @@ class _Flow(FlowControl):
         """Do, unless some wait."""
         if not self._pipeline:
             super().resume_reading()
+
+
+class _Cycle(RequestResponseCycle):
+    """A request and its answer, for an application that gives the whole answer in two messages, with its length and with headers that it made itself."""
+
+    def __init__(self, protocol: LimitedProtocol) -> None:
+        super().__init__(
+            scope=protocol.scope,
+            transport=protocol.transport,
+            flow=protocol.flow,
+            logger=protocol.logger,
+            access_logger=protocol.access_logger,
+            access_log=False,
+            default_headers=protocol.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=protocol.expect_100_continue,
+            keep_alive=protocol.parser.get_http_version() != "1.0" and protocol.parser.should_keep_alive(),
+            on_response=protocol.on_response_complete,
+        )
+        self._head = b""
+        self.task: asyncio.Task[None] | None = None
+        """Which answers."""
+
+    async def send(self, message: Any) -> None:
+        """Keep the head, and write it with the body: one write, and nothing is looked at that cannot be wrong."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start":
+            self.response_started, self.waiting_for_100_continue = True, False
+            lines = [STATUS_LINE[message["status"]]]
+            for name, value in (*self.default_headers, *message["headers"]):
+                lines += (name, b": ", value, b"\r\n")
+                if name == b"connection":
+                    self.keep_alive = False
+            lines.append(b"\r\n" if self.keep_alive or b"connection" in lines else b"connection: close\r\n\r\n")
+            self._head = b"".join(lines)
+            return
+        body = message["body"]
+        if len(body) <= ONE_WRITE_BYTES:
+            self.transport.write(self._head + body)
+        else:
+            self.transport.writelines((self._head, body))
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -66,6 +122,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """How long what is owed now may take, 0 where nothing is; and whether the clock does not know yet."""
         self._clock: asyncio.TimerHandle | None = None
         self._set_clock()
+        self.rests_since = math.inf
+        """When the last answer was given, where nothing came after it."""
         self.waiting[self] = None
         if len(self.connections) > self.max_connections:
             self._make_room()
@@ -82,7 +140,6 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever computes for this client."""
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()  # uvicorn lets this timer run, which then holds all of a closed connection for as long as an open one may rest
         self._stop_clock()
         self.waiting.pop(self, None)
         for scope in [self.scope, *(cycle.scope for cycle, _ in self.pipeline)]:
@@ -96,6 +153,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._in_headers:
             self._header_bytes += len(data)
+        self.rests_since = math.inf
         super().data_received(data)
         self._set_clock()
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
@@ -112,7 +170,29 @@ class LimitedProtocol(HttpToolsProtocol):
         """Start the clock for the body."""
         self._in_headers = False
         self._limit_s, self._is_new = self.body_timeout_s, True
-        super().on_headers_complete()
+        scope, target = self.scope, httptools.parse_url(self.url)
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = self.parser.get_http_version()
+        scope["path"] = target.path.decode("ascii")  # or the parser answers for us that this is no HTTP
+        scope["raw_path"], scope["query_string"] = target.path, target.query or b""
+        before, self.cycle = self.cycle, _Cycle(self)
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:  # sent ahead
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        assert isinstance(cycle, _Cycle)
+        cycle.task = self.loop.create_task(self._run(cycle, app))
+        self.tasks.add(cycle.task)
+
+    async def _run(self, cycle: _Cycle, app: Any) -> None:
+        try:
+            await cycle.run_asgi(app)
+        finally:
+            self.tasks.discard(cycle.task)
+            cycle.task = None  # which has the cycle
 
     def on_message_complete(self) -> None:
         """The client has sent everything in time."""
@@ -122,8 +202,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The next request is owed from now on."""
-        super().on_response_complete()
-        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):  # else one that was pipelined is under way
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self.rests_since = time.monotonic()
             self.waiting[self] = None
 
     def _set_clock(self) -> None:
@@ -158,7 +244,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without hands on the signals, which belong to the whole server."""
+    """uvicorn without hands on the signals, which belong to the whole server, and with one clock for all connections that rest."""
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close those that have rested for too long."""
+        if counter % TICKS == 0:
+            waiting: dict[LimitedProtocol, None] = self.config.http.waiting  # type: ignore[union-attr]
+            limit = time.monotonic() - KEEP_ALIVE_S
+            for connection in [connection for connection in waiting if connection.rests_since < limit]:
+                connection.transport.close()
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -191,7 +286,6 @@ def make_http_server(
         access_log=False,
         server_header=False,
         proxy_headers=forwarded,
-        timeout_keep_alive=int(KEEP_ALIVE_S),
         timeout_graceful_shutdown=int(drain_timeout_s) + 1,
         ssl_certfile=tls[0] if tls else None,
         ssl_keyfile=tls[1] if tls else None,

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .config import ServingConfig, TensorSpec
+from .config import Dimension, ServingConfig, TensorSpec
 from .protocol import HEADER_LENGTH, SERVER_NAME, SERVER_VERSION
 from .service import Servable, Service, version_order
 from .tensors import NUMPY
@@ -294,6 +294,8 @@ def _tensor_answer(spec: TensorSpec) -> Json:
 
 def _shape(config: ServingConfig, spec: TensorSpec) -> Json:
     sizes: list[Json] = [{"const": size} if size > 0 else {"type": "integer", "minimum": 1} for size in spec.shape]
+    for axis, dimension in _open_axes(config, spec).items():
+        sizes[axis] |= {"minimum": dimension.min, "maximum": dimension.max}
     if config.batched:
         sizes[0] |= {"maximum": config.max_batch_size}
     return {"type": "array", "prefixItems": sizes, "minItems": len(sizes), "maxItems": len(sizes)}
@@ -302,12 +304,20 @@ def _shape(config: ServingConfig, spec: TensorSpec) -> Json:
 def _nested(config: ServingConfig, spec: TensorSpec, *, counted: bool = True) -> Json:
     """Lists nested like the shape; `counted` with the limits of a request, else of any length where the shape leaves it open."""
     schema = _element(spec.datatype)
+    open_axes = _open_axes(config, spec)
     for axis, size in reversed(list(enumerate(spec.shape))):
         limits = {"minItems": size, "maxItems": size} if size > 0 else {"minItems": 1} if counted else {}
         if counted and config.batched and axis == 0:
             limits["maxItems"] = config.max_batch_size
+        if counted and axis in open_axes:
+            limits = {"minItems": open_axes[axis].min, "maxItems": open_axes[axis].max}
         schema = {"type": "array", "items": schema, **limits}
     return schema
+
+
+def _open_axes(config: ServingConfig, spec: TensorSpec) -> dict[int, Dimension]:
+    """By axis of an input, what a request may choose."""
+    return {axis: dimension for dimension in config.dimensions for index, axis in dimension.axes if config.inputs[index] is spec}
 
 
 def _element(datatype: str) -> Json:

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from .config import TensorSpec, load_vectors, read_json
+from .config import TensorSpec, describe_dimension, load_vectors, read_json
 from .errors import bad
 from .protocol import nested, values_of
 from .service import ENSEMBLE, Servable
@@ -42,7 +42,7 @@ def _hash(text: str, tag: str) -> str:
 
 
 def stored_sample(model: Servable, query: bytes) -> bytes:
-    """One stored sample in JSON: inputs as a request has them, and the outputs of the original model.
+    """One stored sample in JSON: inputs as a request has them, the outputs of the original model, and which sizes a request may choose.
 
     Args:
         model: Whose bundle holds it.
@@ -64,7 +64,8 @@ def stored_sample(model: Servable, query: bytes) -> bytes:
     tensors = {key: [_entry(spec, array[part]) for spec, array in pair] for key, pair in pairs.items()}
     if model.platform == ENSEMBLE:  # the samples are a member's, and so would the outputs be
         tensors["outputs"] = []
-    return orjson.dumps({"index": index, "count": count, **tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
+    sizes = [describe_dimension(config, dimension) for dimension in config.dimensions]
+    return orjson.dumps({"index": index, "count": count, "sizes": sizes, **tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _entry(spec: TensorSpec, array: Array) -> dict[str, Any]:

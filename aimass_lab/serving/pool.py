@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 5
 """In a row; then the server gives up, so that whoever runs it can act."""
 MAX_BACKOFF_S = 5.0
+WAIT_POLICY = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+"""How threads of torch wait for one another: those that spin would take the core from the one they wait for, and from the front end."""
 
 Frame = tuple[dict[str, Any], list[Buffer]]
 Reply = tuple[dict[str, Any], memoryview]
@@ -258,7 +260,7 @@ class WorkerPool:
 
     async def _spawn(self, device: str) -> Worker:
         threads = str(self._config.threads_per_worker)
-        environment = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads} | device_environment(device)
+        environment = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "OMP_WAIT_POLICY": WAIT_POLICY} | device_environment(device)
         process, ours = start_child("worker", {"bundle": str(self._folder), "device": device}, environment=environment)
         worker = Worker(process)
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)

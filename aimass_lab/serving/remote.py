@@ -18,7 +18,7 @@ from .access import Door, Token
 from .batcher import Hangup
 from .channel import Channel, Message, raise_error
 from .child import die_with
-from .config import ServingConfig, TensorSpec
+from .config import Dimension, ServingConfig, TensorSpec
 from .errors import CLIENT_GONE, RequestError, ServerError
 from .frontend import FrontEnd, FrontEndOptions, tidy
 from .listener import take_handles
@@ -232,4 +232,5 @@ class RemoteLog(RequestLog):
 def read_config(told: dict[str, Any]) -> ServingConfig:
     """A config that was checked, from JSON."""
     specs = {side: tuple(TensorSpec(spec["name"], spec["datatype"], tuple(spec["shape"])) for spec in told[side]) for side in ("inputs", "outputs")}
-    return ServingConfig(**{**told, **specs})
+    dimensions = tuple(Dimension(one["name"], one["min"], one["max"], tuple(map(tuple, one["axes"]))) for one in told["dimensions"])
+    return ServingConfig(**{**told, **specs, "dimensions": dimensions})

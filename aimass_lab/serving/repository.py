@@ -16,6 +16,7 @@ from .ensemble import SUFFIX, Ensemble, load_ensemble
 from .errors import BundleError, RequestError, ServerError
 from .service import LocalService, Model, Servable, version_order
 from .tensors import InferRequest, Tensor, encode, relative_error
+from .version_policy import VersionPolicies
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +57,18 @@ class Repository:
         service: Where they are served.
         own: The bundle that this server came with, checked already; it is one of them.
         folder: Its subfolders are further bundles; None: there are none.
-        num_versions: How many of the newest versions of each model are served.
+        versions: Which ones of each model are served.
         workers: Of each model, in place of what its bundle says.
         devices: Where they compute, in turn.
     """
 
     def __init__(
-        self, service: LocalService, own: Found, folder: Path | None, *, num_versions: int = 1, workers: int | None = None, devices: Sequence[str] = (CPU,)
+        self, service: LocalService, own: Found, folder: Path | None, *, versions: VersionPolicies, workers: int | None = None, devices: Sequence[str] = (CPU,)
     ) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets a `ServerError` when the workers of a served model cannot be started any more."""
         self._service, self._own, self._folder = service, own, folder
-        self._num_versions, self._workers, self._devices = num_versions, workers, devices
+        self._policies, self._workers, self._devices = versions, workers, devices
         self._refused: dict[Key, _Refusal] = {}
         """Versions that were not let in."""
         self._broken: dict[str, str] = {}
@@ -249,11 +250,11 @@ class Repository:
         return refusal is not None and (refusal.folder, refusal.written) == (bundle.folder, _written(bundle.folder))
 
     def _wanted(self, found: Mapping[Key, Found], only: str | None) -> dict[Key, Found]:
-        """The newest versions of each model that is not unloaded, or of one model, older ones first; what was refused does not count."""
+        """The versions to serve of each model that is not unloaded, or of one model, older ones first; what was refused does not count."""
         wanted: dict[Key, Found] = {}
         for name in {name for name, _ in found if only in (None, name)} - self._unloaded:
-            keys = sorted((key for key, bundle in found.items() if key[0] == name and not self._was_refused(bundle)), key=lambda key: version_order(key[1]))
-            wanted |= {key: found[key] for key in keys[-self._num_versions :]}
+            there = sorted((key[1] for key, bundle in found.items() if key[0] == name and not self._was_refused(bundle)), key=version_order)
+            wanted |= {(name, version): found[name, version] for version in self._policies.of(name).choose(there)}
         return wanted
 
     # --- coming and going ---

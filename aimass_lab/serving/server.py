@@ -11,7 +11,7 @@ import ssl
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import psutil
 import uvloop
 
 from .access import Door, read_tokens
-from .config import ServingConfig, check_manifest, load_config
+from .config import ServingConfig, load_config
 from .devices import CPU, parse_devices
 from .errors import ServerError
 from .frontend import FrontEnd, FrontEndOptions, tidy
@@ -32,6 +32,7 @@ from .request_log import RequestLog
 from .service import LocalService
 from .shadow import Shadows
 from .tracing import make_tracing
+from .version_policy import VersionPolicies
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ class ServeOptions:
     """``cuda:0,cuda:1``: a worker of each model on each; None: on the processor."""
     repository: Path | None = None
     """Folder of further bundles."""
-    num_versions: int = 1
-    """Of each model, the newest ones."""
+    versions: VersionPolicies = field(default_factory=VersionPolicies)
+    """Which ones of each model are served."""
     canary: float | None = None
     """Share of requests for the newest of several versions."""
     shadow: float | None = None
@@ -79,27 +80,34 @@ class ServeOptions:
     """None: the model's name."""
     prefetch: int | None = None
     """None: two batches for every worker."""
+    drain_grace_s: float | None = None
+    """None: as the bundle says."""
     until_stdin_closes: bool = False
     """Stop also when standard input ends, so that a server started by a program never outlives it."""
 
 
 def serve(folder: Path, options: ServeOptions) -> None:
-    """Serve a bundle until SIGTERM or SIGINT.
+    """Serve a bundle, whose files are as its manifest says, until SIGTERM or SIGINT.
 
     Raises:
         BundleError: the bundle cannot be used.
         ServerError: the server cannot start, or gave up on its workers.
     """
-    check_manifest(folder)
     config = load_config(folder)
+    if options.drain_grace_s is not None:
+        config = replace(config, drain_grace_s=options.drain_grace_s)
     if options.repository is not None and not options.repository.is_dir():
         raise ServerError(f"the repository {options.repository} is no folder")
-    if options.canary is not None and options.num_versions < 2:
+    if options.canary is not None and not options.versions.serve_several:
         raise ServerError("a canary share needs several versions: give --versions 2")
-    if options.shadow is not None and options.num_versions < 2:
+    if options.shadow is not None and not options.versions.serve_several:
         raise ServerError("a shadow needs several versions: give --versions 2")
     if options.shadow is not None and options.canary is not None:
         raise ServerError("the newest version is either a canary, which answers, or a shadow, which does not: give --canary or --shadow")
+    if options.poll_s is not None and options.repository is None:
+        raise ServerError("there is no folder to look at: give --repository FOLDER with --poll")
+    if options.amqp is None and (options.queue is not None or options.prefetch is not None):
+        raise ServerError("there is no broker to take requests from: give --amqp URL with --queue and --prefetch, or set AIMASS_AMQP")
     if options.devices is not None and options.workers is not None:
         raise ServerError("there is a worker for each device: give --workers or --devices")
     tokens = read_tokens(options.token_file, os.environ.get("AIMASS_TOKEN"))
@@ -161,7 +169,7 @@ async def _serve(
         service.shadows = Shadows(service, options.shadow)
     devices = parse_devices(options.devices) if options.devices is not None else (CPU,)
     workers = options.workers if options.devices is None else len(devices)
-    repository = Repository(service, Found(folder, config), options.repository, num_versions=options.num_versions, workers=workers, devices=devices)
+    repository = Repository(service, Found(folder, config), options.repository, versions=options.versions, workers=workers, devices=devices)
     front, url = _make_front(service, repository, config, options, tls)
     consumer = None
     try:
@@ -211,13 +219,18 @@ def _make_front(
         listeners = [bind(options.host, options.port)] if count == 1 else bind_shared(options.host, options.port, count)
     except OSError as error:
         raise ServerError(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}") from None
-    if count > 1 and port is not None:
+    if port is not None:
         try:
-            reserved = reserve(options.host, port)
+            reserved = reserve(options.host, port)  # also where gRPC takes it by itself, which says at length why it cannot
         except OSError as error:
+            for listener in listeners:
+                listener.close()
             raise ServerError(f"cannot listen for gRPC on {options.host} port {port}: {error.strerror or error}") from None
-        share(reserved)
-        port = reserved.getsockname()[1]
+        if count == 1:
+            reserved.close()
+        else:
+            share(reserved)
+            port = reserved.getsockname()[1]
     how = FrontEndOptions(
         grpc_address=None if port is None else f"{_shown(options.host)}:{port}",
         shared=count > 1,

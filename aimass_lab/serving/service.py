@@ -222,6 +222,10 @@ class Service(ABC):
             self._answering[name] = found = sorted(found, key=lambda model: version_order(model.config.version))
         return found
 
+    def versions(self, name: str) -> list[str]:
+        """Those of a model that answer who names them, oldest first; a shadow does, too."""
+        return sorted((version for other, version in self.models if other == name), key=version_order)
+
     def trace(self, protocol: str, model: Servable, find: Callable[[str], str | None]) -> contextlib.AbstractContextManager[Recorder | None]:
         """Record the request that is answered in the block, where that is wanted; see `Tracing.request`."""
         return contextlib.nullcontext() if self.tracing is None else self.tracing.request(protocol, model.config, find)
@@ -306,14 +310,25 @@ class LocalService(Service):
 
 
 def warm_up_frames(folder: Path, config: ServingConfig) -> list[Frame]:
-    """A batch of one and a full batch, made of the bundle's stored inputs."""
+    """A batch of one and a full batch, made of the bundle's stored inputs; and one item of the largest sizes, where requests may choose them."""
     arrays, _ = load_vectors(folder, config)
+    batches = [[np.resize(array, (size, *array.shape[1:])) if config.batched else array for array in arrays] for size in sorted({1, config.max_batch_size})]
+    if config.dimensions:
+        batches.append(_largest(config, batches[0]))
     frames = []
-    for size in sorted({1, config.max_batch_size}):
-        rows = [np.resize(array, (size, *array.shape[1:])) if config.batched else array for array in arrays]
+    for rows in batches:
+        size = len(rows[0]) if config.batched else 1
         tensors = [Tensor(spec, array.shape, encode(spec.datatype, array)) for spec, array in zip(config.inputs, rows, strict=True)]
         frames.append(make_frame([InferRequest(id="", inputs=tensors, items=size, outputs=[])]))
     return frames
+
+
+def _largest(config: ServingConfig, rows: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    rows = list(rows)
+    for dimension in config.dimensions:
+        for index, axis in dimension.axes:
+            rows[index] = np.take(rows[index], np.arange(dimension.max) % rows[index].shape[axis], axis=axis)
+    return rows
 
 
 def version_order(version: str) -> tuple[int, str]:

@@ -44,7 +44,8 @@ class Shadows:
         shadow = self._service.shadow_of(model)
         if shadow is None or random.random() >= self._share:
             return
-        if shadow.config.inputs != model.config.inputs or request.items > shadow.config.max_batch_size:
+        alike = shadow.config.inputs == model.config.inputs and shadow.config.dimensions == model.config.dimensions
+        if not alike or request.items > shadow.config.max_batch_size:
             self._count(shadow, "unfit")
             return
         busy = self._items[shadow] + request.items > shadow.config.max_batch_size

@@ -12,6 +12,8 @@ from prometheus_client.utils import floatToGoString
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 PROTOCOLS = {name: place for place, name in enumerate(("rest", "predict", "grpc", "amqp"))}
+REFUSED = frozenset({401, 403, 404, 405})
+"""Of requests that got to no model, of whatever kind; counted apart, for they are no load that a server could be scaled by."""
 NUM_CODES = 600
 """HTTP's codes are smaller."""
 NUM_TIMES = len(SECONDS) + 2
@@ -48,16 +50,17 @@ class Answers(Collector):
         self.tallies: list[Tally] = []
 
     def collect(self) -> Iterable[Metric]:
-        """Requests by protocol and code, and the times of those that got outputs."""
+        """Requests by protocol and code, those that got to no model likewise, and the times of those that got outputs."""
         sums = [sum(column) for column in zip([0.0] * (NUM_BYTES // 8), *(tally.numbers for tally in self.tallies), strict=True)]
         requests = CounterMetricFamily("aimass_requests", "Inference requests answered", labels=["protocol", "code"])
+        refused = CounterMetricFamily("aimass_refused", "Requests that got to no model: token, address, model or method", labels=["protocol", "code"])
         times = HistogramMetricFamily("aimass_request_seconds", "Time of a request that got outputs", labels=["protocol"])
         for protocol, place in PROTOCOLS.items():
             for code, count in enumerate(sums[place * NUM_CODES : (place + 1) * NUM_CODES]):
                 if count:
-                    requests.add_metric([protocol, str(code)], count)
+                    (refused if code in REFUSED else requests).add_metric([protocol, str(code)], count)
             *counts, total_s = sums[FIRST_TIME + place * NUM_TIMES :][:NUM_TIMES]
             if any(counts):
                 ends = [*map(floatToGoString, SECONDS), "+Inf"]
                 times.add_metric([protocol], [(end, sum(counts[: i + 1])) for i, end in enumerate(ends)], total_s)
-        return requests, times
+        return requests, refused, times

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import ServingConfig, TensorSpec
-from .errors import ServerError, bad
+from .config import Dimension, ServingConfig, TensorSpec
+from .errors import RequestError, ServerError, bad
 
 if TYPE_CHECKING:
     from .tracing import Recorder
@@ -42,6 +42,8 @@ class Tensor:
     spec: TensorSpec
     shape: tuple[int, ...]
     data: Buffer
+    is_finite: bool = False
+    """Whether all elements are known to be finite; where not, whoever needs it has to look."""
 
     def array(self) -> Array:
         """The elements, shaped; a view where the datatype allows it, else an array of `bytes` objects."""
@@ -75,7 +77,7 @@ def make_request(config: ServingConfig, *, id: str, inputs: list[Tensor], output
     """Put checked tensors in the model's order and check what concerns them together.
 
     Raises:
-        RequestError: 400, an input is missing, repeated, or has a batch size that others have not or that is too large.
+        RequestError: 400, an input is missing, repeated, or has a batch size or another size that others have not or that is too large.
     """
     by_name = {tensor.spec.name: tensor for tensor in inputs}
     if len(by_name) != len(inputs):
@@ -87,11 +89,21 @@ def make_request(config: ServingConfig, *, id: str, inputs: list[Tensor], output
     items = ordered[0].shape[0] if config.batched else 1
     if config.batched and any(tensor.shape[0] != items for tensor in ordered):
         raise bad(f"inputs have different batch sizes: {', '.join(f'{tensor.spec.name!r} {tensor.shape[0]}' for tensor in ordered)}")
+    for dimension in config.dimensions:
+        size = ordered[dimension.axes[0][0]].shape[dimension.axes[0][1]]
+        if not dimension.min <= size <= dimension.max or any(ordered[index].shape[axis] != size for index, axis in dimension.axes):
+            raise _bad_size(dimension, ordered)
     if items > config.max_batch_size:
         raise bad(f"a request may hold at most {config.max_batch_size} items, got {items}: split it")
     return InferRequest(
         id=id, inputs=ordered, items=items, outputs=outputs, timeout_s=_timeout(parameters), priority=_priority(config, parameters)
     )  # fmt: skip
+
+
+def _bad_size(dimension: Dimension, inputs: Sequence[Tensor]) -> RequestError:
+    found = ", ".join(f"{inputs[index].shape[axis]} on axis {axis} of {inputs[index].spec.name!r}" for index, axis in dimension.axes)
+    alike = ", the same on all of them" if len(dimension.axes) > 1 else ""
+    return bad(f"the size {dimension.name!r} is {found}; the model takes {dimension.min} to {dimension.max}{alike}")
 
 
 def _timeout(parameters: dict[str, Any]) -> float | None:

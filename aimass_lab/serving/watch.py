@@ -44,7 +44,7 @@ class Disturbance:
     def words(self) -> str:
         """What others had, of how much."""
         cores = os.cpu_count() or 1
-        stolen = f", and the host took {self.stolen_cores / cores:.0%} of the processor" if self.stolen_cores >= 0.01 * cores else ""
+        stolen = f", and the host took {100 * self.stolen_cores / cores:.0f} % of the processor" if self.stolen_cores >= 0.01 * cores else ""
         return f"other work kept {self.foreign_cores:.1f} of {cores} cores busy{stolen}"
 
     def least_latency(self, result: LoadResult) -> Array:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +23,11 @@ from .frames import LENGTHS, pack, padding
 from .heap import IDLE_S, give_back
 from .runners.base import Array, Runner, find_format
 from .tensors import Buffer, decode, encode
+
+AT_ONCE_BYTES = 64 * 2**10
+"""Of a frame are asked for before its lengths are known."""
+TIMEVAL = struct.Struct("@ll")
+"""Seconds and microseconds, as the system's calls take them."""
 
 
 def main(bundle: str, descriptor: int, parent: int, device: str) -> None:
@@ -45,7 +50,8 @@ def main(bundle: str, descriptor: int, parent: int, device: str) -> None:
         _send(connection, {"error": str(error)}, [])
         return
     _send(connection, {"ready": True}, [])
-    while (frame := _next(connection)) is not None:
+    frames = _Frames(connection)
+    while (frame := frames.next()) is not None:
         began = time.monotonic()
         header, parts = answer(runner, config, *frame)
         _send(connection, header | {"computed": [began, time.monotonic()]}, parts)
@@ -61,7 +67,7 @@ def answer(runner: Runner, config: ServingConfig, header: dict[str, Any], payloa
         payload: The inputs, each padded to the next step.
 
     Returns:
-        Header ``{"requests": [{"shapes", "sizes"} or {"error"}]}`` and the outputs, request by request.
+        Header ``{"requests": [{"shapes", "sizes"} or {"error"}], "finite": whether all outputs are}`` and the outputs, request by request.
     """
     inputs = _decode_inputs(config, header, payload)
     items: list[int] = header["items"]
@@ -69,7 +75,7 @@ def answer(runner: Runner, config: ServingConfig, header: dict[str, Any], payloa
         return _reply(config, items, inputs, _run(runner, config, inputs, sum(items)))
     except Exception as error:
         if len(items) == 1:
-            return {"requests": [{"error": _describe(error)}]}, []
+            return {"requests": [{"error": _describe(error)}], "finite": False}, []
     replies, parts = [], []
     for start, count in zip(itertools.accumulate(items, initial=0), items, strict=False):
         rows = [array[start : start + count] for array in inputs]
@@ -79,7 +85,7 @@ def answer(runner: Runner, config: ServingConfig, header: dict[str, Any], payloa
             one, some = {"requests": [{"error": _describe(error)}]}, []
         replies += one["requests"]
         parts += some
-    return {"requests": replies}, parts
+    return {"requests": replies, "finite": False}, parts
 
 
 def _describe(error: Exception) -> str:
@@ -111,18 +117,18 @@ def _run(runner: Runner, config: ServingConfig, inputs: Sequence[Array], items: 
 
 
 def _reply(config: ServingConfig, items: list[int], inputs: list[Array], outputs: list[Array]) -> tuple[dict[str, Any], list[Buffer]]:
-    suspect = any(_has_nan(array) for array in outputs)
+    finite = all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in outputs)
     replies: list[dict[str, Any]] = []
     parts: list[Buffer] = []
     for start, count in zip(itertools.accumulate(items, initial=0), items, strict=False):
         rows = [array[start : start + count] if config.batched else array for array in outputs]
-        if suspect and (error := _nan_error(config, [a[start : start + count] if config.batched else a for a in inputs], rows)):
+        if not finite and (error := _nan_error(config, [a[start : start + count] if config.batched else a for a in inputs], rows)):
             replies.append({"error": error})
             continue
         encoded = [encode(spec.datatype, array) for spec, array in zip(config.outputs, rows, strict=True)]
         replies.append({"shapes": [array.shape for array in rows], "sizes": [len(part) for part in encoded]})
         parts += encoded
-    return {"requests": replies}, parts
+    return {"requests": replies, "finite": finite}, parts
 
 
 def _has_nan(array: Array) -> bool:
@@ -137,36 +143,55 @@ def _nan_error(config: ServingConfig, inputs: list[Array], outputs: list[Array])
     return f"the model failed: output {names[0]!r} holds NaN" if names else None
 
 
-def _next(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None:
-    """As `_receive`; what the last batch took is given back when the next one is long in coming."""
-    waiting = select.poll()
-    waiting.register(connection, select.POLLIN)
-    if not waiting.poll(IDLE_S * 1e3):
-        give_back()
-    return _receive(connection)
+class _Frames:
+    """Reads frames from a socket, a small one in one piece."""
 
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._begin = memoryview(bytearray(AT_ONCE_BYTES))
+        self._is_tidy = False
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TIMEVAL.pack(int(IDLE_S), int(IDLE_S % 1 * 1e6)))
 
-def _receive(connection: socket.socket) -> tuple[dict[str, Any], memoryview] | None:
-    """The next frame; None when the server closed the connection."""
-    lengths = _read(connection, LENGTHS.size)
-    if lengths is None:
-        return None
-    header_length, payload_length = LENGTHS.unpack(lengths)
-    header, payload = _read(connection, header_length), _read(connection, payload_length)
-    if header is None or payload is None:
-        return None
-    return orjson.loads(header), payload
+    def next(self) -> tuple[dict[str, Any], memoryview] | None:
+        """The next frame; None when the server closed the connection.
 
-
-def _read(connection: socket.socket, count: int) -> memoryview | None:
-    view = np.empty(count, np.uint8).data if count else memoryview(b"")
-    position = 0
-    while position < count:
-        received = connection.recv_into(view[position:])
+        What the last batch took is given back when this one is long in coming.
+        """
+        received = self._receive(self._begin)
+        while 0 < received < LENGTHS.size:
+            more = self._receive(self._begin[received:])
+            received = received + more if more else 0
         if not received:
             return None
-        position += received
-    return view
+        self._is_tidy = False
+        header_length, payload_length = LENGTHS.unpack_from(self._begin)
+        begin = self._begin[LENGTHS.size : received]
+        header, payload = (np.empty(length, np.uint8).data if length else memoryview(bytearray()) for length in (header_length, payload_length))
+        for view in (header, payload):
+            count = min(len(view), len(begin))
+            view[:count], begin = begin[:count], begin[count:]
+            if not self._fill(view[count:]):
+                return None
+        assert not begin, "a batch before the last one was answered"
+        return orjson.loads(header), payload
+
+    def _fill(self, view: memoryview) -> bool:
+        """Read until it is full; False when the server closed the connection before."""
+        while len(view):
+            if not (received := self._receive(view)):
+                return False
+            view = view[received:]
+        return True
+
+    def _receive(self, view: memoryview) -> int:
+        """How many bytes came; 0 when the server closed the connection."""
+        while True:
+            try:
+                return self._connection.recv_into(view)
+            except BlockingIOError:
+                if not self._is_tidy:
+                    give_back()
+                    self._is_tidy = True
 
 
 def _send(connection: socket.socket, header: dict[str, Any], parts: list[Buffer]) -> None:

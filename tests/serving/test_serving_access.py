@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 
 from aimass_lab.serving import request_log
 from aimass_lab.serving.access import ANYBODY, Door, Token, read_tokens
+from aimass_lab.serving.client import Client
 from aimass_lab.serving.errors import RequestError, ServerError
 from aimass_lab.serving.launch import Server, start
 from aimass_lab.serving.request_log import RequestLog, request_id
@@ -107,7 +109,7 @@ def test_a_token_file_that_is_not_understood_says_where(tmp_path: Path, content:
 def test_a_caller_over_its_rate_gets_429_over_both_protocols_and_others_do_not(linear_folder: Path, tmp_path: Path) -> None:
     import grpc
 
-    from .test_serving_grpc import code_of, request
+    from .test_serving_grpc import request, send
 
     (tmp_path / "tokens").write_text("slow alice 0.2\nfast bob\n")
     with start(linear_folder, arguments=("--token-file", str(tmp_path / "tokens"))) as server:
@@ -116,10 +118,22 @@ def test_a_caller_over_its_rate_gets_429_over_both_protocols_and_others_do_not(l
         assert refused.status == 429
         assert 1 <= int(refused.headers["Retry-After"]) <= 5
         assert "more than 0.2 requests per second" in refused.json["error"]
-        assert code_of(server, request(), metadata=(("authorization", "Bearer slow"),))[0] == grpc.StatusCode.RESOURCE_EXHAUSTED.name
+        with pytest.raises(grpc.RpcError) as caught:
+            send(server, request(), metadata=(("authorization", "Bearer slow"),))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert 1 <= int(dict(caught.value.trailing_metadata())["retry-after"]) <= 5
         assert call(server, "GET", "/v2/models/net", None, bearer("slow")).status == 200  # looking costs nothing
         assert [call(server, "POST", PATH, BODY, bearer("fast")).status for _ in range(5)] == [200] * 5
+        assert call(server, "POST", PATH, BODY, bearer("guessed")).status == 401
+        assert call(server, "POST", PATH.replace("net", "other"), BODY, bearer("fast")).status == 404
+        for token, made in (("guessed", request()), ("fast", request(model_name="other"))):
+            with pytest.raises(grpc.RpcError):
+                send(server, made, metadata=(("authorization", f"Bearer {token}"),))
         text = call(server, "GET", "/metrics", None, bearer("fast")).body.decode()
+        for protocol in ("rest", "grpc"):
+            for code in (401, 404):
+                assert f'aimass_refused_total{{code="{code}",protocol="{protocol}"}} 1.0' in text
+                assert f'aimass_requests_total{{code="{code}"' not in text
         assert 'aimass_requests_total{code="429",protocol="rest"} 1.0' in text
         assert 'aimass_requests_total{code="429",protocol="grpc"} 1.0' in text
 
@@ -248,6 +262,10 @@ def test_rest_and_grpc_over_tls(linear_folder: Path, certificate: tuple[Path, Pa
             urllib.request.urlopen(server.url, timeout=20)
         with pytest.raises(OSError):  # a plain connection is dropped in one way or another
             urllib.request.urlopen(server.url.replace("https", "http"), timeout=20)
+        load = [sys.executable, str(linear_folder / "run.py"), "load", "--url", server.url, "--rate", "50", "--duration", "0.2", "--cafile", str(cert)]
+        assert json.loads(subprocess.run(load, capture_output=True, text=True, check=True).stdout)["ok"] == 10
+        with Client(server.url, cafile=str(cert)) as client:
+            assert client.infer([[1, 2, 3, 4]])["y"].shape == (1, 3)
         credentials = grpc.ssl_channel_credentials(cert.read_bytes())
         with grpc.secure_channel(str(server.grpc_address), credentials) as channel:
             live = channel.unary_unary(

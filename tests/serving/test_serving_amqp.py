@@ -144,7 +144,9 @@ def test_messages_are_answered_as_over_http_and_share_batches(broker: Broker, se
         np.testing.assert_allclose(output(answer), row @ WEIGHT, rtol=1e-4, atol=1e-5)
     assert metric(server, "aimass_batch_items_count") < 200, "no two messages shared a batch"
     wait_for(lambda: outcome(server, "answered") == 200)
-    assert b'aimass_requests_total{code="200",protocol="amqp"} 200.0' in call(server, "GET", "/metrics").body
+    told = call(server, "GET", "/metrics").body
+    assert b'aimass_requests_total{code="200",protocol="amqp"} 200.0' in told
+    assert b'aimass_request_seconds_count{protocol="amqp"} 200.0' in told
     assert metric(server, "aimass_amqp_connected") == 1
     assert (sender.count("plain"), sender.count("plain.dead")) == (0, 0)
 
@@ -175,14 +177,19 @@ def test_what_is_malformed_is_put_aside_with_the_reason(broker: Broker, serve: S
     assert sender.ask([asking([1, 2, 3, 4])])["0"][0].headers["x-status"] == 200
 
 
-def test_what_fails_twice_is_put_aside_and_others_go_on(broker: Broker, serve: Start) -> None:
-    server, sender = serve("failing", write=write_faulty), Sender(broker, "failing")
+def test_what_fails_twice_is_put_aside_and_others_go_on(broker: Broker, serve: Start, tmp_path: Path) -> None:
+    log = tmp_path / "requests.log"
+    server, sender = serve("failing", write=write_faulty, arguments=("--log-requests", str(log))), Sender(broker, "failing")
     answers = sender.ask([asking([float(value), 0.0]) for value in (1, RAISE, 2, DIE, 3)])
     assert [answers[str(i)][0].headers["x-status"] for i in range(5)] == [200, 500, 200, 500, 200]
     reasons = {message.message_id: message.headers["x-error"] for message in (sender.dead(), sender.dead())}
     assert "asked to raise" in reasons["1"]
     assert "died" in reasons["3"]
-    assert (outcome(server, "requeued"), outcome(server, "dead"), outcome(server, "answered")) == (2, 2, 3)
+    wait_for(lambda: (outcome(server, "requeued"), outcome(server, "dead"), outcome(server, "answered")) == (2, 2, 3))
+    lines = [line for line in map(json.loads, log.read_text().splitlines()) if line["protocol"] == "amqp"]
+    assert sorted((line["id"], line["status"]) for line in lines) == [("0", 200), ("1", 500), ("1", 500), ("2", 200), ("3", 500), ("3", 500), ("4", 200)]
+    assert {line["queue"] for line in lines} == {"failing"}
+    assert all(("asked to raise" in line["error"]) == (line["id"] == "1") for line in lines if line["status"] == 500)
 
 
 def test_a_server_killed_within_a_batch_loses_no_message(broker: Broker, serve: Start, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "39 port taken, disk read-only or full, settings not understood": (
         "port_in_use_is_one_line", "it_writes_nothing_into_its_folder", "a_full_disk_stops_nobody", "nobody_to_tell_that_it_is_ready_is_one_line",
         "a_bundle_that_is_not_whole_does_not_start",
+        "a_missing_package_is_one_line",
     ),
     "40 the clock jumps": ("a_wall_clock_that_jumps_changes_no_deadline",),
     "41 more idle connections than handles": ("connections_that_owe_a_request_never_take_all_handles", "grpc_connections_do_not_take_all_handles_either"),

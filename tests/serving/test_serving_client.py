@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -170,8 +172,9 @@ def test_no_attempt_is_begun_after_the_callers_time(stub: MakeStub) -> None:
     server = stub((503, {"Retry-After": "60"}))
     began = time.monotonic()
     with Client(server.url, model="m", attempts=4) as client, pytest.raises(InferenceError):
-        client.infer({"x": X}, timeout_s=1.0)
+        client.infer({"x": X}, timeout_s=5.0)
     assert time.monotonic() - began < 30  # it does not wait for what would come too late
+    assert server.asked == 1  # nor does it ask again without waiting
 
 
 def test_others_stand_by_for_the_first(stub: MakeStub) -> None:
@@ -181,6 +184,28 @@ def test_others_stand_by_for_the_first(stub: MakeStub) -> None:
         assert port_of(client.infer({"x": X})) == first.server_port
         assert port_of(client.infer({"x": X})) == first.server_port
     assert (first.asked, second.asked) == (3, 1)
+
+
+def test_a_busy_first_is_left_alone_as_long_as_it_asks(stub: MakeStub) -> None:
+    first, second = stub((503, {"Retry-After": "600"})), stub(200)
+    with Client([first.url, second.url], model="m", sleep=lambda s: pytest.fail("it waited although another server was there")) as client:
+        for _ in range(3):
+            assert port_of(client.infer({"x": X})) == second.server_port
+    assert (first.asked, second.asked) == (1, 3)
+
+
+def test_where_all_are_busy_the_one_that_asks_for_least_is_waited_for(stub: MakeStub) -> None:
+    first, second, waits = stub((503, {"Retry-After": "7"})), stub((503, {"Retry-After": "2"}), 200), list[float]()
+    with Client([first.url, second.url], model="m", sleep=waits.append) as client:
+        assert port_of(client.infer({"x": X})) == second.server_port
+    assert (waits, first.asked, second.asked) == ([2.0], 1, 2)
+
+
+def test_a_rate_is_kept_to_and_not_had_from_another_server(stub: MakeStub) -> None:
+    first, second, waits = stub((429, {"Retry-After": "1"}), 200), stub(200), list[float]()
+    with Client([first.url, second.url], model="m", sleep=waits.append) as client:
+        assert port_of(client.infer({"x": X})) == first.server_port
+    assert (waits, first.asked, second.asked) == ([1.0], 2, 0)
 
 
 def test_an_address_that_cannot_be_reached_rests(stub: MakeStub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +219,20 @@ def test_an_address_that_cannot_be_reached_rests(stub: MakeStub, monkeypatch: py
         for _ in range(3):
             assert port_of(client.infer({"x": X})) == there.server_port
     assert asked == [gone.url, there.url, there.url, there.url]
+
+
+def test_a_primary_whose_machine_is_silent_does_not_take_all_of_the_callers_time(stub: MakeStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "CONNECT_S", 0.2)
+    with socket.socket() as silent, contextlib.ExitStack() as stack:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(4):  # nobody takes these, and whoever comes then hears nothing
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        there = stub(200)
+        with Client([f"http://127.0.0.1:{silent.getsockname()[1]}", there.url], model="m", timeout_s=60) as client:
+            assert port_of(client.infer({"x": X})) == there.server_port
 
 
 def test_requests_can_be_spread(stub: MakeStub) -> None:

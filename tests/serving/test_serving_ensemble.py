@@ -141,7 +141,10 @@ def test_deadlines_and_fallbacks(slow: Server) -> None:
         ask(slow, "strict", late, None)
     np.testing.assert_array_equal(ask(slow, "lenient", late, None), 2 * late)
     np.testing.assert_array_equal(ask(slow, "replaced", late, None), 2 * late)
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 0.5]}
+    limited = {"inputs": [entry], "parameters": {"timeout": 600_000}}
+    assert call(slow, "POST", "/v2/models/replaced/infer", limited).status == 504  # 0.2 s are for the one, and only what is left for the other
     text = call(slow, "GET", "/metrics").body.decode()
-    assert 'aimass_ensemble_steps_total{model="replaced",result="late",step="other",version="1"} 1.0' in text
+    assert 'aimass_ensemble_steps_total{model="replaced",result="late",step="other",version="1"} 2.0' in text
     assert 'aimass_ensemble_steps_total{model="replaced",result="in place of another",step="steady",version="1"} 1.0' in text
     assert metric(slow, "aimass_requests_total") >= 6

@@ -20,6 +20,7 @@ import pytest
 from aimass_lab.serving.errors import ServerError
 from aimass_lab.serving.launch import Server, start
 
+from .scenarios import running
 from .servers import Answer, infer, metric, wait_for, write_faulty
 from .test_serving_grpc import request, send
 
@@ -39,11 +40,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with start(bundle, arguments=("--token-file", str(folder / "tokens"), "--log-requests", str(folder / "log"))) as server:
         yield server
         assert server.exit_code is None, server.log
-
-
-def children(server: Server, module: str) -> list[psutil.Process]:
-    """The processes that run a module of the server."""
-    return [child for child in psutil.Process(server.pid).children() if module in child.cmdline()]
 
 
 class Client:
@@ -84,11 +80,11 @@ def close_clients() -> Iterator[None]:
 
 def clients_of_each(server: Server, count: int) -> dict[int, list[Client]]:
     """Connections by the process that has them, at least `count` to each front end."""
-    found: dict[int, list[Client]] = {process.pid: [] for process in children(server, "remote")}
+    found: dict[int, list[Client]] = {process.pid: [] for process in running(server, "remote")}
     assert len(found) == 2
     while min(map(len, found.values())) < count:
         client = Client(server)
-        holders = [p.pid for p in children(server, "remote") if client.port in {c.raddr.port for c in p.net_connections("tcp") if c.raddr}]
+        holders = [p.pid for p in running(server, "remote") if client.port in {c.raddr.port for c in p.net_connections("tcp") if c.raddr}]
         found[holders[0]].append(client)
     return found
 
@@ -142,7 +138,7 @@ def test_what_is_loaded_is_known_to_both_when_the_answer_comes(pair: Server) -> 
 
 
 def test_both_speak_grpc_on_one_port(pair: Server) -> None:
-    ports = [{c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN} for process in children(pair, "remote")]
+    ports = [{c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN} for process in running(pair, "remote")]
     assert ports[0] == ports[1] == {urlsplit(pair.url).port, int((pair.grpc_address or "").rsplit(":", 1)[1])}
     made = request(raw_input_contents=[b"\0" * 8 * BATCH])
     made.inputs[0].shape[:] = [BATCH, 2]
@@ -178,7 +174,7 @@ def test_a_killed_front_end_loses_its_own_connections_and_nothing_else(pair: Ser
         wait_for(lambda: counted(other, "aimass_queue_items") == 2)
         os.kill(killed, signal.SIGKILL)
         assert isinstance(dropped.exception(), (OSError, http.client.HTTPException))
-        wait_for(lambda: len(children(pair, "remote")) == 2 and killed not in [process.pid for process in children(pair, "remote")])
+        wait_for(lambda: len(running(pair, "remote")) == 2 and killed not in [process.pid for process in running(pair, "remote")])
         fresh = [client for pid, (client, *_) in clients_of_each(pair, 1).items() if pid != kept]
         wait_for(lambda: counted(fresh[0], "aimass_queue_items") == 1)  # what nobody waits for any more is not computed
         assert fresh[0].infer([[3.0, 0.0]] * (BATCH - 1)).status == 200
@@ -190,15 +186,15 @@ def test_a_killed_front_end_loses_its_own_connections_and_nothing_else(pair: Ser
 def test_a_killed_worker_loses_no_request_of_either(pair: Server) -> None:
     first, second = (clients[0] for clients in clients_of_each(pair, 1).values())
     observer = Client(pair)
-    (worker,) = children(pair, "worker")
+    (worker,) = running(pair, "worker")
     with ThreadPoolExecutor(2) as pool:
         launched = counted(observer, "aimass_queue_seconds_count")
-        running = [pool.submit(first.infer, [[1.0, 2.0]] + [[1.0, 0.0]] * (BATCH - 1))]
+        asked = [pool.submit(first.infer, [[1.0, 2.0]] + [[1.0, 0.0]] * (BATCH - 1))]
         wait_for(lambda: counted(observer, "aimass_queue_seconds_count") == launched + 1)
-        running.append(pool.submit(second.infer, [[2.0, 0.0]] * BATCH))
+        asked.append(pool.submit(second.infer, [[2.0, 0.0]] * BATCH))
         wait_for(lambda: counted(observer, "aimass_queue_items") == BATCH)
         worker.kill()
-        assert [future.result().status for future in running] == [200, 200]
+        assert [future.result().status for future in asked] == [200, 200]
     assert counted(observer, "aimass_worker_restarts_total") == 1
 
 
@@ -215,19 +211,19 @@ def test_drain_waits_for_all(tmp_path: Path) -> None:
     with start(write_faulty(tmp_path / "b", max_batch_size=1), grpc_port=None, arguments=("--frontends", "2")) as server:
         first, second = (clients[0] for clients in clients_of_each(server, 1).values())
         with ThreadPoolExecutor(2) as pool:
-            running = [pool.submit(first.infer, [[1.0, 2.0]])]
+            asked = [pool.submit(first.infer, [[1.0, 2.0]])]
             wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 1)
-            running.append(pool.submit(second.infer, [[2.0, 0.0]]))
+            asked.append(pool.submit(second.infer, [[2.0, 0.0]]))
             wait_for(lambda: metric(server, "aimass_queue_items") == 1)
             os.kill(server.pid, signal.SIGTERM)
-            assert [future.result().json["outputs"][0]["data"] for future in running] == [[2.0, 4.0], [4.0, 0.0]]
+            assert [future.result().json["outputs"][0]["data"] for future in asked] == [[2.0, 4.0], [4.0, 0.0]]
         assert server.wait() == 0, server.log
         assert "Traceback" not in server.log
 
 
 def test_no_front_end_outlives_the_server(tmp_path: Path) -> None:
     with start(write_faulty(tmp_path / "b", frontends=2), grpc_port=None) as server:
-        left = children(server, "remote")
+        left = running(server, "remote")
         assert infer(server, [[1.0, 0.0]]).status == 200
         os.kill(server.pid, signal.SIGKILL)
         psutil.wait_procs(left, timeout=30)

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from aimass_lab.serving.client import Client, InferenceError
+from aimass_lab.serving.errors import ServerError
 from aimass_lab.serving.launch import Server, start
 
 from .servers import WEIGHT, call, linear_onnx, rehash, tensor, wait_for, write_bundle, write_faulty
@@ -146,11 +147,89 @@ def test_several_versions_are_served_and_the_newest_answers_who_names_none(tmp_p
         write_version(repository / f"v{version}", version)
     with run(tmp_path, repository, tokens, "--versions", "2") as server:
         assert {key for key, state in index(server).items() if state[0] == "READY"} == {("net", "9"), ("net", "10")}
+        assert call(server, "GET", "/v2/models/net", None, {"Authorization": "Bearer user"}).json["versions"] == ["9", "10"]
         for name, expected in ((None, 10), ("9", 9), ("10", 10)):
             with Client(server.url, model="net", version=name, token="user") as client:
                 assert version_of(client) == pytest.approx(expected, rel=1e-3)
         with Client(server.url, model="net", version="1", token="user") as client, pytest.raises(InferenceError, match="404"):
             version_of(client)
+
+
+@pytest.mark.parametrize(
+    ("policies", "served"),
+    [
+        (["all"], {("net", "1"), ("net", "2"), ("net", "10"), ("other", "1"), ("other", "2")}),
+        (["only:1,10"], {("net", "1"), ("net", "10"), ("other", "1")}),
+        (["net=only:2, 7", "other=all"], {("net", "2"), ("other", "1"), ("other", "2")}),
+        (["2", "other=1"], {("net", "2"), ("net", "10"), ("other", "2")}),
+    ],
+)
+def test_each_model_has_its_versions_by_a_policy(tmp_path: Path, repository: Path, tokens: str, policies: list[str], served: set[tuple[str, str]]) -> None:
+    for name, version in (("net", 2), ("net", 10), ("other", 1), ("other", 2)):
+        write_version(repository / f"{name}{version}", version, name=name)
+    arguments = [word for policy in policies for word in ("--versions", policy)]
+    with run(tmp_path, repository, tokens, *arguments) as server:
+        assert {key for key, state in index(server).items() if state[0] == "READY"} == served
+        for name, version in served:
+            with Client(server.url, model=name, version=version, token="user") as client:
+                assert version_of(client) == pytest.approx(int(version), rel=1e-3)
+
+
+def test_of_the_newest_two_the_older_one_goes_when_another_comes_under_load(tmp_path: Path, repository: Path, tokens: str) -> None:
+    write_version(repository / "v2", 2)
+    seen: dict[str | None, list[int]] = {None: [], "2": []}
+    errors: list[Exception] = []
+    stop = threading.Event()
+
+    with run(tmp_path, repository, tokens, "--versions", "2") as server:
+
+        def ask(version: str | None) -> None:
+            with Client(server.url, model="net", version=version, token="user", attempts=1) as client:
+                while not stop.is_set():
+                    try:
+                        seen[version].append(round(version_of(client)))
+                    except InferenceError as error:
+                        errors.append(error)
+
+        threads = [threading.Thread(target=ask, args=(version,)) for version in (None, "2", None, "2")]
+        for thread in threads:
+            thread.start()
+        try:
+            for name in (None, "2"):
+                wait_for(lambda name=name: len(seen[name]) > 20)
+            write_version(tmp_path / "v3", 3)
+            shutil.move(tmp_path / "v3", repository / "v3")
+            assert admin(server, "load").status == 200
+            wait_for(lambda: 3 in seen[None])
+            told = len(seen["2"])
+            wait_for(lambda: len(seen["2"]) > told + 20)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert not errors
+        assert set(seen[None]) == {2, 3}
+        assert set(seen["2"]) == {2}, "it stays, and answers who names it"
+        assert {key for key, state in index(server).items() if state[0] == "READY"} == {("net", "2"), ("net", "3")}
+        wait_for(lambda: len(psutil.Process(server.pid).children()) == 2)
+
+
+@pytest.mark.parametrize(
+    ("policies", "told"),
+    [
+        (["0"], "--versions: '0' does not say which versions are served; give 2 (the newest two), all, or only:1,3"),
+        (["only:"], "'only:' does not say"),
+        (["net=newest"], "'net=newest' does not say"),
+        (["2", "3"], "there are two policies for the models that are not named: '3' is the second"),
+        (["net=2", "net=all"], "there are two policies for the model 'net'"),
+        (["only:2", "--canary", "0.1"], "a canary share needs several versions"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused(tmp_path: Path, repository: Path, tokens: str, policies: list[str], told: str) -> None:
+    arguments = [word for policy in policies for word in (("--versions", policy) if policy[0] != "-" and policy != "0.1" else (policy,))]
+    with pytest.raises(ServerError) as caught:
+        run(tmp_path, repository, tokens, *arguments)
+    assert told in str(caught.value)
 
 
 def test_a_canary_gets_its_share(tmp_path: Path, repository: Path, tokens: str) -> None:
@@ -254,6 +333,8 @@ def test_nobody_may_where_there_is_no_token_for_it(linear: Server) -> None:
         (("--devices", "cuda:0,gpu1"), 4, "'gpu1' is no device: name cpu or cuda:NUMBER"),
         (("--devices", "cpu", "--workers", "2"), 4, "give --workers or --devices"),
         (("--shadow", "0.1"), 4, "a shadow needs several versions"),
+        (("--poll", "1"), 4, "give --repository FOLDER with --poll"),
+        (("--queue", "requests"), 4, "give --amqp URL with --queue"),
         (("--shadow", "0.1", "--canary", "0.1", "--versions", "2"), 4, "either a canary, which answers, or a shadow, which does not"),
     ],
 )

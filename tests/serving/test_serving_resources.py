@@ -214,6 +214,8 @@ def test_a_wall_clock_that_jumps_changes_no_deadline(linear_folder: Path, tmp_pa
     times = [json.loads(line)["time"][:13] for line in (tmp_path / "requests.log").read_text().splitlines()]
     assert len(set(times)) > 1, "the clock did not jump, so this shows nothing"
     assert metric(server, "aimass_worker_restarts_total") == 0
+    for what in ("queue", "compute", "request"):
+        assert 0 <= metric(server, f"aimass_{what}_seconds_sum") < 1800, "a jump is counted as time that was waited"
 
 
 def _slow_grpc(server: Server) -> list[float]:

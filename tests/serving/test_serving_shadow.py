@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from aimass_lab.serving.access import Door
 from aimass_lab.serving.client import Client
 from aimass_lab.serving.config import ServingConfig, TensorSpec
+from aimass_lab.serving.journal import Journal
 from aimass_lab.serving.launch import Server, start
-from aimass_lab.serving.shadow import compare
-from aimass_lab.serving.tensors import Tensor, encode
+from aimass_lab.serving.metrics import Metrics
+from aimass_lab.serving.request_log import RequestLog
+from aimass_lab.serving.service import LocalService
+from aimass_lab.serving.shadow import Shadows, compare
+from aimass_lab.serving.tensors import InferRequest, Tensor, encode
 
 from .servers import WEIGHT, call, infer, linear_onnx, metric, tensor, write_bundle
 from .servers import wait_for as wait_briefly
@@ -186,6 +194,21 @@ def test_while_requests_wait_there_are_no_copies(twins: tuple[Server, Path, Path
 
 
 SPEC = TensorSpec("y", "FP32", (-1, 3))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_requests_is_copied(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a shadow that they do not fit, so that they are counted and nothing is computed."""
+    service = LocalService(Metrics(), Door(), RequestLog(None), Journal(None))
+    config = ServingConfig(schema=1, name="n", version="2", format="onnx", model_file="m", inputs=(SPEC,), outputs=(SPEC,))
+    monkeypatch.setattr(service, "shadow_of", lambda model: SimpleNamespace(config=config))
+    answering: Any = SimpleNamespace(config=replace(config, inputs=(TensorSpec("x", "FP32", (-1, 4)),)))
+    shadows, request = Shadows(service, share), InferRequest("", [], 1, [])
+    random.seed(0)
+    for _ in range(4000):
+        shadows.offer(answering, request, [], 0.0)
+    copied = sum(sample.value for family in service.metrics.shadow_requests.collect() for sample in family.samples if sample.name.endswith("_total"))
+    assert abs(copied - 4000 * share) <= 4 * (4000 * share * (1 - share)) ** 0.5
 
 
 def compared(datatype: str, expected: Any, got: Any, *, batched: bool = True) -> tuple[float, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from proofs import broken_in, broken_lines, proved
 
 from aimass_lab.frontends.cli import exit_code
 from aimass_lab.headlines import headline
@@ -23,7 +26,8 @@ from aimass_lab.records import Check
 from aimass_lab.serving.__main__ import main
 from aimass_lab.serving.arrivals import arrival_times
 from aimass_lab.serving.config import load_config
-from aimass_lab.serving.launch import start
+from aimass_lab.serving.errors import ServerError
+from aimass_lab.serving.launch import Server, start
 from aimass_lab.serving.load import LoadResult, make_bodies, quantile, run_load
 from aimass_lab.serving.verify import judge, quantile_interval, report, settling_times, verdict, verify
 from aimass_lab.serving.watch import Disturbance, waited_s
@@ -37,17 +41,22 @@ def by_name(check: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_good_bundle_passes_on_the_command_line(tmp_path: Path) -> None:
     folder = write_linear(tmp_path / "b", promises=[*PROMISES, promise("throughput", ">=", 100.0, "request/s")])
-    done = subprocess.run([sys.executable, str(folder / "run.py"), "verify"], capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, str(folder / "run.py"), "verify"]
+    done = proved(lambda: subprocess.run(command, capture_output=True, text=True, cwd=tmp_path), broken_lines)
     lines = done.stdout.splitlines()
     assert (done.returncode, lines[-1]) == (0, "PASS"), done.stdout + done.stderr
     assert [line.split()[:2] for line in lines[: len(PROMISES) + 1]] == [["PASS", entry["name"]] for entry in PROMISES] + [["PASS", "throughput"]]
     assert "promised <= 5 s" in lines[3]
 
 
-def test_json_is_a_check_record(linear_folder: Path) -> None:
+def test_json_is_a_check_record(linear_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, whose environment has what is for the server that others ask; this one is nobody else's."""
+    monkeypatch.setenv("AIMASS_TOKEN", "of-the-container")
+    monkeypatch.setenv("AIMASS_AMQP", "amqp://guest:guest@127.0.0.1:1/")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     command = [sys.executable, str(linear_folder / "run.py"), "verify", "--json", "--duration", "0.5"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    check = msgspec.json.decode(done.stdout, type=Check)
+    check = proved(lambda: msgspec.json.decode(subprocess.run(command, capture_output=True, text=True).stdout, type=Check), broken_in)
     assert check.passed
     assert check.subject == str(linear_folder)
     measured = {entry.name: entry.measured for entry in check.promises}
@@ -158,14 +167,27 @@ def test_load_counts_waiting_from_the_intended_time(linear_folder: Path) -> None
     assert result.latency_s.max() >= 0.4
 
 
-def test_load_runs_where_an_event_loop_runs(linear_folder: Path) -> None:
+def test_load_runs_where_an_event_loop_runs_and_its_own_lateness_is_told_and_counted(linear_folder: Path) -> None:
+    """The generator stands still for 0.4 s as it sends the third request; those that were due meanwhile left late, and waited from when they were due."""
     config = load_config(linear_folder)
+
+    class Slow(list[bytes]):
+        def __getitem__(self, index: Any) -> Any:
+            if index == 2:
+                time.sleep(0.4)
+            return super().__getitem__(index)
 
     async def inside() -> Any:
         with start(linear_folder, grpc_port=None) as server:
-            return run_load(server.url, config, make_bodies(linear_folder, config), np.arange(20) / 100, duration_s=0.2)
+            return run_load(server.url, config, Slow(make_bodies(linear_folder, config)), np.arange(20) / 100, duration_s=0.2)
 
-    assert asyncio.run(inside()).summary()["ok"] == 20
+    result = asyncio.run(inside())
+    assert result.summary()["ok"] == 20
+    assert result.late_s[2] < result.late_s[3:].max()
+    assert result.late_s.max() >= 0.2
+    assert "the load generator sent late" in str(result.lateness)
+    assert dataclasses.replace(result, late_s=np.zeros(20)).lateness is None
+    assert (result.latency_s >= result.late_s).all()
 
 
 def test_load_command(linear_folder: Path) -> None:
@@ -176,6 +198,20 @@ def test_load_command(linear_folder: Path) -> None:
     assert (done.returncode, summary["ok"], summary["failed"]) == (0, 30, {})
     after = subprocess.run(command, capture_output=True, text=True)
     assert (after.returncode, "cannot reach" in after.stderr) == (4, True)
+
+
+def test_a_load_shows_its_token(guarded: Server) -> None:
+    command = [sys.executable, str(guarded.folder / "run.py"), "load", "--url", guarded.url, "--rate", "50", "--duration", "0.2"]
+    for token, code, failed in (("secret", 0, {}), ("wrong", 1, {"401": 10})):
+        done = subprocess.run([*command, "--token", token], capture_output=True, text=True)
+        assert (done.returncode, json.loads(done.stdout)["failed"]) == (code, failed)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://[", "http://a:b"])
+def test_a_load_to_no_address_is_refused(linear_folder: Path, url: str) -> None:
+    config = load_config(linear_folder)
+    with pytest.raises(ServerError, match=re.escape(f"{url!r} is no address")):
+        run_load(url, config, [b""], np.zeros(1), duration_s=1.0)
 
 
 def test_a_recorded_trace_is_replayed(linear_folder: Path, tmp_path: Path) -> None:
@@ -247,6 +283,20 @@ def test_no_request_becomes_shorter_than_nothing_and_one_without_answer_has_none
     least = disturbed([90, 90]).least_latency(made_run([5, float("nan")]))
     assert least[0] == 0
     assert np.isnan(least[1])
+
+
+def test_what_is_under_way_at_the_end_counts_for_as_long_as_two_of_the_quickest_calls_take() -> None:
+    """Of a slow model the last answers come after the end of the load, however well it keeps up; those of one that does not keep up come later still."""
+    slow = made_run([700] * 9 + [900], every_ms=1000)
+    slow = dataclasses.replace(slow, sent_s=slow.sent_s + 0.95)  # the last one leaves 50 ms before the end
+    assert slow.throughput() == slow.rate
+    later = dataclasses.replace(slow, latency_s=np.append(slow.latency_s[:-1], 1.8))
+    assert later.throughput() == pytest.approx(0.9 * slow.rate)
+    quick = made_run([5] * 9 + [400])
+    assert quick.throughput() == pytest.approx(0.9 * quick.rate)  # of whom a tenth of a second is more than enough
+    overloaded = made_run([700 + 200 * i for i in range(40)], every_ms=500)
+    assert overloaded.throughput() == pytest.approx(31 / 40 * overloaded.rate)
+    assert dataclasses.replace(slow, status=np.zeros(10)).throughput() == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PLATFORM = "onnx_onnxv1"
 DEVICES = ("cpu", "cuda")
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
+"""Else ONNX Runtime keeps a database in the user's home, and a thread that sends its maker what is in it."""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """What ONNX Runtime calls what computes on a device."""
 
@@ -58,6 +61,7 @@ def load(path: Path, config: ServingConfig) -> OnnxRunner:
         BundleError: it refers to other files, is not ONNX, or has another signature than the config; or the device is not there.
     """
     refuse_external_data(path)
+    os.environ.setdefault(*NO_TELEMETRY)
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)  # its errors reach us as exceptions; a request's own mistake is no log line

@@ -35,7 +35,9 @@ HERE = Path(__file__).parent
 RESULTS = "promise"
 DURATION_S, REQUESTS = 8.0, 600
 """Of a proof: so long, and at least so many, because a p99 of fewer is luck."""
-REHEARSAL_S = 10.0
+REHEARSAL_S = 20.0
+TRIES = 2
+"""Of an honest bundle's proof that other work disturbed by its own word; the last one counts, whatever it is."""
 SEEDS = (0, 1)
 TARGET_P99_S = 0.05
 LOADS = {"mlp": (40, 120, 300, 500), "encoder": (20, 60, 120), "convolution": (20, 50, 100)}
@@ -87,25 +89,31 @@ def honest(work: Path, name: str, rate: int) -> Path:
     if not (folder / "bundle" / "manifest.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        study = Study(*make(name))
+        study = Study(*make(name), store=work / "history.db")
         before = study.plan(rate=rate, p99=TARGET_P99_S)
         rehearsed = study.rehearse(rate=rate, p99=TARGET_P99_S, seconds=REHEARSAL_S)
         plan = study.plan(rate=rate, p99=TARGET_P99_S)
         study.bundle(out=str(folder / "bundle"), rate=rate, p99=TARGET_P99_S, name=name)
-        latency, first = plan.latency_p99, before.latency_p99
+        latency, first, seen = plan.latency_p99, before.latency_p99, rehearsed.metric("latency p99").measured
         (folder / "plan.json").write_text(json.dumps({
             "p99_s": latency.value, "band_s": list(latency.interval or ()), "source": latency.source, "method": latency.method,
             "replicas": plan.replicas.value, "feasible": plan.feasible, "server_time_s": plan.server_time.typical.value,
             "before_s": first.value, "before_band_s": list(first.interval or ()), "rehearsal": rehearsed.verdict,
+            "rehearsed_s": seen.value, "rehearsed_interval_s": list(seen.ends), "reach": list(plan.experience.p99_reach) if plan.experience else None,
+            "runs_learnt_from": plan.experience.n if plan.experience else 0,
         }))  # fmt: skip
     return folder
 
 
-def prove(bundle: Path, *, python: Path | None = None) -> dict[str, Any]:
-    """The proof's verdict, what it measured, and why it failed."""
+def prove(bundle: Path, *, python: Path | None = None, tries: int = 1) -> dict[str, Any]:
+    """The proof's verdict, what it measured, and why it failed; again where the proof itself says that the machine was not quiet."""
     began = time.monotonic()
     rate = json.loads((bundle / "promises.json").read_text())["scenario"]["requests_per_s"]
-    check = verify(bundle, duration_s=max(DURATION_S, REQUESTS / rate), python=None if python is None else str(python))
+    tried, noisy = 0, True
+    while noisy and tried < tries:
+        check = verify(bundle, duration_s=max(DURATION_S, REQUESTS / rate), python=None if python is None else str(python))
+        noisy = any(finding["code"] == "W-NOISY" for finding in check["findings"])
+        tried += 1
     measured = {promise["name"]: promise["measured"] for promise in check["promises"] if promise["measured"]}
     p99 = measured.get("latency_p99", {})
     return {
@@ -113,7 +121,8 @@ def prove(bundle: Path, *, python: Path | None = None) -> dict[str, Any]:
         "p99_s": p99.get("value"),
         "p99_interval_s": p99.get("interval"),
         "broken": [promise["name"] for promise in check["promises"] if not promise["passed"]],
-        "findings": [f"{finding['code']}: {finding['text']}"[:300] for finding in check["findings"]],
+        "findings": [f"{finding['code']}: {finding['text']}".replace(str(bundle), bundle.name)[:300] for finding in check["findings"]],
+        "tries": tried,
         "wall_s": time.monotonic() - began,
     }
 
@@ -281,7 +290,7 @@ def main() -> None:
         key = f"{name}, {rate}/s, seed {seed}"
         if key not in results.load(options.results).get("honest", {}) and not clock.up:
             folder = honest(work, name, rate)
-            found = prove(with_seed(folder, seed)) | {"plan": json.loads((folder / "plan.json").read_text())}
+            found = prove(with_seed(folder, seed), tries=TRIES) | {"plan": json.loads((folder / "plan.json").read_text())}
             results.add(options.results, "honest", key, found=found)
             tell(key, found)
     for sabotage in SABOTAGES:
@@ -298,7 +307,7 @@ def main() -> None:
 
 
 def tell(key: str, found: dict[str, Any]) -> None:
-    verdict = "PASS" if found["passed"] else "FAIL"
+    verdict = {True: "PASS", False: "FAIL", None: "CANNOT TELL"}[found["passed"]]
     print(f"{key}: {verdict}, p99 {found['p99_s']}, broken {found['broken']}, {found['findings']}", file=sys.stderr, flush=True)
 
 

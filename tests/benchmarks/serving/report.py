@@ -182,7 +182,23 @@ metrics and gRPC on; the others have no token. Every answer to 64 samples is com
 All servers of a model are up; in each cycle they come in random order, each loaded for a second at a time by `wrk` with 1, 16 and 64
 connections in random order; those not measured are stopped (SIGSTOP; Ray Serve, which does not bear it, idles). Processor time is that of the server's whole
 process tree, without the client's; requests/s and p99 share the machine with the client. Figures are medians, with the range over the
-cycles in brackets. MLP and encoder were measured with today's server; echo before a request became cheaper in it."""
+cycles in brackets.{beside_earlier()}"""
+
+
+def beside_earlier() -> str:
+    """What the server takes of an earlier one, where `versions.py` measured both side by side."""
+    found = results.load("versions")
+    if not found:
+        return ""
+
+    def times(point: str) -> str:
+        today, earlier = (figures(found, server, point, "cpu_ms") for server in ("today", "earlier"))
+        return spread([a / b for a, b in zip(today, earlier, strict=True)])
+
+    return (
+        f" Ours was measured beside an earlier one, too (`versions.py --against {found['against']}`): {found['model']}, 16 connections, "
+        f"{times('json/16')} times the processor time in JSON and {times('binary/16')} in binary ({len(found['cycles'])} cycles, side by side)."
+    )
 
 
 def tables(key: str, model: dict[str, Any]) -> str:
@@ -235,29 +251,39 @@ def failed(speed: dict[str, Any]) -> str:
 # --- promises ------------------------------------------------------------------------------------
 
 
+VERDICTS = {True: "PASS", False: "FAIL", None: "cannot tell"}
+
+
 def promises(found: dict[str, Any]) -> str:
     """Bands of plans and verdicts of proofs."""
     honest, sabotaged = found.get("honest", {}), found.get("sabotaged", {})
     if not honest:
         return ""
     inside = {key: within(entry) for key, entry in honest.items()}
-    share, right = sum(inside.values()) / len(inside), [entry["passed"] for entry in honest.values()]
-    caught = [not entry["passed"] for entry in sabotaged.values()]
+    share, right = sum(inside.values()) / len(inside), [entry["passed"] is True for entry in honest.values()]
+    caught = [entry["passed"] is False for entry in sabotaged.values()]
+    quiet = [inside[key] for key, entry in honest.items() if not any(finding.startswith("W-NOISY") for finding in entry["findings"])]
+    plans = [entry["plan"] for entry in honest.values() if entry["plan"]["band_s"]]
+    ends = [statistics.median([plan["band_s"][end] / plan["p99_s"] for plan in plans] or [1.0]) for end in (0, 1)]
     text = (
-        f"The measured p99 lay within the plan's band in {hit(f'{sum(inside.values())} of {len(inside)}', share >= 0.8)} runs (goal: 80 %). "
+        f"The measured p99 lay within the plan's band in {hit(f'{sum(inside.values())} of {len(inside)}', share >= 0.8)} runs (goal: 80 %), and in "
+        f"{sum(quiet)} of the {len(quiet)} whose proof found nothing that disturbed it. "
         f"`verify` said PASS to {hit(f'{sum(right)} of {len(right)}', all(right))} bundles as they were written, and FAIL to "
         f"{hit(f'{sum(caught)} of {len(caught)}', all(caught))} copies that something was done to.\n\n"
-        "The plan rests on a rehearsal of the server, and its band holds what the server itself takes; the band before that rests on the model's profile and "
-        "a recorded default for the server.\n\n"
+        f"Bands reached from {ends[0]:.2f} to {ends[1]:.1f} times the predicted p99, by the median: a plan's reaches as far beyond its own as the rehearsals "
+        "of the model here did, and where other work, or the host of a virtual machine, had the processor in these, it is as wide as what they met.\n\n"
+        "The plan rests on a rehearsal of the server where nothing disturbed its measurement, else on the model's profile and a recorded default for the "
+        "server, as the one before the rehearsal does. A proof of an honest bundle that says itself that the machine was not quiet is "
+        "repeated, once; the last one counts.\n\n"
     )
     rows = []
     for key, entry in honest.items():
         p99 = "–" if entry["p99_s"] is None else hit(f"{1e3 * entry['p99_s']:.1f}", inside[key])
-        verdict = hit("PASS" if entry["passed"] else "FAIL", entry["passed"])
+        verdict = hit(VERDICTS[entry["passed"]], entry["passed"] is True)
         rows.append([key, p99, band(entry, "band_s"), band(entry, "before_band_s"), verdict, "; ".join(entry["findings"]).replace("|", "/")])
     text += kept.table(["model, rate, arrivals", "measured p99 ms", "plan's band ms", "before the rehearsal ms", "verdict", "findings"], rows)
     rows = [
-        [key, hit("PASS" if entry["passed"] else "FAIL", not entry["passed"]), ", ".join(entry["broken"]), "; ".join(entry["findings"]).replace("|", "/")]
+        [key, hit(VERDICTS[entry["passed"]], entry["passed"] is False), ", ".join(entry["broken"]), "; ".join(entry["findings"]).replace("|", "/")]
         for key, entry in sabotaged.items()
     ]  # fmt: skip
     return "## Promises\n\n" + text + ("\n\n" + kept.table(["what was done", "verdict", "broken promises", "findings"], rows) if rows else "")

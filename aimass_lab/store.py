@@ -8,7 +8,7 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from .errors import StoreError
 from .headlines import headline
 from .records import AnyRecord, LedgerEntry, Record, Run, Setting, any_from_json, to_json
-from .searching.claims import Outcome, Owner, Row, key_of
+from .searching.claims import Outcome, Owner, Row, is_undecided, key_of
 
 SCHEMA_VERSION = 4
 _CREATE = """
@@ -134,6 +134,23 @@ class Store:
         run = Run(id=row[0], verb=row[1], model=row[2], model_digest=row[3], taken_at=row[4], summary=row[5])
         return run, any_from_json(row[6])
 
+    def records(self, verb: str, *, model_digest: str, limit: int = 50) -> tuple[AnyRecord, ...]:
+        """What a verb found of a model, newest first; what an older version wrote in another way is left out.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        if not self.path.exists():
+            return ()
+        with self._connect() as connection:
+            query = "SELECT record FROM runs WHERE verb = ? AND model_digest = ? ORDER BY id DESC LIMIT ?"
+            rows = connection.execute(query, (verb, model_digest, limit)).fetchall()
+        found = []
+        for (text,) in rows:
+            with contextlib.suppress(msgspec.ValidationError):
+                found.append(any_from_json(text))
+        return tuple(found)
+
     # --- the ledger of predictions
 
     def predict(self, entries: Sequence[LedgerEntry]) -> None:
@@ -169,7 +186,7 @@ class Store:
 
         Args:
             digest: Of what the trials depend on, see `searching.claims.search_digest`.
-            resume: Whether to go on with the newest search of this digest, or to begin another.
+            resume: Whether to go on with the newest search of this digest, or to begin another. What it could not tell may be tried again.
 
         Raises:
             StoreError: the file cannot be used.
@@ -177,7 +194,10 @@ class Store:
         with self._connect() as connection:
             newest = connection.execute("SELECT MAX(round) FROM search_trials WHERE search = ?", (digest,)).fetchone()[0]
         number = 1 if newest is None else int(newest) + (0 if resume else 1)
-        return SearchLog(self, digest, number)
+        log = SearchLog(self, digest, number)
+        if resume:
+            log.reopen()
+        return log
 
     def _write_entries(self, entries: Sequence[LedgerEntry], *, settled: bool) -> None:
         if not entries:
@@ -227,14 +247,26 @@ class SearchLog:
     """The trials of one search in the history: a `searching.claims.TrialLog`.
 
     A setting is taken by writing its row, and the file lets only one process do that. A row without outcome whose process
-    has ended is nobody's: it is not listed, and may be taken again.
+    has ended is nobody's: it is not listed, and may be taken again. So may one that was left undecided, once `reopen` was called: its row is
+    then replaced by another one, which has another number.
     """
 
     def __init__(self, store: Store, digest: str, number: int) -> None:
         self.store, self.digest, self.number = store, digest, number
         self.owner = Owner.this()
-        self._read: dict[str, Row] = {}
-        """Settings that were tried, by their key: outcomes do not change and are decoded once."""
+        self._read: dict[int, Row] = {}
+        """Settings that were tried, by the number of their row: its outcome does not change and is decoded once."""
+        self._replaced: dict[str, tuple[str | float, ...]] = {}
+        """By the key of a setting that this process took once more, the row that was there before."""
+
+    def reopen(self) -> None:
+        """Let what is undecided be tried again, once.
+
+        Raises:
+            StoreError: the file cannot be used.
+        """
+        self.rows()
+        self._read = {number: replace(row, again=is_undecided(row.outcome)) for number, row in self._read.items()}
 
     def rows(self) -> Sequence[Row]:
         """All settings that were tried or are being tried by a process that is alive, oldest first.
@@ -242,24 +274,24 @@ class SearchLog:
         Raises:
             StoreError: the file cannot be used.
         """
-        query = "SELECT setting_key, setting, host, pid, started, outcome IS NOT NULL FROM search_trials WHERE search = ? AND round = ? ORDER BY id"
+        query = "SELECT id, setting, host, pid, started, outcome IS NOT NULL FROM search_trials WHERE search = ? AND round = ? ORDER BY id"
         with self.store._connect() as connection:
             found = connection.execute(query, (self.digest, self.number)).fetchall()
-            for key, setting, host, pid, started, done in found:
-                if done and key not in self._read:
-                    text = connection.execute(f"SELECT outcome FROM search_trials WHERE {_THIS}", (self.digest, self.number, key)).fetchone()[0]
+            for number, setting, host, pid, started, done in found:
+                if done and number not in self._read:
+                    text = connection.execute("SELECT outcome FROM search_trials WHERE id = ?", (number,)).fetchone()[0]
                     mine = Owner(host, pid, started) == self.owner
-                    self._read[key] = Row(msgspec.json.decode(setting, type=Setting), "done", msgspec.json.decode(text, type=Outcome), mine)
+                    self._read[number] = Row(msgspec.json.decode(setting, type=Setting), "done", msgspec.json.decode(text, type=Outcome), mine)
         rows = []
-        for key, setting, host, pid, started, done in found:
+        for number, setting, host, pid, started, done in found:
             if done:
-                rows.append(self._read[key])
+                rows.append(self._read[number])
             elif (owner := Owner(host, pid, started)) == self.owner or owner.alive():
                 rows.append(Row(msgspec.json.decode(setting, type=Setting), "running", None, owner == self.owner))
         return rows
 
     def claim(self, setting: Setting) -> bool:
-        """Take a setting for this process; False where a process that is alive has it, or it was tried.
+        """Take a setting for this process; False where a process that is alive has it, or it was tried and is not to be tried again.
 
         Raises:
             StoreError: the file cannot be written.
@@ -268,6 +300,7 @@ class SearchLog:
         this = (self.digest, self.number, key)
         insert = "INSERT OR IGNORE INTO search_trials (search, round, setting_key, setting, host, pid, started) VALUES (?, ?, ?, ?, ?, ?, ?)"
         with self.store._connect() as connection:
+            self._make_room(connection, key)
             if connection.execute(insert, (*this, msgspec.json.encode(setting).decode(), *mine)).rowcount:
                 return True
             taken = connection.execute(f"SELECT host, pid, started FROM search_trials WHERE {_THIS} AND outcome IS NULL", this).fetchone()
@@ -275,6 +308,16 @@ class SearchLog:
                 return False
             take_over = f"UPDATE search_trials SET host = ?, pid = ?, started = ? WHERE {_THIS} AND outcome IS NULL AND {_OWNER}"
             return bool(connection.execute(take_over, (*mine, *this, *taken)).rowcount)
+
+    def _make_room(self, connection: sqlite3.Connection, key: str) -> None:
+        """Take the row of a setting that may be tried again out of the file, within the transaction that writes the new one."""
+        number = next((number for number, row in self._read.items() if row.again and key_of(row.setting) == key), None)
+        if number is None:
+            return
+        del self._read[number]
+        row = connection.execute(f"SELECT {_COLUMNS} FROM search_trials WHERE id = ?", (number,)).fetchone()
+        if connection.execute("DELETE FROM search_trials WHERE id = ?", (number,)).rowcount:  # no other process was faster
+            self._replaced[key] = row
 
     def finish(self, setting: Setting, outcome: Outcome) -> None:
         """Write down what came of a setting that this process took.
@@ -288,15 +331,19 @@ class SearchLog:
             connection.execute(query, (text, self.digest, self.number, key_of(setting), *astuple(self.owner)))
 
     def release(self, setting: Setting) -> None:
-        """Give a setting back that this process took and did not try to the end.
+        """Give a setting back that this process took and did not try to the end: what was known of it before is known again.
 
         Raises:
             StoreError: the file cannot be written.
         """
+        key = key_of(setting)
         with self.store._connect() as connection:
             query = f"DELETE FROM search_trials WHERE {_THIS} AND outcome IS NULL AND {_OWNER}"
-            connection.execute(query, (self.digest, self.number, key_of(setting), *astuple(self.owner)))
+            released = connection.execute(query, (self.digest, self.number, key, *astuple(self.owner))).rowcount
+            if released and (before := self._replaced.pop(key, None)) is not None:
+                connection.execute(f"INSERT INTO search_trials ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", before)
 
 
 _THIS = "search = ? AND round = ? AND setting_key = ?"
+_COLUMNS = "search, round, setting_key, setting, host, pid, started, outcome"
 _OWNER = "host = ? AND pid = ? AND started = ?"

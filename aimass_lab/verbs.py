@@ -22,14 +22,29 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
+from .dynamic_shapes import read_dynamic_shapes
 from .errors import DoesNotFitError, InputError, without_traceback
 from .interrupts import spare_imports
-from .units import parse_amount, parse_bandwidth, parse_burst, parse_bytes, parse_count, parse_part, parse_rate, parse_seconds, parse_seed
+from .units import (
+    parse_amount,
+    parse_bandwidth,
+    parse_burst,
+    parse_bytes,
+    parse_count,
+    parse_latency,
+    parse_part,
+    parse_rate,
+    parse_seconds,
+    parse_seed,
+    parse_share,
+)
 
 Rate = Annotated[float | str, parse_rate]
 """Per second: 400, "400/s" or "24000/min"."""
 Seconds = Annotated[float | str, parse_seconds]
 """A time: 0.05 or "50ms"."""
+Latency = Annotated[float | str, parse_latency]
+"""A time that some say in milliseconds: 0.05 or "50ms", but not 50. Reading takes the unit away, so it is done once, and texts stay texts until then."""
 Bytes = Annotated[float | str, parse_bytes]
 """A size: 1e9 or "512MiB"."""
 Bandwidth = Annotated[float | str, parse_bandwidth]
@@ -42,6 +57,8 @@ Burst = Annotated[float, parse_burst]
 """Rate of bursts over the rate between them."""
 Amount = Annotated[float, parse_amount]
 """How much of something, 0 or more."""
+Share = Annotated[float, parse_share]
+"""Relative to something, 0 or more: 0.01 or "1%"."""
 Part = Annotated[float, parse_part]
 """A part of a whole, above 0 and at most 1."""
 
@@ -53,6 +70,9 @@ def model_name(text: str) -> str:
 
 Model = Annotated[Any, model_name]
 """One more model: in Python a `Study`, a `Workload` or ``(model, example_inputs)``; elsewhere a name, as the first one's."""
+
+DynamicShapes = Annotated[Any, read_dynamic_shapes]
+"""Which sizes requests may choose: ``"1=1..512"``, or in Python as `torch.export` has it."""
 
 Progress = Callable[[float, str], None]
 """Told the finished share (0 to 1) of a long piece of work, and what is being done."""
@@ -202,7 +222,7 @@ def _called(function: Function, name: str, parameters: Iterable[Parameter], of_s
     def call(*args: Any, **options: Any) -> Any:
         given = signature.bind_partial(*args, **options)
         for option, value in given.arguments.items():
-            if option in by_name:
+            if option in by_name and not _is_inside():  # what a verb hands on was read before
                 given.arguments[option] = _read(by_name[option], value)
         try:
             with contextlib.nullcontext() if _is_inside() or not of_study else _turn():
@@ -260,7 +280,7 @@ def _parameter(parameter: inspect.Parameter, hint: Any, helps: dict[str, str], v
     return Parameter(
         name=parameter.name,
         help=helps[parameter.name],
-        parse=_parser_of(inner, parameter.name),
+        parse=_keeping(parse_latency) if inner == Latency else _parser_of(inner, parameter.name),
         check=_checker_of(inner, parameter.name),
         default=None if parameter.default is parameter.empty else parameter.default,
         required=parameter.default is parameter.empty,
@@ -287,6 +307,16 @@ def _parser_of(hint: Any, name: str) -> Callable[[str], Any]:
     if hint in (int, float):
         return lambda text: _number(text, hint, name)
     return str
+
+
+def _keeping(read: Callable[[str], Any]) -> Callable[[str], str]:
+    """Look whether a text can be read, and leave it as it is."""
+
+    def parse(text: str) -> str:
+        read(text)
+        return text
+
+    return parse
 
 
 def _checker_of(hint: Any, name: str) -> Callable[[Any], Any]:

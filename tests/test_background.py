@@ -1,5 +1,6 @@
 """Work beside the notebook: one at a time, away while a cell runs, stopped like an interrupt; and lines of code that ask for it."""
 
+import sys
 import threading
 import time
 
@@ -9,10 +10,15 @@ from models import TinyCNN
 
 from aimass_lab import Study
 from aimass_lab.errors import InputError, UnknownNameError
-from aimass_lab.frontends.background import Worker
+from aimass_lab.frontends.background import Held, Worker
 from aimass_lab.frontends.lines import read_line
+from aimass_lab.frontends.widgets.calls import VerbCall
+from aimass_lab.verbs import VERBS
 
 PATIENCE_S = 60
+
+# Work is broken off from outside wherever it is. Right after psutil opened a file of /proc, the interpreter closes it, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
 def ignore(job):
@@ -116,6 +122,84 @@ def test_a_model_is_never_met_in_the_middle_of_a_measurement():
     assert worker.wait(PATIENCE_S)
     assert job.state == "done"
     assert [type(record).__name__ for record in study.results] == ["Profile"]
+
+
+class Dies:
+    """Spends its time where Python lets no exception out."""
+
+    def __del__(self):
+        for _ in range(20_000):
+            pass
+
+
+def die_often(progress):
+    while True:
+        Dies()
+        for _ in range(20_000):
+            pass
+
+
+@pytest.mark.parametrize("ask", [Worker.hold, Worker.stop])
+def test_what_ends_in_a_destructor_is_asked_again_and_told_to_nobody(ask, monkeypatch):
+    told, swallowed = [], []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    mine, worker = sys.unraisablehook, Worker()
+    for _ in range(20):
+        (job,) = worker.submit(("", die_often), changed=ignore)
+        wait_for(lambda: sys.unraisablehook is not mine)
+        theirs = sys.unraisablehook
+        monkeypatch.setattr(sys, "unraisablehook", lambda one, theirs=theirs: (swallowed.append(one.exc_type), theirs(one)))
+        ask(worker)
+        if ask is Worker.hold:
+            assert worker.jobs == (job,)
+            worker.stop()
+            worker.release()
+        else:
+            wait_for(lambda: not worker.jobs or (worker.stop(), False)[1])
+        assert worker.wait(PATIENCE_S)
+        monkeypatch.setattr(sys, "unraisablehook", mine)
+    assert told == []
+    assert set(swallowed) == {Held if ask is Worker.hold else KeyboardInterrupt}
+
+
+def test_a_cell_that_comes_while_a_result_is_kept_waits_and_the_result_is_there_once(monkeypatch):
+    study, keeping, kept = Study(TinyCNN(), torch.randn(2, 1, 8, 8)), threading.Event(), []
+    remember = study.store.remember
+
+    def slowly(verb, record, **facts):
+        keeping.set()
+        for _ in range(60):
+            time.sleep(0.005)
+        remember(verb, record, **facts)
+        kept.append(verb)
+
+    monkeypatch.setattr(study.store, "remember", slowly)
+    worker = Worker()
+    (job,) = worker.submit(("study.demand()", VerbCall(study, VERBS["demand"], {})), changed=ignore)
+    assert keeping.wait(PATIENCE_S)
+    worker.hold()
+    assert kept == ["demand"]
+    worker.release()
+    assert worker.wait(PATIENCE_S)
+    assert (job.state, kept, [type(record).__name__ for record in study.results]) == ("done", ["demand"], ["Demand"])
+
+
+def test_a_cell_that_comes_when_all_is_kept_does_not_have_it_done_again(monkeypatch):
+    class Last:
+        """The last to be told that a verb has ended, when a cell comes."""
+
+        def began(self, name):
+            pass
+
+        def ended(self, name, result):
+            raise Held
+
+    monkeypatch.setattr("aimass_lab.verbs.WATCHERS", [Last()])
+    study = Study(TinyCNN(), torch.randn(2, 1, 8, 8))
+    assert VerbCall(study, VERBS["demand"], {})(lambda share, text: None) is study.results[0]
+    with pytest.raises(Held):  # it kept nothing
+        VerbCall(study, VERBS["demand"], {"batch": 0})(lambda share, text: None)
+    assert len(study.results) == 1
 
 
 def run(study, progress):

@@ -170,6 +170,9 @@ def test_a_wrong_model_name_is_answered_with_what_to_do(reference, message, mode
     [
         (["plan", "--rate", "fast", "--p99", "50ms"], "'fast' is not a rate"),
         (["plan", "--rate", "400", "--p99", "soon"], "'soon' is not a time"),
+        (["plan", "--rate", "400", "--p99", "20"], "'20' could be 20ms or 20s: give it with its unit"),
+        (["allocate", "--rate", "Net=400", "--p99", "Net=20"], "'20' could be 20ms or 20s: give it with its unit"),
+        (["search", "--p99", "20"], "'20' could be 20ms or 20s: give it with its unit"),
         (["plan", "--rate", "400"], "--p99"),
         (["profile", "--batch", "many"], "'many' is not a whole number"),
         (["profile", "--batch", "0"], "batch size 0"),
@@ -179,6 +182,8 @@ def test_a_wrong_model_name_is_answered_with_what_to_do(reference, message, mode
         (["trial", "bf16", "--option", "bits"], "is not of the form name=value"),
         (["spec", "--rate", "1", "--p99", "1s", "--format", "helm9"], "no exporter called 'helm9'"),
         (["bundle", "--out", "x", "--rate", "4"], "rate and p99 belong together"),
+        (["spec"], "nothing is planned yet"),
+        (["plan", "--rate", "4", "--p99", "1s", "--price", "0.1"], "--price NAME=0.1"),
         (["profiel"], "did you mean 'profile'?"),
     ],
 )

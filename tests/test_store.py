@@ -40,6 +40,20 @@ def test_what_was_kept_comes_back(tmp_path):
     assert store.runs(model="other") == ()
 
 
+def test_what_a_verb_found_of_a_model_is_listed_newest_first_without_what_cannot_be_read_any_more(tmp_path):
+    store = Store(tmp_path / "history.db")
+    assert store.records("check", model_digest="d") == ()
+    kept = [Check(subject=f"x{i}", passed=False) for i in range(3)]
+    for record in kept:
+        store.add("check", record, model_digest="d")
+    store.add("check", Check(subject="of another model", passed=False), model_digest="e")
+    store.add("prove", Check(subject="of another verb", passed=False), model_digest="d")
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE runs SET record = ? WHERE id = 2", ('{"record": "check", "a_field": "of long ago"}',))
+    assert store.records("check", model_digest="d") == (kept[2], kept[0])
+    assert store.records("check", model_digest="d", limit=1) == (kept[2],)
+
+
 def test_an_empty_history_is_no_error_and_writes_nothing(tmp_path):
     store = Store(tmp_path / "history.db")
     assert store.runs() == ()

@@ -128,9 +128,32 @@ def test_values_by_name_may_be_numbers():
     """As they are on the command line: texts, which whoever knows what they are reads."""
     study = Study(nn.Linear(4, 4), torch.ones(2, 4))
     with pytest.raises(InputError, match="quota of 'a'|'-1'"):
-        study.allocate(rate={"Linear": 5}, p99={"Linear": 1}, quota={"a": -1})
+        study.allocate(rate={"Linear": 5}, p99={"Linear": 0.5}, quota={"a": -1})
     with pytest.raises(InputError, match="job 'a'|'-1'"):
         study.schedule(job={"a": -1})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("plan", {"rate": 400}), ("spec", {"rate": 400}), ("bundle", {"rate": 400, "out": "never"}), ("rehearse", {"rate": 400}), ("scale", {"rate": 400}),
+        ("search", {}), ("allocate", {"rate": {"Linear": 400}}), ("schedule", {"rate": {"Linear": 400}, "job": {"a": "batch(items=1)"}}),
+    ],
+)  # fmt: skip
+def test_a_bare_p99_of_one_and_more_is_asked_back_by_every_verb(name, options):
+    """Nobody is given 20 s who said 20 and meant milliseconds."""
+    study = Study(nn.Linear(4, 4), torch.ones(2, 4))
+    for given in ({"Linear": 20}, {"Linear": "20"}) if isinstance(options.get("rate"), dict) else (20, 20.0, "20"):
+        with pytest.raises(InputError, match=r"20(\.0)?'? could be 20ms or 20s: give it with its unit"):
+            getattr(study, name)(p99=given, **options)
+    assert not study.results
+
+
+def test_a_p99_with_its_unit_goes_from_plan_to_spec_and_a_bare_part_of_a_second_stays_one(tmp_path):
+    study = Study(nn.Linear(4, 4), torch.ones(2, 4), store=tmp_path / "history.db")
+    assert study.plan(rate=2, p99=0.5).target.latency_p99.value == 0.5
+    assert study.plan(rate=2, p99="20s").target.latency_p99.value == 20
+    assert study.spec().latency_p99_target.value == 20
 
 
 def test_a_misspelt_option_is_python_s_own_error():

@@ -8,7 +8,7 @@ import pytest
 from labserver import theme
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
-THEMES = ("JupyterLab Light", "JupyterLab Dark", "JupyterLab Light High Contrast")
+THEMES = ("JupyterLab Light", "JupyterLab Dark", "JupyterLab Dark High Contrast")
 WIDTHS = (1400, 800)
 """Of the window; JupyterLab's side bar and the notebook's margins leave 968 and 368 of them to a panel."""
 BEYOND = """() => {

@@ -87,11 +87,12 @@ def _add(parser: Parser, parameter: Parameter) -> None:
     else:
         options["metavar"] = parameter.metavar
         options["required"] = parameter.required
-        if parameter.default is not None:
+        if parameter.default not in (None, ()):
             options["help"] += f" (default: {parameter.default})"
     if not parameter.flag:
         options["type"] = _typed(parameter.parse)
-        options["default"] = None if parameter.positional else parameter.default
+        # of what may be repeated, argparse would add to it
+        options["default"] = None if parameter.positional or parameter.multiple != "no" else parameter.default
         if parameter.choices:
             options["choices"] = parameter.choices
     if parameter.multiple != "no":
@@ -126,9 +127,11 @@ def parse_arguments(verb: Verb, tokens: Sequence[str], *, model_required: bool) 
     as_json = values.pop("json")
     model = values.pop("model", None) if verb.of_study else None
     for parameter in verb.parameters:
-        if parameter.multiple == "list" and values[parameter.name] is not None:
+        if parameter.multiple != "no" and values[parameter.name] is None:
+            values[parameter.name] = parameter.default
+        elif parameter.multiple == "list":
             values[parameter.name] = tuple(values[parameter.name])
-        elif parameter.multiple == "pairs" and values[parameter.name] is not None:
+        elif parameter.multiple == "pairs":
             values[parameter.name] = _pairs(parameter.name, values[parameter.name])
     return model, values, as_json
 
@@ -138,6 +141,6 @@ def _pairs(name: str, texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not (key and equals):
-            raise InputError(f"--{name} {text!r} is not of the form name=value")
+            raise InputError(f"--{name} {text!r} is not of the form name=value", help=f"say what it is for: --{name} NAME={text}")
         pairs[key] = value
     return pairs

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -195,7 +196,8 @@ class Worker:
         try:
             try:
                 self._in_work, self._asked_at = True, 0.0
-                job.result = job.work(lambda share, text: self._tell(job, share, text))
+                with self._swallowed():
+                    job.result = job.work(lambda share, text: self._tell(job, share, text))
             finally:
                 self._end_work()
         except Held:
@@ -208,6 +210,27 @@ class Worker:
             job.state = outcome[0]
         job.text = outcome[1]
         return False
+
+    @contextlib.contextmanager
+    def _swallowed(self) -> Iterator[None]:
+        """Ask again at once where what was raised ended in the callback of a weak reference or in a destructor.
+
+        Python cannot raise out of these: it tells a hook, which prints it into the cell that has begun, and goes on.
+        """
+        before, thread = sys.unraisablehook, threading.get_ident()
+
+        def hook(told: sys.UnraisableHookArgs) -> None:
+            if threading.get_ident() == thread and self._asked is not None and told.exc_type is self._asked:
+                self._asked_at = 0.0
+            else:
+                before(told)
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        finally:
+            if sys.unraisablehook is hook:
+                sys.unraisablehook = before
 
     def _end_work(self) -> None:
         with self._condition:

@@ -176,7 +176,8 @@ class AimassMagics(Magics):
             if known is not None and (inputs is None or _same_tensors(known.workload.call, inputs)):
                 return known
             if inputs is None:
-                raise InputError(f"nothing is known yet about the inputs of {name!r}", help=f"%aimass VERB {name} INPUTS")
+                help = f"name them once, behind the model: %aimass profile {name} INPUTS, with the variable of a tensor, a tuple or a dict"
+                raise InputError(f"nothing is known yet about the inputs of {name!r}", help=help)
             return self._remember(value, study_type(value, inputs, name=name))
         if value is not None and ":" not in name:
             raise InputError(f"the variable {name!r} is a {type(value).__name__}, not a model", help="name a torch.nn.Module, a Workload or a Study")

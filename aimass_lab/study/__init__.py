@@ -36,6 +36,7 @@ class Study(Measuring, Estimating, Trying, Rehearsing, Following, Rotating, Sche
         train: Samples to learn from and to calibrate with: ``(inputs, labels)`` or inputs alone; never judged on.
         students: Smaller networks by name, to distil the model into.
         batch_axis: The axis that counts the items.
+        dynamic_shapes: Other sizes that requests may choose, such as ``"1=1..512"``; see `Workload`.
         name: What to call the model.
         store: The history's file; by default ``$AIMASS_STORE`` or the user's data folder.
 

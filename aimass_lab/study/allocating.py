@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import AimassError, InputError
 from ..records import ORIGINAL, FleetAllocation, Number, Profile, ResourceDemand, TrialResult
 from ..targets import make_target, parse_prices
-from ..units import parse_rate, parse_seconds
-from ..verbs import Amount, Burst, Count, Model, Seconds, Seed, verb
+from ..units import parse_latency, parse_rate, parse_seconds
+from ..verbs import Amount, Burst, Count, Model, Seconds, Seed, Share, verb
 from ..workload import Workload
 from .base import StudyState
 from .rotating import read_pairs, whole, workload_of
+from .shipping import Shipping
 
 if TYPE_CHECKING:
     from ..fleet.allocate import Formula
@@ -44,7 +45,7 @@ class Allocating(StudyState):
         objective: Literal["cost", "value"] = "cost",
         technique: tuple[str, ...] | None = None,
         burst: Burst = 1.0,
-        headroom: Amount = 0.0,
+        headroom: Share = 0.0,
         seconds: Seconds = 10.0,
         seed: Seed = 0,
     ) -> FleetAllocation:
@@ -81,7 +82,7 @@ class Allocating(StudyState):
 
         studies = [self, *map(self._study_of, beside or ())]
         names = [study.workload.name for study in studies]
-        rates, targets = read_pairs("rate", rate, names, parse_rate), read_pairs("p99", p99, names, parse_seconds)
+        rates, targets = read_pairs("rate", rate, names, parse_rate), read_pairs("p99", p99, names, parse_latency)
         values, tenants = read_pairs("value", value, names, float), read_pairs("tenant", tenant, names, str)
         for option, given in (("rate", rates), ("p99", targets)):
             if missing := [name for name in names if name not in given]:
@@ -142,12 +143,16 @@ def _techniques(study: StudyState, given: Sequence[str] | None) -> list[str]:
 def _variant(study: StudyState, technique: str, device: str) -> Variant | None:
     """A variant on a device: measured where it is attached, else predicted; None where nothing can be said."""
     from ..fleet.ways import Variant
+    from ..planning.overhead import Overhead
 
-    served = study._served(technique)
-    weights = served.info().weight_bytes
+    weights = study._served(technique).info().weight_bytes
     if device == study._environment_device():
         profile = study._measured_profile(technique)
-        return Variant(technique=technique, ladder=profile.ladder, cores=_cores(profile), weight_bytes=weights)
+        rehearsed = study._rehearsed(technique) if isinstance(study, Shipping) else None
+        server = Overhead.from_record(rehearsed.server_time) if rehearsed else Overhead.recorded()
+        return Variant(
+            technique=technique, ladder=profile.ladder, cores=_cores(profile), weight_bytes=weights, front_end_per_s=server.requests_per_s
+        )  # fmt: skip
     try:
         return Variant(technique=technique, ladder=study._estimated_ladder(technique, device), weight_bytes=weights)
     except AimassError:  # the answer says for which models nothing is known on which nodes

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import InputError, StoreError, UnsupportedError
+from ..errors import InputError, UnsupportedError
 from ..recipe import read_recipe
 from ..records import ORIGINAL, BatchPoint, HeldVariants, Profile, Recipe, Record
 from ..store import Store
 from ..verbs import Progress, Seen
 from ..workload import Call, Workload
 from .held import held_variants
+from .keeping import keep
 
 if TYPE_CHECKING:
     import torch
@@ -48,20 +49,24 @@ class StudyState:
         train: Any = None,
         students: Mapping[str, nn.Module] | None = None,
         batch_axis: int = 0,
+        dynamic_shapes: Any = None,
         name: str | None = None,
         store: Store | Path | str | None = None,
     ) -> None:
         if isinstance(model, Workload):
-            if any(given is not None for given in (inputs, data, metric, loss, train, students)):
+            if any(given is not None for given in (inputs, data, metric, loss, train, students, dynamic_shapes)):
                 raise InputError("a Workload already has its inputs and data", help="Study(workload), or Study(model, inputs, ...)")
             self.workload = model
         else:
             self.workload = Workload(
-                model, inputs, data=data, metric=metric, loss=loss, train=train, students=students, batch_axis=batch_axis, name=name
+                model, inputs, data=data, metric=metric, loss=loss, train=train, students=students, batch_axis=batch_axis,
+                dynamic_shapes=dynamic_shapes, name=name,
             )  # fmt: skip
         self.store = store if isinstance(store, Store) else Store(store)
         self.results: list[Record] = []
         """Everything found so far, oldest first."""
+        self.last_kept = ""
+        """The verb that found the newest of them."""
         self.progress: Progress = no_progress
         """Where long work tells how far it is; a front-end puts its own here."""
         self.seen: Seen = unseen
@@ -156,20 +161,9 @@ class StudyState:
         return self._variants[known]
 
     def _keep(self, verb_name: str, record: R, *, technique: str = ORIGINAL) -> R:
-        info = self.workload.info()
-        record = self._through_ledger(record, info.digest, technique)
-        self.results.append(record)
-        self.store.remember(verb_name, record, model=info.name, model_digest=info.digest)
+        record = keep(record, verb_name, model=self.workload.info(), technique=technique, results=self.results, store=self.store)
+        self.last_kept = verb_name
         return record
-
-    def _through_ledger(self, record: R, digest: str, technique: str) -> R:
-        """Score earlier predictions by what `record` measured, and keep what it predicts; see `prediction.bookkeeping`."""
-        from ..prediction.bookkeeping import through_ledger
-
-        try:
-            return through_ledger(record, self.store, digest=digest, technique=technique)
-        except StoreError:  # `remember` warns of the same store
-            return record
 
     def _last(self, kind: type[R]) -> R | None:
         return next((r for r in reversed(self.results) if isinstance(r, kind)), None)

@@ -114,7 +114,7 @@ class Estimating(StudyState):
             prompt: Tokens of one prompt; as many as the example inputs hold if not given.
             batch: Sequences made side by side; as many as the example inputs hold if not given.
             device: Device to estimate for: an attached one (cpu, cuda:0) or a name of the catalogue.
-            rate: Sequences asked for per second; then also what the cache holds at that rate.
+            rate: Sequences asked for per second; then also what the cache holds at that rate, and how many devices it keeps busy.
         """
         from ..demand.sequence import estimate_sequence
 

@@ -12,7 +12,7 @@ from ..planning.queueing import Arrivals, Bursty, Poisson, Trace
 from ..planning.workloads import read_mmpp, read_timetable
 from ..records import ORIGINAL, Bundle, ColdStart, Number, ScalePlan
 from ..units import format_quantity, format_seconds, parse_rate, parse_seconds
-from ..verbs import Amount, Burst, Count, Part, Rate, Seconds, Seed, verb
+from ..verbs import Amount, Burst, Count, Latency, Part, Rate, Seconds, Seed, verb
 from .base import StudyState
 
 
@@ -23,7 +23,7 @@ class Following(StudyState):
     def scale(
         self,
         *,
-        p99: Seconds,
+        p99: Latency,
         rate: Rate | None = None,
         burst: Burst = 1.0,
         mmpp: str | None = None,

@@ -12,7 +12,7 @@ import msgspec
 from ..errors import InputError
 from ..records import ORIGINAL, Bundle, LoadPattern, Number, Plan, Rehearsal, derived
 from ..units import parse_rate, parse_seconds
-from ..verbs import Count, Rate, Seconds, Seed, verb
+from ..verbs import Count, Latency, Rate, Seconds, Seed, verb
 from .shipping import Shipping
 
 
@@ -24,7 +24,7 @@ class Rehearsing(Shipping):
         self,
         *,
         rate: Rate | None = None,
-        p99: Seconds | None = None,
+        p99: Latency | None = None,
         bundle: str | None = None,
         technique: str = ORIGINAL,
         seconds: Seconds = 20.0,

@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import InputError
 from ..records import JobPlan, JobTenant, Note, Number, OnlineModel
-from ..units import parse_rate, parse_seconds
+from ..units import parse_latency, parse_rate, parse_seconds
 from ..verbs import Amount, Count, Model, Seconds, Seed, verb
 from .allocating import Allocating
 from .bench import JobBench
@@ -150,7 +150,7 @@ def _online(
     table: JobsFile,
 ) -> list[tuple[Online, OnlineModel]]:
     names = list(members)
-    rates, targets = read_pairs("rate", rate, names, parse_rate), read_pairs("p99", p99, names, parse_seconds)
+    rates, targets = read_pairs("rate", rate, names, parse_rate), read_pairs("p99", p99, names, parse_latency)
     priorities = read_pairs("priority", priority, names, whole)
     for one, other, missing in (("rate", targets, rates), ("p99", rates, targets)):
         if lacking := [name for name in other if name not in missing]:

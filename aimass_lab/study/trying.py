@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..recipe import read_recipe
 from ..records import HeldVariants, Recipe, SearchResult, TrialResult
 from ..units import parse_seconds
-from ..verbs import Amount, Bytes, Count, Seconds, Seed, verb
+from ..verbs import Amount, Bytes, Count, Latency, Seconds, Seed, Share, verb
 from .base import StudyState
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ class Trying(StudyState):
         vary: dict[str, str] | None = None,
         space: str | None = None,
         objective: tuple[str, ...] | None = None,
-        max_drop: Amount | None = None,
-        p99: Seconds | None = None,
+        max_drop: Share | None = None,
+        p99: Latency | None = None,
         memory: Bytes | None = None,
         size: Bytes | None = None,
         cost: Amount | None = None,
@@ -107,7 +107,7 @@ class Trying(StudyState):
 
         Every setting is measured beside the original. The best is kept in memory, to be called like the model: `study.variant(...)`. What was
         found until now is `study.best_so_far`; an interrupt keeps it. Several processes may search at once: each begins with the same arguments
-        and resume, and no setting is tried twice.
+        and resume, and no setting is decided twice.
 
         Args:
             recipe: Recipe to try, such as 'low_rank(ratio=0.5) + int8_dynamic'; may be repeated. Those worth a look if not given, with types, runtimes and
@@ -122,7 +122,7 @@ class Trying(StudyState):
             space: A .yaml or .json file with the dimensions: a mapping of names to lists of values.
             objective: What to make large or small: throughput, speedup, latency, latency_p99, drop, dissimilarity, size, memory or cost; may be
                 repeated, and the first decides what is best. Throughput and quality if not given.
-            max_drop: Largest loss of the metric, or of the outputs' similarity where there is no metric.
+            max_drop: Largest loss of the metric, or of the outputs' similarity where there is no metric: 0.005 or 0.5%.
             p99: Largest 99th percentile of a call's latency, such as 20ms.
             memory: Most memory for the weights, such as 512MiB.
             size: Most bytes of the weights on disk.
@@ -133,8 +133,10 @@ class Trying(StudyState):
             seconds: Time to spend in all; the setting that is being tried then is finished, unless its copy is still being made. No copy gets more
                 than a fifth of the time to be made, or ten seconds where that is more.
             seed: Of samplers that draw lots.
-            resume: Go on with the newest search of this model over the same space, whoever began it.
+            resume: Go on with the newest search of this model over the same space, whoever began it. Settings at which the machine was too busy to
+                tell are tried again.
         """
+        self.workload.require_weights("load them; predict --technique tells without weights what a technique would do")
         from .searched import SearchRequest, StudySearch, limits_of, open_session, read_vary
 
         counts = {"batch_size": batch, "threads": threads, "instances": instances}

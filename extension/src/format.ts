@@ -62,8 +62,15 @@ export function formatCount(value: number): string {
   return step ? `${significant(value / step[0])} ${step[1]}` : String(value);
 }
 
+/** `50 %`, `4.3 %`: only the whole is called 100 %. */
 export function formatShare(value: number): string {
-  return `${(100 * value).toFixed(0)} %`;
+  if (value >= 0.995 && value < 1) {
+    return `${(Math.floor(1e4 * value) / 100).toFixed(2)} %`;
+  }
+  if (value > 0 && value < 0.0005) {
+    return '< 0.1 %';
+  }
+  return `${(100 * value).toFixed(value === 0 || value >= 0.0995 ? 0 : 1)} %`;
 }
 
 /** A `Number` in its own unit. */

@@ -120,6 +120,7 @@ export interface CpuReading {
   power?: Number | null;
   stalled?: Number | null;
   throttled?: Number | null;
+  stolen?: Number | null;
 }
 /**
  * Main memory.

@@ -64,6 +64,12 @@ export function busyCores(live: Live): number | null {
   return cpu.cores?.length ? cpu.cores.reduce((sum, share) => sum + share, 0) : null;
 }
 
+/** What the host took, where that is worth a word: from 1 % on. */
+export function stolenShare(live: Live): number | null {
+  const share = live.readings.cpu.stolen?.value ?? 0;
+  return share >= 0.01 ? share : null;
+}
+
 /** The charts' values of one reading, by name; what is not known is absent. */
 export function valuesOf(live: Live): Map<string, number> {
   const { memory, gpus = [], network = [] } = live.readings;
@@ -76,6 +82,10 @@ export function valuesOf(live: Live): Map<string, number> {
   const cores = busyCores(live);
   if (cores !== null) {
     values.set('cpu', cores);
+  }
+  const { cores: each = [], stolen } = live.readings.cpu;
+  if (stolen) {
+    values.set('stolen', stolen.value * each.length);
   }
   put(
     'memory',

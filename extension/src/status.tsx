@@ -8,15 +8,17 @@ import * as React from 'react';
 import { formatBytes, formatShare } from './format';
 import { PanelModel } from './model';
 import type { Live } from './records';
-import { busyCores } from './series';
+import { busyCores, stolenShare } from './series';
 
 export function statusText(live: Live, trans: TranslationBundle): string {
   const { memory, gpus = [] } = live.readings;
   const cores = busyCores(live);
+  const stolen = stolenShare(live);
   const used = memory.container_limit_bytes ? memory.container_used_bytes : memory.machine_used_bytes;
   const busy = gpus.map(gpu => gpu.utilization?.value).filter((v): v is number => typeof v === 'number');
   return [
     cores !== null ? trans.__('CPU %1', cores.toFixed(1)) : '',
+    stolen ? trans.__('host took %1', formatShare(stolen)) : '',
     used ? trans.__('Mem %1', formatBytes(used.value)) : '',
     busy.length ? trans.__('GPU %1', formatShare(Math.max(...busy))) : ''
   ]

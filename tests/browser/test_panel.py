@@ -219,7 +219,7 @@ def test_a_saved_record_opens_in_a_viewer(page):
     assert page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path") == "saved.aimass.json"
 
 
-@pytest.mark.parametrize("name", ["JupyterLab Dark", "JupyterLab Light High Contrast", "JupyterLab Light"])
+@pytest.mark.parametrize("name", ["JupyterLab Dark", "JupyterLab Dark High Contrast", "JupyterLab Light"])
 def test_the_panel_is_readable_in_every_theme_and_axe_finds_nothing(page, name):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     theme(page, name)

@@ -7,7 +7,7 @@ from labserver import CHROMIUM, ask, command, opened
 from workbench_page import THEMES, check_looks, open_view, quiet
 
 from aimass_lab.frontends.widgets.source import script
-from aimass_lab.units import format_quantity
+from aimass_lab.units import format_quantity, format_share
 
 pytestmark = [
     pytest.mark.browser,
@@ -82,6 +82,13 @@ def test_a_chosen_module_is_marked_in_every_view_of_it(page):
 def test_the_keyboard_reaches_everything(page):
     first = page.locator("tbody .aw-pick").first
     first.focus()
+    stops = page.evaluate(
+        "() => [...document.querySelectorAll('.aw tbody:has(.aw-pick)')].map(body => body.querySelectorAll('.aw-pick[tabindex=\"0\"]').length)"
+    )
+    assert set(stops) == {1}  # of however many layers: the arrow keys go to the others
+    page.keyboard.press("End")
+    assert page.evaluate("() => [...document.querySelector('.aw tbody').querySelectorAll('.aw-pick')].at(-1) === document.activeElement")
+    page.keyboard.press("Home")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.dataset.module") == page.locator(".aw-section tbody tr.aw-selected").first.get_attribute("data-row")
@@ -89,6 +96,10 @@ def test_the_keyboard_reaches_everything(page):
     page.keyboard.press("ArrowRight")
     page.wait_for_selector(".aw-tab[aria-selected=true]:text-is('What-if')")
     page.keyboard.press("ArrowLeft")
+    page.wait_for_selector(".aw-tab[aria-selected=true]:text-is('Profile')")
+    page.keyboard.press("End")
+    page.wait_for_selector(".aw-tab[aria-selected=true]:text-is('Ship')")
+    page.keyboard.press("Home")
     page.wait_for_selector(".aw-tab[aria-selected=true]:text-is('Profile')")
 
 
@@ -151,6 +162,7 @@ def test_where_it_is_let_go_it_is_measured_and_the_dot_lands_beside_the_predicti
 
 
 def test_a_cell_comes_first_and_the_measurement_goes_on_after_it(page):
+    quiet(page)  # what was let go before may still be predicted
     number = int(ask(page, "print(len(study.results))"))
     page.locator(".aw input[type=number]").first.fill("3")
     page.keyboard.press("Tab")
@@ -195,8 +207,11 @@ def test_figures_are_written_as_the_kernel_writes_them(page):
     units = ("s", "B", "item/s", "FLOP", "FLOP/s", "FLOP/B", "B/s", "ratio")
     values = [(v * f, unit) for v in (1, 1.2345, 12.345, 999.9, 0.05) for f in (1e-7, 1e-3, 1, 1e4, 1e7, 1e10) for unit in units] + [(3.21e-7, "USD/item")]
     program = f"{script().split('const $dom')[0]} export const answer = {json.dumps(values)}.map(([value, unit]) => $format.quantity(value, unit));"
-    written = page.evaluate("async text => (await import(URL.createObjectURL(new Blob([text], {type: 'text/javascript'})))).answer", program)
-    assert written == [format_quantity(value, unit) for value, unit in values]
+    answer = "async text => (await import(URL.createObjectURL(new Blob([text], {type: 'text/javascript'})))).answer"
+    assert page.evaluate(answer, program) == [format_quantity(value, unit) for value, unit in values]
+    shares = (0, 0.0002, 0.043, 0.0996, 0.498, 0.992, 0.99996, 1, 1.3, -0.12)
+    program = f"{script().split('const $dom')[0]} export const answer = {json.dumps(shares)}.map($format.percent);"
+    assert page.evaluate(answer, program) == [format_share(share) for share in shares]
 
 
 @pytest.mark.parametrize("name", THEMES)

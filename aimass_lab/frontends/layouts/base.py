@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 from ...headlines import format_measured
-from ...records import BatchPoint, Environment, Note, Record, RehearsalMetric
+from ...records import BatchPoint, Environment, Note, Number, Record, RehearsalMetric
 from ..page import Cell, Page, Table
 
 
@@ -27,8 +27,13 @@ def where(environment: Environment) -> str:
 
 def ladder_table(points: tuple[BatchPoint, ...], title: str = "By batch size") -> Table:
     """Latency, throughput and memory by batch size."""
-    rows = tuple((p.batch_size, p.latency_p50, p.latency_p95, p.latency_p99, p.throughput, p.peak_memory_bytes) for p in points)
+    rows = tuple((p.batch_size, p.latency_p50, _tail(p.latency_p95), _tail(p.latency_p99), p.throughput, p.peak_memory_bytes) for p in points)
     return Table(title=title, columns=("batch", "p50", "p95", "p99", "throughput", "peak memory"), rows=rows)
+
+
+def _tail(number: Number) -> Cell:
+    """A high percentile; of one observation it would be that observation once more."""
+    return "seen once" if number.n == 1 else number
 
 
 def rehearsed_table(metrics: tuple[RehearsalMetric, ...]) -> Table:

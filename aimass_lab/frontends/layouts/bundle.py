@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ...dynamic_shapes import describe_sizes
 from ...headlines import format_measured, format_number, headline
 from ...records import Bundle, Check, Promise, RuntimeTrial, Service
+from ...units import format_share
 from ..page import Page, Table
 from .base import lay_out, notes_of
 
@@ -24,13 +26,22 @@ def runtime_table(trials: tuple[RuntimeTrial, ...]) -> Table:
     return Table(title="Formats", columns=("", "format", "runtime", "speed over torch, by batch size", ""), rows=tuple(rows))
 
 
+def size_tables(record: Bundle) -> tuple[Table, ...]:
+    """Sizes that a request may choose, and what one item takes at their ends."""
+    places = tuple((d.name, f"{d.min} to {d.max}", ", ".join(f"axis {axis} of {name}" for name, axis in d.axes)) for d in record.dimensions)
+    took = tuple((describe_sizes(point.sizes), point.latency_p50) for point in record.sizes)
+    asked = Table(title="Sizes that a request may choose", columns=("size", "range", "where"), rows=places)
+    measured = Table(title="One item at their ends", columns=("sizes", "p50"), rows=took)
+    return tuple(table for table in (asked, measured) if table.rows)
+
+
 @lay_out.register
 def _(record: Bundle) -> Page:
     return Page(
         title=f"Bundle of {record.name}",
         headline=headline(record),
         facts=(("folder", record.folder), ("format", record.format), ("size", record.size_bytes), ("files", record.num_files), ("digest", record.digest)),
-        tables=(promise_table(record.promises), runtime_table(record.runtimes)),
+        tables=(promise_table(record.promises), *size_tables(record), runtime_table(record.runtimes)),
         notes=notes_of(record.notes),
         remarks=(f"Serve it with: python {record.folder}/run.py serve", f"Prove it with: python {record.folder}/run.py verify"),
     )
@@ -58,7 +69,7 @@ def change_table(record: Check) -> Table:
     for change in sorted(record.changes, key=lambda change: order.index(change.verdict)):
         ratio = "" if change.ratio is None else f"{format_measured(change.ratio)}"
         assumed = has_assumed_spread(change.before) or has_assumed_spread(change.after)
-        spread = f"measured once: a spread of {UNKNOWN_SPREAD:.0%} is assumed" if assumed else ""
+        spread = f"measured once: a spread of {format_share(UNKNOWN_SPREAD, decimals=0)} is assumed" if assumed else ""
         rows.append((change.verdict, change.name, format_measured(change.before), format_measured(change.after), ratio, spread))
     return Table(title=f"Since {record.baseline}", columns=("", "figure", "before", "now", "now / before", ""), rows=tuple(rows))
 

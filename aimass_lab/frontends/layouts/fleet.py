@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...headlines import format_measured, format_number, headline
 from ...records import FleetAllocation, FleetModel, FleetNode
+from ...units import format_count, format_share
 from ..page import Cell, Page, Table, share
 from .base import lay_out, notes_of
 
@@ -33,7 +34,7 @@ def _(record: FleetAllocation) -> Page:
     ]  # fmt: skip
     missed = any(not m.meets for m in record.models if m.replicas is not None)
     return Page(
-        title=f"{len(record.models)} models on one fleet",
+        title=f"{format_count(len(record.models), 'model')} on one fleet",
         headline=headline(record),
         tone="bad" if record.status == "not all served" else "warn" if missed else "good",
         facts=(
@@ -44,7 +45,7 @@ def _(record: FleetAllocation) -> Page:
             ("fairness (Jain)", record.fairness),
             ("least share after losing one node", share(record.node_loss)),
             ("bursts", f"{record.burst:g} times the rate between them" if record.burst > 1 else "none"),
-            ("headroom", f"{record.headroom:.0%}"),
+            ("headroom", f"{format_share(record.headroom)}"),
             ("time to choose", record.solve_time),
         ),
         tables=tuple(tables),

@@ -17,7 +17,10 @@ def _(record: Monitoring) -> Page:
     slo: tuple[tuple[str, Cell], ...] = ()
     if budget is not None:
         slo = (
-            ("should be answered within", f"{format_number(budget.latency)}, {budget.attainment_target:.2%} of all ({budget.latency.method})"),
+            (
+                "should be answered within",
+                f"{format_number(budget.latency)}, {format_share(budget.attainment_target, decimals=2)} of all ({budget.latency.method})",
+            ),
             ("were", budget.attained),
             ("error budget spent", share(budget.spent)),
         )

@@ -149,12 +149,12 @@ def _live(tensor: LiveTensor) -> str:
 def _about_cost(record: Profile) -> str:
     parts = []
     if record.modules:
-        parts.append(f"Times by module come from calls with hooks, which took {record.profiling_overhead.value:.2f} times as long")
+        parts.append(f"Times by module come from calls with hooks, which took {format_number(record.profiling_overhead)} times as long")
     if record.operator_overhead is not None:
-        parts.append(f"times by operator from one call with torch's profiler, which took {record.operator_overhead.value:.2f} times as long")
+        parts.append(f"times by operator from one call with torch's profiler, which took {format_number(record.operator_overhead)} times as long")
     if parts:
         parts.append("latencies are taken without either")
-    cost = f" The whole profile took {record.profiling_cost.value:.2f} times as long as the calls it reports on." if record.profiling_cost else ""
+    cost = f" The whole profile took {format_number(record.profiling_cost)} times as long as the calls it reports on." if record.profiling_cost else ""
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}.{cost}" if text else cost.strip()
 

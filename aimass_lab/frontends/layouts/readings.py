@@ -25,6 +25,7 @@ def _(record: Readings) -> Page:
             ("power, processor and memory", cpu.power),
             ("tasks running or blocked", cpu.load_1min),
             ("waited for a core", share(cpu.stalled)),
+            ("taken by the host", share(cpu.stolen)),
             ("memory of this process", memory.process_bytes),
             ("  its own", memory.process_unique_bytes),
             ("memory used, machine", memory.machine_used_bytes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...headlines import headline
 from ...records import Rehearsal
+from ...units import format_count
 from ..page import Page, Table, share
 from .base import ladder_table, lay_out, notes_of, rehearsed_table, where
 
@@ -28,7 +29,7 @@ def _(record: Rehearsal) -> Page:
         facts=(
             ("verdict", VERDICTS[record.verdict]),
             ("replicas run", f"{record.replicas}{planned}"),
-            ("each", f"{record.workers} worker(s) of {record.threads} thread(s), {record.format}"),
+            ("each", f"{format_count(record.workers, 'worker')} of {format_count(record.threads, 'thread')}, {record.format}"),
             ("batch limit", record.max_batch_size),
             ("waits for a batch", record.max_wait),
             ("requests", f"{record.num_requests:,} over {record.span.value:.3g} s, {record.num_failed:,} failed"),

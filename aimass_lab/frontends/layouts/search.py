@@ -94,6 +94,7 @@ def _remarks(record: SearchResult) -> tuple[str, ...]:
     remarks += [f"Not recommended: {record.refused.text}."] if record.refused else []
     for limit in record.limits:
         count = int(limit.num_excluded.value)
-        excluded = f"{count} setting{' is' if count == 1 else 's are'} beyond {COLUMNS[limit.name]} {format_number(limit.at_most)}"
-        remarks.append(f"{excluded}, {limit.num_excluded_alone.value:g} of them beyond nothing else; {limit.text}.")
+        excluded = f"{count or 'no'} setting{' is' if count == 1 else 's are'} beyond {COLUMNS[limit.name]} {format_number(limit.at_most)}"
+        alone = f", {limit.num_excluded_alone.value:g} of them beyond nothing else" if count else ""
+        remarks.append(f"{excluded}{alone}; {limit.text}.")
     return tuple(remarks)

@@ -50,6 +50,7 @@ def _(record: SequenceDemand) -> Page:
             ("  while decoding", record.decode_tokens_per_s),
             ("sequences in flight", record.sequences_in_flight),
             ("cache at this rate", record.cache_bytes_at_rate),
+            ("devices at this rate, at least", record.devices_at_rate),
             ("FLOPs known for", share(record.coverage)),
         ),
         tables=(Table(title="One step of the batch", columns=columns, rows=rows),),

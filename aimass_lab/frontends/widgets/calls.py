@@ -10,6 +10,7 @@ from ...records import Record, SearchResult
 from ...study import Study, StudyState
 from ...units import parse_seconds
 from ...verbs import Progress, Seen, Verb
+from ..background import Held
 
 LEAST_LEFT_S = 1.0
 
@@ -33,10 +34,14 @@ class VerbCall:
 
     def __call__(self, progress: Progress) -> Any:
         """Call it, for the first time or again."""
-        begin = time.monotonic()
+        begin, known = time.monotonic(), len(self.study.results)
         try:
             with self.study.telling(progress, self._seen):
                 return self.verb.function(self.study, **{**self.values, **self._rest()})
+        except Held:
+            if len(self.study.results) > known and self.study.last_kept == self.verb.name:
+                return self.study.results[-1]  # it had all but ended: done again, it would be there twice
+            raise
         finally:
             self._spent_s += time.monotonic() - begin
 

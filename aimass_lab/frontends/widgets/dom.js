@@ -39,7 +39,35 @@ export const number = (value) =>
     : h("span", { class: "aw-number" }, "unknown");
 
 /** A part of a view: its heading, the controls beside it, what it shows. */
-export const section = (title, controls, ...body) => h("section", { class: "aw-section" }, h("div", { class: "aw-section-head" }, h("h3", {}, title), h("div", { class: "aw-controls" }, controls)), ...body);
+export function section(title, controls, ...body) {
+  const head = h("div", { class: "aw-section-head" }, h("h3", {}, title), h("div", { class: "aw-controls" }, controls));
+  for (const button of head.querySelectorAll(".aw-code-button")) button.setAttribute("aria-label", `${button.title}: ${title}`); // or all were called the same
+  return h("section", { class: "aw-section" }, head, ...body);
+}
+
+/** What names something in a table and is chosen by a click: long names are cut, and told in full on hover. */
+export const pick = (text, attributes) => h("button", { type: "button", class: "aw-pick", title: text.length > LONG ? text : null, ...attributes }, text);
+
+/**
+ * Let one of the names in `holder` be in the tab order, and the arrow keys, Home and End go to the others: nobody should have to pass three hundred layers.
+ *
+ * Gives what is to be called when the names are others, or another one is chosen.
+ */
+export function roving(holder) {
+  const picks = () => [...holder.querySelectorAll(".aw-pick:not(.aw-link)")];
+  const settle = (one = picks().find((name) => name.getAttribute("aria-current") === "true")) => picks().forEach((name, i) => { name.tabIndex = (one ? name === one : i === 0) ? 0 : -1; });
+  holder.addEventListener("focusin", ({ target }) => { if (picks().includes(target)) settle(target); });
+  holder.addEventListener("keydown", (event) => {
+    const all = picks();
+    const at = all.indexOf(event.target);
+    const next = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: all.length - 1 }[event.key];
+    if (at < 0 || next === undefined) return;
+    event.preventDefault();
+    all[Math.min(all.length - 1, Math.max(0, next))].focus();
+  });
+  settle();
+  return () => settle();
+}
 
 /** What stands where nothing is known yet: says what to do, and the button that does it. */
 export const empty = (text, label, act) => h("div", { class: "aw-empty" }, h("p", {}, text), h("button", { type: "button", class: "aw-button aw-primary", onclick: act }, label));

@@ -2,7 +2,7 @@
 
 const DECIMAL = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 const BINARY = [[2 ** 50, "Pi"], [2 ** 40, "Ti"], [2 ** 30, "Gi"], [2 ** 20, "Mi"], [2 ** 10, "Ki"]];
-const COUNTED = ["item", "request", "replica", "core", "device", "worker", "parameter", "layer", "op", "token", "point"];
+const COUNTED = ["item", "request", "replica", "core", "device", "node", "worker", "parameter", "layer", "op", "token", "point"];
 const SOURCES = { user: "given", measured: "measured", estimated: "predicted", datasheet: "datasheet", assumed: "assumed" };
 const QUALITIES = { noisy: ", noisy", extrapolated: ", extrapolated" };
 
@@ -62,6 +62,13 @@ export function interval(number) {
   return unit === b.slice(1).join(" ") ? `[${a[0]}, ${b[0]}] ${unit}`.trim() : `[${low}, ${high}]`;
 }
 
+/** Both: `150 [148, 152] items/s`; the value keeps its own unit where that of the interval is another. */
+export function measured(number) {
+  const [value, band] = [figure(number), interval(number)];
+  const at = value.indexOf(" ");
+  return at > 0 && band.endsWith(value.slice(at)) ? `${value.slice(0, at)} ${band}` : `${value} ${band}`.trim();
+}
+
 /** How far it can be trusted. */
 export const sourceWord = (number) => SOURCES[number.trust || number.source] + (QUALITIES[number.quality] || "");
 
@@ -76,4 +83,10 @@ export function provenance(number) {
 /** As a heading begins. */
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-export const percent = (share) => share > 0 && share < 0.0005 ? "< 0.1 %" : `${share === 0 || share >= 0.0995 ? Math.round(100 * share) : (100 * share).toFixed(1)} %`;
+/** A part of a whole, which is only called 100 % where it is all of it. */
+export function percent(share) {
+  if (share >= 0.995 && share < 1) return `${(Math.floor(1e4 * share) / 100).toFixed(2)} %`;
+  if (share === 0) return "0 %";
+  if (Math.abs(share) < 0.0005) return "< 0.1 %";
+  return `${(100 * share).toFixed(Math.abs(share) >= 0.0995 ? 0 : 1)} %`;
+}

@@ -145,10 +145,11 @@ class Frame {
   }
 
   tabKey(event) {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
     const names = VIEWS.map(({ name }) => name);
-    const next = (names.indexOf(this.model.get("view")) + step + names.length) % names.length;
+    const at = names.indexOf(this.model.get("view"));
+    const next = { ArrowRight: (at + 1) % names.length, ArrowLeft: (at + names.length - 1) % names.length, Home: 0, End: names.length - 1 }[event.key];
+    if (next === undefined) return;
+    event.preventDefault();
     this.open(names[next]);
     this.tabs[next].focus();
   }

@@ -29,7 +29,7 @@ export function policies(ctx, asked) {
     });
   };
   const form = h("div", { class: "aw-bench", "data-live": true },
-    h("label", { class: "aw-field aw-wide" }, h("span", {}, "timetable instead of the rate, as seconds:rate"), h("input", { type: "text", class: "aw-input aw-full", placeholder: "0:100 120:400 240:100", value: ui.timetable ?? "", "aria-label": "timetable", oninput: (event) => { ui.timetable = event.target.value; ctx.showCode([line()]); } })),
+    h("label", { class: "aw-field aw-wide" }, h("span", {}, "timetable instead of the rate, as seconds:rate"), h("input", { type: "text", class: "aw-input aw-full", placeholder: "e.g. 0:100 120:400 240:100", value: ui.timetable ?? "", "aria-label": "timetable", oninput: (event) => { ui.timetable = event.target.value; ctx.showCode([line()]); } })),
     h("label", { class: "aw-field" }, h("span", {}, "in time, % of requests"), h("input", { type: "number", class: "aw-input aw-short", min: 50, max: 100, step: 0.1, value: 100 * (ui.attainment ?? 0.99), onchange: (event) => { ui.attainment = Number(event.target.value) / 100 || 0.99; ctx.showCode([line()]); } })),
     h("label", { class: "aw-field" }, h("span", {}, "start-up of a replica, s"), h("input", { type: "number", class: "aw-input", min: 0, step: "any", placeholder: "as it was measured", value: ui.startup ?? null, onchange: (event) => { ui.startup = Number(event.target.value) || null; ctx.showCode([line()]); } })),
     h("button", { type: "button", class: "aw-button", onclick: () => ctx.run([line()]) }, "Compare"));

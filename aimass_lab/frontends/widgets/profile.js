@@ -1,13 +1,15 @@
 // The profile: where the time of a call goes, by module, operator and kernel; its memory; and what limits each module.
 
 import { figure, interval, percent, provenance, quantity, sourceWord } from "./format.js";
-import { choice, empty, fill, h, number, section } from "./dom.js";
+import { choice, empty, fill, h, number, pick, roving, section } from "./dom.js";
 import { axes, linear, logarithmic, powers, squarify, steps, ticks } from "./plot.js";
 
 const PLOT = { width: 440, height: 250, margin: { left: 74, right: 16, top: 26, bottom: 38 } };
 const AREAS = { width: 480, height: 300 };
 const label = (name, model) => name || `${model} (whole)`;
 const shortName = (name) => name.split(".").pop();
+const LONG = 30;
+const tail = (name) => (name.length > LONG ? `…${name.slice(1 - LONG)}` : name); // the end of a module's name is what tells it apart
 
 /** Modules with their nearest measured ancestor, in the order of the model's own names. */
 function treeOf(profile) {
@@ -84,11 +86,11 @@ function headline(ctx, profile) {
     h("p", { class: "aw-lead" }, profile.binds),
     h("div", { class: "aw-facts" },
       fact(`latency p50, batch ${profile.batch_size}`, number(profile.latency_p50)), fact("latency p99", number(profile.latency_p99)), fact("throughput", number(profile.throughput)),
-      fact("peak memory of a call", number(profile.peak_memory_bytes)), fact("of it weights", number(profile.weight_bytes)), fact("in no submodule", number(profile.host_residual))));
+      fact("peak memory of a call", number(profile.peak_memory_bytes)), fact("of it, weights", number(profile.weight_bytes)), fact("in no submodule", number(profile.host_residual))));
 }
 
 /** A row of a table that stands for a module: a click or Enter selects it. */
-const picker = (ctx, name, text, live = true) => h("button", { type: "button", class: "aw-pick", "data-module": name, tabindex: live ? null : -1, onclick: () => ctx.select(name) }, text);
+const picker = (ctx, name, text) => pick(text, { "data-module": name, onclick: () => ctx.select(name), ...(text === tail(name) && text !== name ? { title: name } : {}) });
 
 function markRows(ctx, node) {
   for (const row of node.querySelectorAll("[data-row]")) {
@@ -119,25 +121,16 @@ function moduleTable(ctx, profile, tree) {
     if (!rows.length) body.append(h("tr", {}, h("td", { colspan: 5 }, `no module has “${ui.search}” in its name or type`)));
     for (const head of node.querySelectorAll("th[data-sort]")) head.setAttribute("aria-sort", head.dataset.sort === ui.sort ? (ui.sort === "tree" || ui.sort === "type" ? "ascending" : "descending") : "none");
     markRows(ctx, body);
+    settle();
   };
   const sortBy = (name) => { ui.sort = name; list(); };
   const search = h("input", { type: "search", class: "aw-input", placeholder: "search", "aria-label": "search modules by name or type", "data-live": true, value: ui.search, oninput: (event) => { ui.search = event.target.value; list(); } });
   const head = h("tr", {}, columns.map(([name, text]) => h("th", { scope: "col", class: name === "tree" || name === "type" ? null : "aw-num", "data-sort": name, title: name === "total" ? "with submodules" : null }, h("button", { type: "button", class: "aw-sort", onclick: () => sortBy(name) }, text))));
   const scroller = h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "time by module" }, h("table", { class: "aw-table" }, h("thead", {}, head), body));
   const node = section("Time by module", [search, ctx.codeButton(() => ctx.line("profile"))], scroller);
-  node.addEventListener("keydown", (event) => moveInRows(event, body));
+  const settle = roving(body);
   list();
-  return { node, mark: () => markRows(ctx, body) };
-}
-
-/** Arrow keys go from row to row, as in a list. */
-function moveInRows(event, body) {
-  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-  const picks = [...body.querySelectorAll(".aw-pick")];
-  const at = picks.indexOf(event.target);
-  if (!step || at < 0) return;
-  event.preventDefault();
-  picks[Math.min(picks.length - 1, Math.max(0, at + step))].focus();
+  return { node, mark: () => { markRows(ctx, body); settle(); } };
 }
 
 function areas(ctx, profile, tree, demand) {
@@ -245,7 +238,7 @@ function operators(ctx, profile) {
   const gpu = profile.kernels.length > 0;
   const node = section("Operators and kernels", ctx.codeButton(() => ctx.line("profile")));
   const time = (o) => o.device_time || o.self_time;
-  const row = (what, o, t) => h("tr", { "data-in": o.module }, h("th", { scope: "row", title: o.name }, (o.name.length > 34 ? `${o.name.slice(0, 33)}…` : o.name).replace("aten::", "")), h("td", { class: "aw-num", title: provenance(t) }, figure(t)), h("td", { class: "aw-num" }, percent(o.share.value)), h("td", {}, o.module ? picker(ctx, o.module, o.module) : "–"), h("td", { class: "aw-num" }, o.calls), h("td", {}, what));
+  const row = (what, o, t) => h("tr", { "data-in": o.module }, h("th", { scope: "row", title: o.name }, (o.name.length > 34 ? `${o.name.slice(0, 33)}…` : o.name).replace("aten::", "")), h("td", { class: "aw-num", title: provenance(t) }, figure(t)), h("td", { class: "aw-num" }, percent(o.share.value)), h("td", {}, o.module ? picker(ctx, o.module, tail(o.module)) : "–"), h("td", { class: "aw-num" }, o.calls), h("td", {}, what));
   const rows = [...profile.operators.map((o) => row(o.family, o, time(o))), ...profile.kernels.map((k) => row("GPU kernel", k, k.device_time))];
   fill(body, rows.length ? rows : h("tr", {}, h("td", { colspan: 6 }, "no operator was recorded")));
   const mark = () => {
@@ -254,6 +247,7 @@ function operators(ctx, profile) {
   };
   const columns = [["name"], [gpu ? "GPU time" : "own time", "aw-num"], ["share", "aw-num"], ["mostly in"], ["calls", "aw-num"], ["kind"]];
   node.append(h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "operators and kernels" }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, columns.map(([text, kind]) => h("th", { scope: "col", class: kind }, text)))), body)));
+  roving(body);
   mark();
   return { node, mark };
 }
@@ -279,8 +273,9 @@ function timeline(ctx, profile) {
     h("g", { class: "aw-series" }, steps(t.times_s.map((at, i) => [at, t.held_bytes[i]]), x, y, y(0))),
     h("circle", { class: "aw-peak", cx: peak[0], cy: peak[1], r: 4.5 }),
     h("text", { x: peak[0] + (right ? 9 : -9), y: peak[1] + 4, "text-anchor": right ? "start" : "end", class: "aw-strong" }, `peak ${figure(t.peak)}`));
-  const rows = t.alive.slice(0, 5).map((tensor) => h("tr", { "data-row": tensor.module }, h("td", { class: "aw-num" }, figure(tensor.bytes)), h("td", {}, tensor.operator.replace("aten::", "") || "outside operators"), h("td", {}, tensor.module ? picker(ctx, tensor.module, tensor.module) : "–")));
+  const rows = t.alive.slice(0, 5).map((tensor) => h("tr", { "data-row": tensor.module }, h("td", { class: "aw-num" }, figure(tensor.bytes)), h("td", {}, tensor.operator.replace("aten::", "") || "outside operators"), h("td", {}, tensor.module ? picker(ctx, tensor.module, tail(tensor.module)) : "–")));
   node.append(svg, h("p", { class: "aw-hint" }, `The highest moment is at ${where}. The largest blocks then:`), h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "largest blocks at the peak" }, h("table", { class: "aw-table" }, h("tbody", {}, rows))));
+  roving(node);
   return { node, mark: () => markRows(ctx, node) };
 }
 

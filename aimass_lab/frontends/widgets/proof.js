@@ -14,7 +14,7 @@ export function bundlePart(ctx, ui, target) {
   const formats = ctx.fact("formats").map(({ name, runtime, missing }) => h("option", { value: name, selected: name === ui.shipped, disabled: missing.length > 0 }, `${name}, run by ${runtime}${missing.length ? ` (needs ${missing.join(", ")})` : ""}`));
   const form = h("div", { class: "aw-bench", "data-live": true },
     h("label", { class: "aw-field" }, h("span", {}, "folder"), h("input", { type: "text", class: "aw-input", value: ui.folder, onchange: (event) => { ui.folder = event.target.value.trim() || ui.folder; show(); } })),
-    h("label", { class: "aw-field" }, h("span", {}, "the model as"), h("select", { class: "aw-input", "aria-label": "format of the model", onchange: (event) => { ui.shipped = event.target.value; show(); } }, h("option", { value: "" }, "the fastest here"), formats)),
+    h("label", { class: "aw-field" }, h("span", {}, "the model as"), h("select", { class: "aw-input", "aria-label": "format of the model", onchange: (event) => { ui.shipped = event.target.value; show(); } }, h("option", { value: "" }, "onnx, or what is faster here"), formats)),
     h("label", { class: "aw-field" }, h("span", {}, "replace what is there"), h("input", { type: "checkbox", checked: ui.force, onchange: (event) => { ui.force = event.target.checked; show(); } })),
     h("button", { type: "button", class: "aw-button aw-primary", onclick: () => ctx.run([line(), ctx.lineOn("check", ui.folder)]) }, "Write and prove"),
     h("button", { type: "button", class: "aw-button", onclick: () => ctx.run([line()]) }, "Write only"));

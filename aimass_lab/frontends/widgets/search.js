@@ -1,14 +1,14 @@
 // Search: limits as fields and handles, the front as it grows, every setting that was tried, and why the winner won.
 
-import { figure, interval, provenance } from "./format.js";
-import { fill, h, keeping, number, section } from "./dom.js";
+import { figure, measured, provenance } from "./format.js";
+import { fill, h, keeping, number, pick, roving, section } from "./dom.js";
 import { choose, field } from "./form.js";
 import { scatter, settingText, WORDS } from "./scatter.js";
 
 const LIMITS = { max_drop: null, p99: "latency_p99", memory: "memory", size: "size" };
 const ROWS = 40;
 const SEVERAL = ["recipe", "runtime", "batch"];
-const PLACEHOLDERS = { max_drop: "0.01", p99: "20ms", memory: "512MiB", size: "100MiB", recipe: "all worth a look; or a; b", runtime: "all there are; or a; b", batch: "1, 8, 32 and yours", trials: "no limit" };
+const PLACEHOLDERS = { max_drop: "e.g. 1%", p99: "e.g. 20ms", memory: "e.g. 1GiB", size: "e.g. 99MiB", recipe: "all worth a look; or a; b", runtime: "all there are; or a; b", batch: "1, 8, 32 and yours", trials: "no limit" };
 
 export const searchView = {
   name: "search",
@@ -113,12 +113,12 @@ class Search {
 
   lead(record) {
     const [first] = record.objectives;
-    const measured = record.candidates.filter((c) => c.status === "measured").length;
+    const tried = record.candidates.filter((c) => c.status === "measured").length;
     const best = record.best === null ? null : record.candidates[record.best];
-    const known = h("span", { class: "aw-hint" }, `${measured} of ${record.num_points.value.toLocaleString("en-US")} possible settings measured; ${record.stopped}.`);
+    const known = h("span", { class: "aw-hint" }, `${tried} of ${record.num_points.value.toLocaleString("en-US")} possible settings measured; ${record.stopped}.`);
     if (!best) return h("p", { class: "aw-lead aw-warm", role: "status" }, "Nothing to recommend yet. ", known);
     const n = best.numbers[first.name];
-    return h("p", { class: "aw-lead aw-good", role: "status" }, h("b", {}, settingText(best.setting)), `: ${WORDS[first.name]} ${figure(n)} ${interval(n)}. `, known);
+    return h("p", { class: "aw-lead aw-good", role: "status" }, h("b", {}, settingText(best.setting)), `: ${WORDS[first.name]} ${measured(n)}. `, known);
   }
 
   axesOf(record) {
@@ -210,7 +210,7 @@ class Search {
     const rows = [
       record.runner_up ? ["why not the runner-up", record.runner_up.text] : null,
       record.refused ? ["why not the first by its objective", record.refused.text] : null,
-      ...record.limits.map((limit) => [`limit of ${WORDS[limit.name]}, ${figure(limit.at_most)}${limit.relaxed === null ? "" : ": it binds"}`, `${limit.num_excluded.value === 1 ? "1 setting is" : `${limit.num_excluded.value} settings are`} beyond it, ${limit.num_excluded_alone.value} of them beyond nothing else; ${limit.text}`]),
+      ...record.limits.map((limit) => [`limit of ${WORDS[limit.name]}, ${figure(limit.at_most)}${limit.relaxed === null ? "" : ": it binds"}`, excludedBy(limit)]),
     ].filter(Boolean);
     return rows.length ? section("Why this one", null, h("dl", { class: "aw-why" }, rows.map(([text, says]) => h("div", {}, h("dt", {}, text), h("dd", {}, says))))) : null;
   }
@@ -221,13 +221,15 @@ class Search {
     const names = [...new Set(asked)].filter((name) => this.names.includes(name));
     const varied = ["threads", "instances"].filter((name) => new Set(record.candidates.map((c) => c.setting[name])).size > 1);
     const row = ({ c, i }) => h("tr", { "data-candidate": i, onpointerenter: () => this.show(i), onpointerleave: () => this.show(this.ui.picked) },
-      h("th", { scope: "row" }, h("button", { type: "button", class: "aw-pick", onclick: () => this.pick(i) }, settingText({ recipe: c.setting.recipe, device: c.setting.device }))),
+      h("th", { scope: "row" }, pick(settingText({ recipe: c.setting.recipe, device: c.setting.device }), { onclick: () => this.pick(i) })),
       h("td", { class: "aw-num" }, c.setting.batch_size ?? "–"), varied.map((name) => h("td", { class: "aw-num" }, c.setting[name] ?? "–")),
       names.map((name) => h("td", { class: "aw-num", title: c.numbers[name] ? provenance(c.numbers[name]) : null }, c.numbers[name] ? figure(c.numbers[name]) : "–")), h("td", {}, this.mark(i, c)));
     const heads = [["setting"], ["batch", "aw-num"], ...varied.map((name) => [name, "aw-num"]), ...names.map((name) => [WORDS[name], "aw-num"]), ["said of it"]];
     const left = shown.length - ROWS;
+    const body = h("tbody", {}, shown.slice(0, ROWS).map(row));
+    roving(body);
     return section("Best first", null, h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "settings that were tried" },
-      h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, heads.map(([text, kind]) => h("th", { scope: "col", class: kind }, text)))), h("tbody", {}, shown.slice(0, ROWS).map(row)))),
+      h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, heads.map(([text, kind]) => h("th", { scope: "col", class: kind }, text)))), body)),
       left > 0 ? h("p", { class: "aw-hint" }, `${left} further settings are in the record's candidates.`) : null);
   }
 
@@ -245,11 +247,16 @@ class Search {
   }
 }
 
-const FACTORS = { "": 1, s: 1, ms: 1e-3, us: 1e-6, "µs": 1e-6, min: 60, B: 1, kB: 1e3, MB: 1e6, GB: 1e9, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
+function excludedBy({ num_excluded: { value: all }, num_excluded_alone: { value: alone }, text }) {
+  if (!all) return `nothing that was tried is beyond it; ${text}`;
+  return `${all === 1 ? "1 setting is" : `${all} settings are`} beyond it, ${alone} of them beyond nothing else; ${text}`;
+}
+
+const FACTORS = { "": 1, "%": 0.01, s: 1, ms: 1e-3, us: 1e-6, "µs": 1e-6, min: 60, B: 1, kB: 1e3, MB: 1e6, GB: 1e9, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
 
 /** A typed limit in base units, for its line in the plot; null where it is not understood here: the kernel then says what is wrong. */
 function inBase(text) {
-  const found = /^([\d.]+)\s*([a-zµ]*)$/i.exec(text);
+  const found = /^([\d.]+)\s*([a-zµ%]*)$/i.exec(text);
   return found && found[2] in FACTORS && Number.isFinite(Number(found[1])) ? Number(found[1]) * FACTORS[found[2]] : null;
 }
 

@@ -1,7 +1,7 @@
 // What is shipped: the spec with the provenance of every number, its files and what a check finds in them, the bundle, and its proof.
 
 import { figure, interval, percent, sourceWord } from "./format.js";
-import { fill, h, section, table } from "./dom.js";
+import { fill, h, pick, roving, section, table } from "./dom.js";
 import { optionFields, stepText } from "./form.js";
 import { bundlePart, proofPart, proving } from "./proof.js";
 
@@ -115,18 +115,20 @@ class Shipping {
     const draw = () => {
       fill(holder, named.flatMap(([name, value]) => {
         const open = ui.chosen === name;
-        const pick = h("button", { type: "button", class: "aw-pick", "aria-expanded": String(open), "data-number": name, onclick: () => choose(open ? null : name) }, labelOf(name));
-        const row = h("tr", { class: open ? "aw-selected" : null }, h("th", { scope: "row" }, pick), h("td", { class: "aw-num" }, SHARES.includes(name) ? percent(value.value) : figure(value)), h("td", {}, h("span", { class: "aw-src" }, sourceWord(value))));
+        const title = pick(labelOf(name), { "aria-expanded": String(open), "data-number": name, onclick: () => choose(open ? null : name) });
+        const row = h("tr", { class: open ? "aw-selected" : null }, h("th", { scope: "row" }, title), h("td", { class: "aw-num" }, SHARES.includes(name) ? percent(value.value) : figure(value)), h("td", {}, h("span", { class: "aw-src" }, sourceWord(value))));
         return open ? [row, h("tr", {}, h("td", { colspan: 3, class: "aw-from" }, provenance(name, value, spec, choose)))] : [row];
       }));
     };
     const choose = (name) => {
+      const before = ui.chosen;
       ui.chosen = name;
       draw();
-      holder.querySelector(`[data-number="${name}"]`)?.focus();
+      holder.querySelector(`[data-number="${name ?? before}"]`)?.focus(); // also of what was folded, or the keyboard would begin at the page's top
       if (name) ctx.showCode([ctx.recordLine("serving_spec") ? `${ctx.recordLine("serving_spec")}.${name}` : this.specLine()]);
     };
     draw();
+    roving(holder);
     return section(`Numbers of ${spec.name}`, ctx.codeButton(() => ctx.recordLine("serving_spec") ?? this.specLine()),
       h("p", { class: "aw-hint" }, "Each says where it comes from: choose one."),
       h("div", { class: "aw-scroll aw-framed", tabindex: 0, role: "region", "aria-label": "numbers of the spec" }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, ["number", "value", "it was"].map((text, i) => h("th", { scope: "col", class: i === 1 ? "aw-num" : null }, text)))), holder)));
@@ -141,8 +143,8 @@ class Shipping {
     const text = h("pre", { class: "aw-file", tabindex: 0, role: "region", "aria-label": "the file" });
     const draw = () => { text.textContent = written.files[ui.file]; };
     draw();
-    const pick = names.length > 1 ? h("select", { class: "aw-input", "aria-label": "file", "data-live": true, onchange: (event) => { ui.file = event.target.value; draw(); } }, names.map((name) => h("option", { value: name, selected: name === ui.file }, name))) : null;
-    return section(title, [pick, ctx.codeButton(() => this.specLine())], pick ? null : h("p", { class: "aw-hint" }, ui.file), text);
+    const chosen = names.length > 1 ? h("select", { class: "aw-input", "aria-label": "file", "data-live": true, onchange: (event) => { ui.file = event.target.value; draw(); } }, names.map((name) => h("option", { value: name, selected: name === ui.file }, name))) : null;
+    return section(title, [chosen, ctx.codeButton(() => this.specLine())], chosen ? null : h("p", { class: "aw-hint" }, ui.file), text);
   }
 }
 

@@ -1,7 +1,7 @@
 // Try: a recipe put together step by step, tried on a copy beside the original, and every try so far side by side.
 
 import { figure, interval, percent, quantity } from "./format.js";
-import { fill, h, keeping, section } from "./dom.js";
+import { fill, h, keeping, pick, roving, section } from "./dom.js";
 import { covers, foreseen } from "./foreseen.js";
 import { optionFields, recipeText, stepText } from "./form.js";
 import { card, ratioScale, smallWhisker, verdictTag } from "./verdict.js";
@@ -178,12 +178,14 @@ class Try {
     const metric = measured.some((t) => t.record.metric_drop);
     const choose_ = (name) => { this.ui.chosen = name; this.showResults(); this.results.querySelector(".aw-pick[aria-current=true]")?.focus(); this.ctx.showCode(this.useLines(name)); };
     const row = (t) => h("tr", { class: t === chosen ? "aw-selected" : null },
-      h("th", { scope: "row" }, h("button", { type: "button", class: "aw-pick", "aria-current": String(t === chosen), onclick: () => choose_(t.name) }, t.name)),
+      h("th", { scope: "row" }, pick(t.name, { "aria-current": String(t === chosen), onclick: () => choose_(t.name) })),
       t.record ? this.figures(t.record, scale, metric) : h("td", { colspan: 5 }, "not tried by itself"),
       h("td", { class: "aw-num" }, t.memory ? figure(t.memory) : h("span", { class: "aw-hint" }, "released")));
     const heads = ["recipe", "verdict", "speed-up", "latency, copy", "on disk", metric ? "metric lost" : "outputs", "in memory"];
+    const body = h("tbody", {}, tries.map(row));
+    roving(body);
     return section("Tried so far", this.ctx.codeButton(() => this.variantsLine()), h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": "tried so far" },
-      h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, heads.map((text, i) => h("th", { scope: "col", class: i > 2 ? "aw-num" : null }, text)))), h("tbody", {}, tries.map(row)))));
+      h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, heads.map((text, i) => h("th", { scope: "col", class: i > 2 ? "aw-num" : null }, text)))), body)));
   }
 
   figures(record, scale, metric) {

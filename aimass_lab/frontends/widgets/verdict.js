@@ -122,7 +122,7 @@ function fellBack(ctx, one) {
   const parts = record.steps.map((step) => {
     const changed = `${step.num_changed_layers.value} of ${step.num_layers.value} layers changed, ${percent(step.weight_share.value)} of the weights`;
     const more = step.num_left > step.layers.length ? `, of which ${step.layers.length} are listed` : "";
-    const rows = step.layers.map((layer) => h("tr", {}, h("th", { scope: "row" }, layer.name || "(the model itself)"), h("td", {}, layer.type), h("td", { class: "aw-wrap" }, layer.detail)));
+    const rows = step.layers.map((layer) => h("tr", {}, h("th", { scope: "row", class: "aw-name" }, layer.name || "(the model itself)"), h("td", {}, layer.type), h("td", { class: "aw-wrap" }, layer.detail)));
     return [
       h("p", {}, h("code", {}, step.step.technique), `: ${changed}${step.num_left ? `; ${step.num_left} fell back${more}:` : "."}`),
       rows.length ? h("div", { class: "aw-scroll", tabindex: 0, role: "region", "aria-label": `layers that ${step.step.technique} left as they were` }, h("table", { class: "aw-table" }, h("thead", {}, h("tr", {}, ["layer", "type", "why"].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows))) : null,

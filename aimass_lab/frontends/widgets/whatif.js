@@ -1,6 +1,6 @@
 // What if the batch were another: curves from the fitted model, followed by hand; a measured dot where it is let go.
 
-import { capital, figure, interval, quantity, sourceWord } from "./format.js";
+import { capital, figure, interval, measured, percent, quantity, sourceWord } from "./format.js";
 import { empty, fill, h, number, section } from "./dom.js";
 import { at, axes, bandLine, draggable, linear, logarithmic, powers, scaleTicks } from "./plot.js";
 import { lengthPart } from "./lengths.js";
@@ -137,7 +137,6 @@ class WhatIf {
   /** Follow the hand: everything that is shown comes from the curves that are here already. */
   move(batch) {
     this.batch = this.ctx.ui.batch = Math.min(this.sizes[1], Math.max(this.sizes[0], batch));
-    if (document.activeElement !== this.box) this.box.value = this.batch;
     this.box.value = this.batch;
     if (document.activeElement !== this.slider || !this.slider.matches(":active")) this.slider.value = Math.log2(this.batch);
     this.slider.setAttribute("aria-valuetext", `${this.batch} items`);
@@ -148,7 +147,7 @@ class WhatIf {
     const predicted = (p, unit) => (p ? [h("b", {}, quantity(p.y, unit)), h("span", { class: "aw-band" }, interval({ value: p.y, unit, interval: [p.low, p.high] })), h("span", { class: "aw-src" }, "predicted")] : "not predicted");
     const card = (text, value, more) => h("div", { class: "aw-fact" }, h("span", { class: "aw-fact-name" }, text), value, more ? h("span", { class: "aw-band" }, more) : null);
     fill(this.cards,
-      QUANTITIES.map(([name, title, unit]) => card(title, seen?.[name] ? number(seen[name]) : h("span", { class: "aw-number" }, predicted(found[name], unit)), seen?.[name] && before?.[name] ? `was predicted ${figure(before[name])} ${interval(before[name])}` : null)),
+      QUANTITIES.map(([name, title, unit]) => card(title, seen?.[name] ? number(seen[name]) : h("span", { class: "aw-number" }, predicted(found[name], unit)), seen?.[name] && before?.[name] ? `was predicted ${measured(before[name])}` : null)),
       card(`one copy at ${this.rate.toLocaleString("en-US")} requests/s`, h("span", { class: "aw-number" }, h("b", {}, found.throughput ? this.busy(found.throughput.y) : "–"), h("span", { class: "aw-src" }, "predicted")), this.batch > 1 ? `${quantity((this.batch - 1) / this.rate, "s")} until ${this.batch} requests have come` : "no request waits for another"));
     this.say();
     this.ctx.showCode(this.lines());
@@ -163,7 +162,7 @@ class WhatIf {
 
   busy(throughput) {
     const share = this.rate / throughput;
-    return share <= 1 ? `${Math.round(100 * share)} % busy` : `too much: ${Math.ceil(share)} copies at least`;
+    return share <= 1 ? `${percent(share)} busy` : `too much: ${Math.ceil(share)} copies at least`;
   }
 
   tooLarge() { return this.largest !== undefined && this.largest !== null && this.batch > this.largest; }
@@ -175,7 +174,7 @@ class WhatIf {
     if (seen && before) {
       const [low, high] = before.latency.interval ?? [before.latency.value, before.latency.value];
       const hit = seen.latency.value >= low && seen.latency.value <= high;
-      return `Batch ${this.batch}: predicted ${figure(before.latency)} ${interval(before.latency)}, measured ${figure(seen.latency)} (${sourceWord(seen.latency)}): ${hit ? "inside" : "outside"} the band.`;
+      return `Batch ${this.batch}: predicted ${measured(before.latency)}, measured ${figure(seen.latency)} (${sourceWord(seen.latency)}): ${hit ? "inside" : "outside"} the band.`;
     }
     if (this.ctx.busy()) return `Batch ${this.batch} is measured beside the notebook, after what is running.`;
     if (seen) return `Batch ${this.batch}: measured ${figure(seen.latency)} (${sourceWord(seen.latency)}).`;

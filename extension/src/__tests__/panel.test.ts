@@ -3,9 +3,9 @@
 import * as assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { formatBytes, formatCount, formatGrowth, formatPart, formatSeconds } from '../format';
+import { formatBytes, formatCount, formatGrowth, formatPart, formatSeconds, formatShare } from '../format';
 import type { Live } from '../records';
-import { busyCores, pieces, Series, valuesOf } from '../series';
+import { busyCores, pieces, Series, stolenShare, valuesOf } from '../series';
 
 const number = (value: number, unit: string) =>
   ({ value, unit, source: 'measured', method: 'test' }) as never;
@@ -37,6 +37,7 @@ test('quantities read as in the Python half', () => {
   assert.equal(formatSeconds(0.0123), '12.3 ms');
   assert.equal(formatSeconds(125), '2 min 5 s');
   assert.equal(formatCount(1234567), '1.23 M');
+  assert.deepEqual([0, 0.0002, 0.043, 0.498, 0.99996, 1].map(formatShare), ['0 %', '< 0.1 %', '4.3 %', '50 %', '99.99 %', '100 %']);
 });
 
 test('a series forgets what is older than its window', () => {
@@ -59,6 +60,15 @@ test('a container with a quota counts its own use, a machine its usable cores', 
     memory: { machine_used_bytes: number(3, 'B'), container_used_bytes: number(1, 'B'), container_limit_bytes: number(2, 'B') }
   });
   assert.equal(valuesOf(limited).get('memory'), 1);
+});
+
+test('what the host takes of the processor is told from one percent on, and drawn in cores', () => {
+  const taken = (share: number) => live({}, { stolen: number(share, 'ratio') });
+  assert.equal(stolenShare(taken(0.25)), 0.25);
+  assert.equal(stolenShare(taken(0.001)), null);
+  assert.equal(stolenShare(live({})), null);
+  assert.equal(valuesOf(taken(0.25)).get('stolen'), 1);
+  assert.equal(valuesOf(live({})).has('stolen'), false);
 });
 
 test('what is not known is absent, never zero', () => {

@@ -6,7 +6,7 @@ import * as React from 'react';
 import { formatBytes, formatNumber, formatPart, formatShare, provenance } from '../format';
 import { PanelModel } from '../model';
 import type { GpuReading, Live } from '../records';
-import { hasQuota } from '../series';
+import { hasQuota, stolenShare } from '../series';
 import { Chart, IChart } from './chart';
 import { GpuUsers } from './gpus';
 import { Remark, Section } from './parts';
@@ -50,6 +50,7 @@ function Charts(props: {
   const used = inContainer ? memory.container_used_bytes : memory.machine_used_bytes;
   const total = inContainer ? memory.container_limit_bytes : memory.machine_total_bytes;
   const cores = model.series('cpu').last;
+  const stolen = stolenShare(live);
   const receive = model.series('receive').last;
   const transmit = model.series('transmit').last;
   const noGpu = notes.find(note => note.code === 'missing:gpu');
@@ -60,8 +61,14 @@ function Charts(props: {
         <Chart
           {...shared}
           label={trans.__('Processor')}
-          caption={quota ? trans.__('this container') : undefined}
+          caption={[
+            quota ? trans.__('this container') : '',
+            stolen ? trans.__('its host took %1 of the processor', formatShare(stolen)) : ''
+          ]
+            .filter(Boolean)
+            .join(' · ')}
           series={model.series('cpu')}
+          other={model.series('stolen').highest ? model.series('stolen') : undefined}
           limit={quota ? cpu.usable_cores.value : (cpu.cores ?? []).length}
           format={value => trans.__('%1 cores', value.toFixed(2))}
           text={trans.__(
@@ -72,7 +79,7 @@ function Charts(props: {
           tooltip={
             quota
               ? provenance(cpu.container)
-              : trans.__('Busy cores of those that may be used; %1', cpu.name)
+              : trans.__('Busy cores of those that may be used, and dashed what the host of a virtual machine took; %1', cpu.name)
           }
         />
       ) : null}

@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.lock)
 PANEL := $(shell find extension/src extension/style extension/schema -type f 2>/dev/null) $(wildcard extension/*.json extension/*.py extension/yarn.lock)
 SOURCES := pyproject.toml constraints.lock Makefile $(PANEL)
 
-.PHONY: help lab tour test lint format types hooks schemas panel lock benchmark benchmark-demand benchmark-compression benchmark-search benchmark-planning benchmark-serving benchmark-stories clean
+.PHONY: help lab tour test lint format types hooks schemas panel lock benchmark benchmark-demand benchmark-compression benchmark-search benchmark-planning benchmark-serving benchmark-stories pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -77,6 +77,9 @@ benchmark-planning: $(VENV)/.test  ## Predict, run and compare pools, kill worke
 
 benchmark-stories: $(VENV)/.test panel browser  ## Time the stories in a real JupyterLab: digits and BERT-base; goes on where it stopped, MINUTES=N stops earlier
 	$(BIN)/python tests/benchmarks/stories/run.py $(if $(MINUTES),--minutes $(MINUTES))
+
+pictures: $(VENV)/.test panel browser  ## Take README's pictures again, two minutes each; wants the machine for itself
+	$(BIN)/python tests/pictures.py
 
 lock: $(VENV)/.dev  ## Write constraints.lock again: the newest versions that fit, for every supported Python; torch stays as pinned
 	echo "$(TORCH)" > $(VENV)/torch-pin.txt

@@ -226,6 +226,10 @@ def _other_machine(before: Record, after: Record) -> bool:
 def _context(before: Record, after: Record, moved: bool) -> list[Finding]:
     """What else differs, and speaks against comparing the two."""
     found = []
+    was_kind, kind = (type(record).__name__ for record in (before, after))
+    if was_kind != kind:
+        text = f"the baseline is a {was_kind} and what is checked a {kind}: figures of the same name are compared, which may have been found in other ways"
+        found.append(Finding(code="W-KINDS", path="/", text=text))
     a, b = (getattr(record, "model", None) for record in (before, after))
     if getattr(a, "digest", None) != getattr(b, "digest", None) and a is not None and b is not None:
         text = f"the models differ: {getattr(a, 'name', a)} ({getattr(a, 'digest', '')}) before, {getattr(b, 'name', b)} ({getattr(b, 'digest', '')}) now"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .readings.base import Sources
 from .records import Environment, Note
+from .units import format_share
 
 if TYPE_CHECKING:
     import torch
@@ -223,9 +224,9 @@ class LoadMeter:
         if self.foreign_cores is not None:
             seen.append(f"other processes kept {self.foreign_cores:.1f} of {usable_cores():g} cores busy")
         if self.pressure is not None:
-            seen.append(f"tasks waited for a core {self.pressure:.0%} of the time")
+            seen.append(f"tasks waited for a core {format_share(self.pressure)} of the time")
         if self.stolen is not None and self.stolen >= 0.01:
-            seen.append(f"the host took {self.stolen:.0%} of the processor")
+            seen.append(f"the host took {format_share(self.stolen)} of the processor")
         return " and ".join(filter(None, (", ".join(seen[:-1]), *seen[-1:])))
 
     def notes(self) -> tuple[Note, ...]:

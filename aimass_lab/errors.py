@@ -71,6 +71,14 @@ class InputError(AimassError, ValueError):
     """An argument, an option or example inputs that cannot be used."""
 
 
+OTHER_WORDS = {
+    "try": "trial", "compress": "trial", "tune": "search", "optimize": "search", "optimise": "search", "what": "demand", "estimate": "demand",
+    "benchmark": "profile", "export": "spec", "deploy": "bundle", "verify": "check", "k8s": "kubernetes", "prune": "channel_pruning",
+    "quantize": "int8_dynamic", "quantise": "int8_dynamic",
+}  # fmt: skip
+"""What people call things elsewhere, and which name of ours they mean by it, where a family has that name."""
+
+
 class UnknownNameError(InputError):
     """A name that no member of a family has.
 
@@ -84,7 +92,8 @@ class UnknownNameError(InputError):
         names = sorted(known)
         low = name.lower()
         same, close = [known for known in names if known.lower() == low], difflib.get_close_matches(low, names, n=1)
-        near = next(iter([*same, *close, *(known for known in names if low and known.startswith(low))]), None)
+        meant = [known for known in names if known == OTHER_WORDS.get(low)]
+        near = next(iter([*same, *meant, *close, *(known for known in names if low and known.startswith(low))]), None)
         hint = f"did you mean {near!r}? " if near else ""
         super().__init__(f"no {kind} called {name!r}", help=f"{hint}there are: {', '.join(names) or 'none'}")
 

@@ -44,7 +44,7 @@ from .records import (
     TraceSummary,
     TrialResult,
 )
-from .units import format_quantity
+from .units import format_count, format_quantity, format_share
 
 
 def format_number(number: Number | None) -> str:
@@ -104,7 +104,11 @@ def _(record: Demand) -> str:
     fits = "" if record.fits is None else ", fits" if record.fits else ", does not fit"
     where = f" on {record.device}" if record.device else ""
     memory = f"weights {format_number(record.weight_bytes)}, peak {format_number(record.peak_memory_bytes)}"
-    return f"{format_number(record.flops)}, {memory} at batch {record.batch_size}{fits}{where}"
+    room = ""
+    if record.fits is False and record.memory_limit_bytes is not None:
+        most = "" if record.max_batch_size is None else f"; the largest batch that does is {record.max_batch_size.value:,.0f}"
+        room = f", which has {format_number(record.memory_limit_bytes)}{most}"
+    return f"{format_number(record.flops)}, {memory} at batch {record.batch_size:,}{fits}{where}{room}"
 
 
 @headline.register
@@ -122,7 +126,7 @@ def _(record: SequenceDemand) -> str:
 def _(record: ResourceDemand) -> str:
     rate = f"{record.requests_per_s.value:g} requests/s keep {record.busy_devices.value:.3g} × {record.device} busy"
     demand = f"C {format_number(record.compute_flops_per_s)}, S {format_number(record.memory_bytes_per_s)}, N {format_number(record.network_bytes_per_s)}"
-    return f"{rate} ({record.chosen}): at least {record.replicas.value:g} at {record.utilization.value:.0%}; {demand}"
+    return f"{rate} ({record.chosen}): at least {record.replicas.value:g} at {format_share(record.utilization.value)}; {demand}"
 
 
 @headline.register
@@ -138,7 +142,7 @@ def _(record: NetworkDemand) -> str:
 
 @headline.register
 def _(record: TrialResult) -> str:
-    speeds = ", ".join(f"{p.speedup.value:.2f}× {_ratio_band(p.speedup)} at batch {p.batch_size}" for p in record.points)
+    speeds = ", ".join(f"{p.speedup.value:.2f} × {_ratio_band(p.speedup)} at batch {p.batch_size}" for p in record.points)
     size = record.stored_bytes.value / record.stored_original_bytes.value if record.stored_original_bytes.value else 1.0
     smaller = "" if 0.99 < size < 1.01 else f", {size:.2f} of the bytes on disk"
     kept = f"fidelity {record.fidelity.value:.4f}" if record.metric_variant is None else f"metric {record.metric_variant.value:.4g}"
@@ -160,7 +164,9 @@ def _(record: SearchResult) -> str:
         return f"{tried}, none to be recommended; {record.stopped}"
     best, first = record.candidates[record.best], record.objectives[0].name
     setting = best.setting
-    load = [f"batch {setting.batch_size}" if setting.batch_size else "", f"{setting.instances} × {setting.threads or 'all'} threads" if setting.threads else ""]
+    threads = f"{setting.threads} thread{'' if setting.threads == 1 else 's'}" if setting.threads else ""
+    several = f"{setting.instances} instances" if setting.instances > 1 else ""
+    load = [f"batch {setting.batch_size}" if setting.batch_size else "", " of ".join(filter(None, (several, threads)))]
     where = f" ({', '.join(filter(None, load))})" if any(load) else ""
     number = best.numbers[first]
     found = f"{first.replace('_', ' ')} {format_measured(number)}"
@@ -173,7 +179,7 @@ def _(record: Plan) -> str:
         return f"not feasible on {record.device}: {record.binding}"
     beside = " and the server's own time" if any(note.code == "missing:overhead" for note in record.notes) else ""
     latency = f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}{beside}"
-    busy = f"{100 * record.utilization.value:.0f} % busy{_doubt(record.replicas)}"
+    busy = f"{format_share(record.utilization.value)} busy{_doubt(record.replicas)}"
     return f"{record.replicas.value:g} × {record.device}, batch ≤ {record.max_batch_size.value:g}, {latency}, {busy}"
 
 
@@ -205,8 +211,8 @@ def _(record: ScalePlan) -> str:
     way = format_quantity(best.min_replicas, "replica")
     if best.kind != "static":
         way = f"{best.scaler} from {way}, {best.replicas.value:.2f} on average"
-    kept = "" if best.held_out is None else f", {best.held_out.value:.2%} on arrivals held out"
-    attained = f"{best.attainment.value:.2%} within {format_number(record.latency_target)}{kept}"
+    kept = "" if best.held_out is None else f", {format_share(best.held_out.value, decimals=2)} on arrivals held out"
+    attained = f"{format_share(best.attainment.value, decimals=2)} within {format_number(record.latency_target)}{kept}"
     return f"{'' if record.feasible else 'not feasible; nearest: '}{way}: {attained}"
 
 
@@ -216,8 +222,12 @@ def _(record: FleetAllocation) -> str:
     cost = "" if record.cost is None else f" for {format_number(record.cost)}"
     served = sum(m.share.value > 0 for m in record.models)
     whole = record.status == "all served"
-    reached = f"all {len(record.models)} models served" if whole else f"not everything fits: {served} of {len(record.models)} models served"
-    least = "" if whole else f", the least to {record.least_share.value:.0%}"
+    reached = (
+        f"{'all ' if len(record.models) > 1 else ''}{format_count(len(record.models), 'model')} served"
+        if whole
+        else f"not everything fits: {served} of {len(record.models)} models served"
+    )
+    least = "" if whole else f", the least to {format_share(record.least_share.value)}"
     missed = sum(not m.meets for m in record.models if m.replicas is not None)
     doubt = f"; {missed} may miss the target when simulated together" if missed else ""
     return f"{reached}{least}, on {nodes}{cost}{doubt}"
@@ -264,8 +274,8 @@ def _(record: Check) -> str:
 
 @headline.register
 def _(record: Live) -> str:
-    served = f", {len(record.services)} bundle(s) served" if record.services else ""
-    return f"{headline(record.readings)}; {len(record.kernels)} kernel(s){served}"
+    served = f", {format_count(len(record.services), 'bundle')} served" if record.services else ""
+    return f"{headline(record.readings)}; {format_count(len(record.kernels), 'kernel')}{served}"
 
 
 @headline.register
@@ -286,8 +296,8 @@ def _(record: Monitoring) -> str:
     latency = "nothing answered" if record.latency_p99 is None else f"p99 {format_number(record.latency_p99)} {format_interval(record.latency_p99)}"
     failed = f", {record.failed.value:,.0f} failed" if record.failed.value else ""
     restarts = f", {record.restarts.value:g} workers restarted" if record.restarts.value else ""
-    budget = "" if record.budget is None else f", {record.budget.spent.value:.0%} of the error budget spent"
-    return f"{format_number(record.throughput)}, {latency}, {record.utilization.value:.0%} busy{failed}{restarts}{budget}"
+    budget = "" if record.budget is None else f", {format_share(record.budget.spent.value)} of the error budget spent"
+    return f"{format_number(record.throughput)}, {latency}, {format_share(record.utilization.value)} busy{failed}{restarts}{budget}"
 
 
 @headline.register
@@ -299,7 +309,7 @@ def _(record: History) -> str:
 def _(record: Prediction) -> str:
     best = max(record.points, key=lambda p: p.throughput.value)
     technique = "" if record.technique == "none" else f" with {record.technique}"
-    largest = "" if record.max_batch_size is None else f", largest batch {record.max_batch_size.value:,g}"
+    largest = "" if record.max_batch_size is None else f", largest batch {format_number(record.max_batch_size)}"
     return f"best throughput {format_number(best.throughput)} at batch {best.batch_size} ({best.basis}){largest}{technique} on {record.device}"
 
 
@@ -321,10 +331,11 @@ def _(record: Comparison) -> str:
 def _(record: Readings) -> str:
     cpu, memory = record.cpu, record.memory
     cores = f"{'unknown' if cpu.machine is None else f'{cpu.machine.value:.1f}'} cores busy of {cpu.usable_cores.value:g} usable"
+    stolen = [f"{format_share(cpu.stolen.value)} of the processor taken by the host"] if cpu.stolen is not None and cpu.stolen.value >= 0.01 else []
     usable = f"{format_number(memory.usable_bytes)} of memory usable"
     known = [(gpu.index, gpu.utilization) for gpu in record.gpus if gpu.mig_instance is None]
-    gpus = [f"GPU {index} {'not readable' if busy is None else f'{busy.value:.0%} busy'}" for index, busy in known]
-    return ", ".join([cores, usable, *(gpus or ["no GPU readings"])])
+    gpus = [f"GPU {index} {'not readable' if busy is None else f'{format_share(busy.value)} busy'}" for index, busy in known]
+    return ", ".join([cores, *stolen, usable, *(gpus or ["no GPU readings"])])
 
 
 @headline.register
@@ -332,7 +343,7 @@ def _(record: TraceSummary) -> str:
     step = record.step
     parts = {"GPU kernels": step.kernel, "operators on the host": step.cpu, "the GPU's runtime": step.runtime, "copies": step.memcpy, "the rest": step.other}
     name, longest = max(((name, part) for name, part in parts.items() if part is not None), key=lambda pair: pair[1].value)
-    share = f"{longest.value / step.total.value:.0%} of it {name}" if step.total.value > 0 else "nothing of it known"
+    share = f"{format_share(longest.value / step.total.value)} of it {name}" if step.total.value > 0 else "nothing of it known"
     operator = f"; most own time in {record.operators[0].name}" if record.operators else ""
     return f"{record.num_steps} steps of {format_number(step.total)}, {share}{operator}{_doubt(step.total)}"
 

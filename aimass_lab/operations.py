@@ -11,7 +11,7 @@ from .errors import BundleError, InputError
 from .records import AnyRecord, Check, Comparison, History, Ledger, Monitoring, Readings, Record, Service, ServingSpec, TraceSummary
 from .store import Store
 from .units import parse_seconds
-from .verbs import Amount, Count, Part, Progress, Seconds, verb
+from .verbs import Count, Latency, Part, Progress, Seconds, Share, verb
 
 if TYPE_CHECKING:
     from .serving.launch import Server
@@ -52,7 +52,7 @@ def check(
     seconds: Seconds | None = None,
     crd: tuple[str, ...] = (),
     baseline: str | None = None,
-    tolerance: Amount = 0.05,
+    tolerance: Share = 0.05,
     progress: Progress | None = None,
     seen: Callable[[Check], None] | None = None,
 ) -> Check:
@@ -112,7 +112,7 @@ def monitor(
     *,
     seconds: Seconds = 10.0,
     every: Seconds = 1.0,
-    p99: Seconds | None = None,
+    p99: Latency | None = None,
     attainment: Part = 0.99,
     token: str | None = None,
     progress: Progress | None = None,

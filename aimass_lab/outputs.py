@@ -26,9 +26,9 @@ def opened(outputs: Any) -> Any:
     """The same outputs with each dataclass as an `Opened`, for torch takes a dataclass that nobody registered for something without parts."""
     from torch.utils import _pytree
 
-    _register()
     if not any(map(_is_closed, _pytree.tree_leaves(outputs))):
         return outputs
+    _register()  # only now: a model that is compiled with this in it would be told at length of the cache
     return _pytree.tree_map(lambda leaf: _open(leaf) if _is_closed(leaf) else leaf, outputs)
 
 

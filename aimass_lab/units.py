@@ -100,10 +100,17 @@ def format_quantity(value: float, unit: str) -> str:
     return format_decimal(value, unit)
 
 
-def format_share(value: float) -> str:
-    """``0.498`` -> ``50 %``, ``0.043`` -> ``4.3 %``, ``0.99996`` -> ``99.99 %``: a part of a whole, which is only called 100 % where it is all of it."""
+def format_share(value: float, *, decimals: int | None = None) -> str:
+    """``0.498`` -> ``50 %``, ``0.043`` -> ``4.3 %``, ``0.99996`` -> ``99.99 %``: a part of a whole, which is only called 100 % where it is all of it.
+
+    Args:
+        value: 1 is the whole.
+        decimals: Digits behind the point; as many as tell something if not given.
+    """
     if 0.995 <= value < 1:
         return f"{math.floor(1e4 * value) / 100:.2f} %"
+    if decimals is not None:
+        return f"{100 * value:.{decimals}f} %"
     if value == 0:
         return "0 %"
     if abs(value) < 0.0005:
@@ -120,6 +127,19 @@ def parse_seconds(text: str | float) -> float:
     time_s = _parse(text, _SECONDS, "s", "a time such as 50ms, 0.05s or 0.05 (seconds)")
     if time_s > LONGEST_S:
         raise InputError(f"{text!r} is longer than {LONGEST_S:g} s, 30 years")
+    return time_s
+
+
+def parse_latency(text: str | float) -> float:
+    """``"50ms"`` -> ``0.05``, as `parse_seconds`; but a bare number of 1 or more, which some mean in milliseconds, is asked back.
+
+    Raises:
+        InputError: not a positive time, or one that could be either.
+    """
+    time_s = parse_seconds(text)
+    bare = _plain(text)
+    if bare is not None and bare >= 1:
+        raise InputError(f"{text!r} could be {bare:g}ms or {bare:g}s: give it with its unit")
     return time_s
 
 
@@ -207,16 +227,36 @@ def parse_amount(text: str | float) -> float:
     return number
 
 
+def parse_share(text: str | float) -> float:
+    """``"0.005"`` or ``"0.5%"`` -> ``0.005``: relative to something, 0 or more.
+
+    Raises:
+        InputError: not such a number.
+    """
+    number = _relative(text)
+    if number is None or not 0 <= number <= LARGEST_AMOUNT:
+        raise InputError(f"{text!r} is not a share of at least 0", help="0.01 and 1% are the same")
+    return number
+
+
 def parse_part(text: str | float) -> float:
-    """``"0.99"`` -> ``0.99``.
+    """``"0.99"`` or ``"99%"`` -> ``0.99``.
 
     Raises:
         InputError: not a number above 0 and at most 1.
     """
-    number = _plain(text)
+    number = _relative(text)
     if number is None or not 0 < number <= 1:
-        raise InputError(f"{text!r} is not a number above 0 and at most 1")
+        raise InputError(f"{text!r} is not a number above 0 and at most 1", help="0.99 and 99% are the same")
     return number
+
+
+def _relative(text: str | float) -> float | None:
+    """A number that may be given in percent; None if it is none."""
+    if isinstance(text, str) and text.strip().endswith("%"):
+        number = _plain(text.strip()[:-1])
+        return None if number is None else number / 100
+    return _plain(text)
 
 
 def _plain(text: str | float) -> float | None:

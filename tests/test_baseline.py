@@ -13,7 +13,7 @@ from aimass_lab.export import read_exporter
 from aimass_lab.export.files import write_files
 from aimass_lab.frontends.cli import main
 from aimass_lab.frontends.render import render_text
-from aimass_lab.records import Check, Environment, Number, Promise, any_from_json, to_json
+from aimass_lab.records import Bundle, Check, Environment, Number, Promise, any_from_json, to_json
 from aimass_lab.spec import write_spec
 from aimass_lab.store import Store
 
@@ -108,6 +108,18 @@ def test_what_was_asked_is_no_figure_and_a_difference_is_told():
     assert [f.text for f in found.findings if f.code == "W-ASKED"] == ["what was asked differs: 400 before, 800 now"]
 
 
+def test_results_of_two_kinds_are_compared_by_their_common_figures_and_it_says_so():
+    spec, proof = make(), promised(latency_p99=0.02, memory=10**9)
+    bundle = Bundle(
+        folder="b", name="b", version="1", model=spec.model, format="onnx", size_bytes=number(1, "B"), num_files=1, promises=proof.promises, digest="d"
+    )
+    found = compare_with_baseline(proof, bundle, proof, baseline="base", tolerance=0.05)
+    assert {change.verdict for change in found.changes} == {"same"}
+    assert ["the baseline is a Bundle and what is checked a Check" in finding.text for finding in found.findings if finding.code == "W-KINDS"] == [True]
+    alike = compare_with_baseline(proof, proof, proof, baseline="base", tolerance=0.05)
+    assert "W-KINDS" not in [finding.code for finding in alike.findings]
+
+
 def test_a_check_that_failed_anyway_stays_failed_and_one_that_was_not_judged_too():
     same = promised(latency_p99=0.02)
     for passed in (False, None):
@@ -160,7 +172,7 @@ def test_a_record_against_a_run_of_the_history(tmp_path, monkeypatch):
         ("nowhere.json", {}, "is not there"),
         ("notes.json", {}, "is there, and is no record"),
         ("old.json", {}, "a record of another version"),
-        ("base.yaml", {"tolerance": -1}, "tolerance: -1 is not a number of at least 0"),
+        ("base.yaml", {"tolerance": -1}, "tolerance: -1 is not a share of at least 0"),
         ("other.json", {}, "no figure in common"),
     ],
 )

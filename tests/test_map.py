@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "aimass_lab"
 FLOORS = {
     0: {"records", "errors", "interrupts", "registry", "units"},
     1: {
-        "baseline", "bundle", "comparison", "compression", "demand", "devices", "environment", "export", "finetuning", "fleet", "formats", "headlines", "jobs",
-        "manifests", "monitoring",
+        "baseline", "bundle", "comparison", "compiled", "compression", "demand", "devices", "dynamic_shapes", "environment", "export", "finetuning", "fleet",
+        "formats", "headlines", "jobs", "manifests", "monitoring",
         "inputs", "network", "options", "outputs",
         "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
@@ -25,8 +25,9 @@ FLOORS = {
 }  # fmt: skip
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
-    "records", "errors", "interrupts", "registry", "units", "devices", "export", "fleet", "headlines", "jobs", "manifests", "monitoring", "network", "options",
-    "planning", "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec", "store", "verbs", "frontends", "serving",
+    "records", "errors", "interrupts", "registry", "units", "compiled", "devices", "dynamic_shapes", "export", "fleet", "headlines", "jobs",
+    "manifests", "monitoring", "network", "options", "planning", "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec",
+    "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 
 

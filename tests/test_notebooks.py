@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from proofs import TRIES
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -37,7 +38,13 @@ def run_notebook(path, tmp_path, *, own_folder):
 
 @pytest.mark.slow
 def test_the_tour_ends_in_pass(tmp_path, tmp_path_factory):
-    done, saved = run_notebook(ROOT / "notebooks" / "01_tour.ipynb", tmp_path, own_folder=tmp_path_factory.mktemp("runtime"))
+    for attempt in range(TRIES):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        done, saved = run_notebook(ROOT / "notebooks" / "01_tour.ipynb", folder, own_folder=tmp_path_factory.mktemp("runtime"))
+        slow = any(words in done.stderr for words in ("not feasible", "does not hold its promises on this machine"))  # 50 ms
+        if not slow:
+            break
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "01_tour.ipynb: PASS" in done.stdout
     accuracy = float(re.search(r"test accuracy: ([\d.]+)%", done.stdout)[1])

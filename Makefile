@@ -21,8 +21,9 @@ lab: $(VENV)/.lab panel  ## Open JupyterLab on the tour
 tour: $(VENV)/.lab  ## Run the tour without a browser; fails unless its bundle's proof ends in PASS
 	$(BIN)/python notebooks/run.py notebooks/01_tour.ipynb
 
+# Where a process of pytest dies, it ends at once and says with which test: pytest-xdist would put another in its place, and wait for ever at the end.
 test: $(VENV)/.test panel browser  ## Run every test: in two processes, because most of a test is waiting; those that rest on what things take, alone
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/.dev  ## Check style and types

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .compiled import compiled_apart, copy_compiled, uncompiled
@@ -22,6 +22,8 @@ keep_whole(__file__)  # an interrupt that left a model half put back would leave
 
 COPY_LIMIT_BYTES = 2**30
 """Parameters up to this size are copied, so that even a write behind torch's back is put back."""
+_held: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+"""Copies that blocks which are under way keep, by the tensor's id: the tensor, the writes that torch had seen, its values. A block within takes them."""
 
 
 @contextlib.contextmanager
@@ -51,7 +53,8 @@ def preserved(model: nn.Module, *, evaluate: bool = True, values: bool = True) -
     small = sum(p.numel() * p.element_size() for _, p, _ in parameters) <= COPY_LIMIT_BYTES
     plain = [v for module in modules for v in vars(module).values() if isinstance(v, torch.Tensor)]
     kept_tensors = [*model.buffers(), *plain, *(p for _, p, _ in parameters if small)] if values else []
-    copies = [(t, t.detach().clone()) for t in kept_tensors if t.device.type != "meta"]
+    mine: list[int] = []
+    copies = _copies([t for t in kept_tensors if t.device.type != "meta"], mine)
     grads = [(p, p.grad) for p in model.parameters()]
     random_state = _random_state()
     grad_enabled = torch.is_grad_enabled()
@@ -71,6 +74,9 @@ def preserved(model: nn.Module, *, evaluate: bool = True, values: bool = True) -
                 # a tensor made under inference mode may only be written there
                 with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
                     tensor.copy_(value)
+            if (held := _held.get(id(tensor))) is not None and held[2] is value:
+                _held[id(tensor)] = (tensor, _version(tensor), value)  # putting it back was a write, too
+        _forget(mine)
         for parameter, grad in grads:
             parameter.grad = grad
         _set_random_state(random_state)
@@ -109,6 +115,36 @@ def private_copy(model: nn.Module, *, alike: bool = False) -> nn.Module:
     for module in duplicate.modules():
         module.__dict__["training"] = False  # by attribute, because a model may override train() to do more than set the flag
     return duplicate
+
+
+def _copies(tensors: Iterable[torch.Tensor], mine: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Tensors with their values, kept apart: those that a block around this one keeps, as long as nobody wrote since; else new ones, for blocks within.
+
+    Args:
+        tensors: Whose.
+        mine: Gets the keys of what is new, to be forgotten with the block.
+    """
+    try:
+        return [(tensor, _copy(tensor, mine)) for tensor in tensors]
+    except BaseException:  # there may be no memory for it
+        _forget(mine)
+        raise
+
+
+def _forget(keys: list[int]) -> None:
+    for key in keys:
+        del _held[key]
+
+
+def _copy(tensor: torch.Tensor, mine: list[int]) -> torch.Tensor:
+    held = _held.get(id(tensor))
+    if held is not None and held[1] == _version(tensor) and not tensor.is_inference() and held[2].shape == tensor.shape and held[2].dtype == tensor.dtype:
+        return held[2]
+    value = tensor.detach().clone()
+    if held is None:
+        _held[id(tensor)] = (tensor, _version(tensor), value)
+        mine.append(id(tensor))
+    return value
 
 
 def _version(tensor: torch.Tensor) -> int:

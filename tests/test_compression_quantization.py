@@ -247,13 +247,22 @@ def test_fp8_weights_keep_three_binary_digits() -> None:
     assert normal.float().mean() > 0.9
 
 
+def reduced_range() -> bool:
+    """Whether the processor sums two products of 8-bit integers in 16 bits, where seven bits are all that fit."""
+    from torchao.utils import should_reduce_range
+
+    return should_reduce_range(CPU)
+
+
 def test_int8_dynamic_is_the_product_of_rounded_inputs_and_weights() -> None:
     layer, x = uneven(), torch.randn(5, 64) * torch.logspace(-2, 2, 5)[:, None]
     got = variant_of(nn.Sequential(layer), x, "int8_dynamic").model(x).detach()
 
+    half = 64 if reduced_range() else 128  # of the range of the integers
+
     def rounded(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scale = np.abs(values).max(1, keepdims=True) / 127.5
-        return np.clip(np.rint(values / scale), -128, 127), scale
+        scale = np.abs(values).max(1, keepdims=True) / (half - 0.5)
+        return np.clip(np.rint(values / scale), -half, half - 1), scale
 
     (a, a_scale), (b, b_scale) = rounded(x.double().numpy()), rounded(layer.weight.detach().double().numpy())
     expected = torch.from_numpy(a @ b.T * a_scale * b_scale.T).float()
@@ -418,10 +427,10 @@ def test_static_int8_is_integer_arithmetic_with_the_range_of_the_samples() -> No
     layer, samples, x = nn.Linear(32, 8), torch.randn(64, 32), torch.randn(5, 32) * 2  # some of it beyond the range
     got = variant_of(nn.Sequential(layer), samples, "int8_static(ranges=minmax)").model(x).detach()
 
-    low, high = float(samples.min()), float(samples.max())
-    scale = (high - low) / 255
+    low, high, largest = float(samples.min()), float(samples.max()), 127 if reduced_range() else 255
+    scale = (high - low) / largest
     zero = round(-low / scale)
-    a = np.clip(np.rint(x.double().numpy() / scale) + zero, 0, 255) - zero
+    a = np.clip(np.rint(x.double().numpy() / scale) + zero, 0, largest) - zero
     weight = layer.weight.detach().double().numpy()
     w_scale = np.abs(weight).max(1, keepdims=True) / 127.5
     b = np.clip(np.rint(weight / w_scale), -128, 127)

@@ -45,6 +45,61 @@ def test_vandalism_is_undone():
     assert_same(before, snapshot(model))
 
 
+def count_copies(monkeypatch):
+    copied, clone = [], torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda tensor, **how: (copied.append(tensor), clone(tensor, **how))[1])
+    return copied
+
+
+def test_blocks_within_a_block_copy_nothing_again_and_put_back_all_the_same(monkeypatch):
+    model = TinyCNN().train()
+    before = snapshot(model)
+    writes = (lambda: model.head.weight.data.zero_(), lambda: torch.nn.init.ones_(model.head.bias), lambda: model.features[1].running_mean.fill_(7))
+    copied = count_copies(monkeypatch)
+    with preserved(model):
+        assert len(copied) == len(before["tensors"])
+        for write in writes:
+            with preserved(model):
+                write()
+            assert all(torch.equal(value, before["tensors"][name]) for name, value in [*model.named_parameters(), *model.named_buffers()])
+        assert len(copied) == len(before["tensors"])
+    assert not preserve._held
+    assert_same(before, snapshot(model))
+
+
+def test_a_block_puts_back_what_was_there_when_it_began_also_within_another():
+    model = TinyMLP()
+    before = snapshot(model)
+    with preserved(model), torch.no_grad():
+        model.first.weight += 1
+        changed = model.first.weight.clone()
+        for _ in range(2):
+            with preserved(model):
+                model.first.weight.zero_()
+            assert torch.equal(model.first.weight, changed)
+        model.first.weight.data = torch.ones(1)
+        with preserved(model):
+            model.first.weight.data = torch.zeros(1)
+        assert model.first.weight.shape == (1,)
+        model.first.weight.data = changed
+    assert_same(before, snapshot(model))
+
+
+def test_where_there_is_no_memory_for_copies_none_is_kept(monkeypatch):
+    copied, clone = [], torch.Tensor.clone
+
+    def scarce(tensor, **how):
+        copied.append(tensor)
+        if len(copied) == 3:
+            raise MemoryError
+        return clone(tensor, **how)
+
+    monkeypatch.setattr(torch.Tensor, "clone", scarce)
+    with pytest.raises(MemoryError), preserved(TinyCNN()):
+        pytest.fail("it began without copies")
+    assert not preserve._held
+
+
 def test_mixed_modes_come_back_one_by_one():
     model = TinyCNN().train()
     model.features[1].eval()

@@ -18,6 +18,7 @@ from ..formats import FORMATS, FormatFile
 from ..formats.base import input_arrays
 from ..formats.measure import measure_format, measure_sizes
 from ..interrupts import sparing_imports
+from ..preserve import preserved
 from ..records import BatchPoint, Bundle, Note, Number, Plan, Promise, RuntimeTrial, ServingSpec, SizePoint, TensorSpec, derived, to_json
 from ..units import format_share
 from ..workload import Workload, weight_bytes
@@ -140,16 +141,17 @@ def write_bundle(
         threads=threads, frontends=frontends, name=name, version=version,
     )  # fmt: skip
     served = _served(workload, variant, choices)
-    asked = ThreadChoice(count=choices.threads, because="so many were asked for")
-    threading = settle_threads(workload, served, choices.threads) if threads is None else asked
-    choices = replace(choices, threads=threading.count)
     calibrate = calibrate and not choices.on_accelerator
     with new_folder(folder, needed_bytes=4 * weight_bytes(served) + OVERHEAD_BYTES, force=force) as temporary:
-        shipped, choices = _export(temporary, workload, served, format, choices, partial(say, 0.05))
-        file = shipped.file
-        serving = _write_serving(temporary, file, choices)
-        say(0.5, "comparing it with the original")
-        fidelity, num_samples = _write_vectors(temporary, workload, served, file, choices, judge=not calibrate)
+        with preserved(workload.model), preserved(served):  # for all that follows, which would copy a large model's weights at each step
+            asked = ThreadChoice(count=choices.threads, because="so many were asked for")
+            threading = settle_threads(workload, served, choices.threads) if threads is None else asked
+            choices = replace(choices, threads=threading.count)
+            shipped, choices = _export(temporary, workload, served, format, choices, partial(say, 0.05))
+            file = shipped.file
+            serving = _write_serving(temporary, file, choices)
+            say(0.5, "comparing it with the original")
+            fidelity, num_samples = _write_vectors(temporary, workload, served, file, choices, judge=not calibrate)
         say(0.6, "measuring it")
         points, missing = measure_format(file, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
         sizes = measure_sizes(file, threads=choices.threads)

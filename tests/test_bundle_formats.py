@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -218,14 +221,41 @@ def test_what_is_wrong_in_the_largest_batch_only_is_not_shipped(tmp_path: Path, 
         write_bundle(tmp_path / "c", linear(), max_batch_size=16, format="onnx", calibrate=False)
 
 
+def test_what_a_proof_finds_wrong_in_the_largest_batch_is_looked_at_and_another_format_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server compares that batch as it warms up; of a file that is right, its error may be large where an output is next to nothing."""
+    load, find, asked = FORMATS["onnx"].open, writer.calibration.find_rate, []
+
+    def overflowing(self: Any, path: Path, *, threads: int = 1) -> Any:
+        runner = load(self, path, threads=threads)
+        return lambda inputs: {name: array if len(array) < 16 else array.repeat(2, 0)[:16] for name, array in runner(inputs).items()}
+
+    def find_rate(*args: Any, **kwargs: Any) -> Any:
+        rate, run = find(*args, **kwargs)
+        asked.append(run)
+        return rate, replace(run, measured=run.measured | {"fidelity": msgspec.structs.replace(run.measured["fidelity"], value=0.5)})
+
+    monkeypatch.setattr(writer.calibration, "find_rate", find_rate)
+    monkeypatch.setattr(writer.calibration, "calibrate", partial(writer.calibration.calibrate, duration_s=0.3))
+    pretend(monkeypatch, onnx=[2.0], openvino=[1.5], safetensors=[1.0])
+    right = write_bundle(tmp_path / "a", linear(), max_batch_size=16)
+    assert (right.format, len(asked)) == ("onnx", 1)
+    monkeypatch.setattr(FORMATS["onnx"], "open", overflowing)
+    bundle = write_bundle(tmp_path / "b", linear(), max_batch_size=16)
+    assert (bundle.format, len(asked)) == ("openvino", 3)
+    assert "of 16 items has a relative error of" in left_out(bundle)["onnx"]
+    with pytest.raises(BundleError, match="of 16 items"):
+        write_bundle(tmp_path / "c", linear(), max_batch_size=16, format="onnx")
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_copy_that_a_runtime_runs_goes_into_the_formats_that_carry_it() -> None:
     from aimass_lab.formats._aot_module import PackageModule
     from aimass_lab.formats._onnx_module import OnnxModule
 
     file, nothing = torch.zeros(1, dtype=torch.uint8), None
-    assert runtimes._order(OnnxModule(file, nothing, torch.device("cpu"))) == ["onnx", "openvino"]  # type: ignore[arg-type]
-    assert runtimes._order(PackageModule(file, nothing, torch.device("cpu"))) == ["aot_inductor"]  # type: ignore[arg-type]
-    assert runtimes._order(nn.Linear(2, 2)) == ["onnx", "openvino", "safetensors"]
+    assert runtimes.formats_for(OnnxModule(file, nothing, torch.device("cpu"))) == ["onnx", "openvino"]  # type: ignore[arg-type]
+    assert runtimes.formats_for(PackageModule(file, nothing, torch.device("cpu"))) == ["aot_inductor"]  # type: ignore[arg-type]
+    assert runtimes.formats_for(nn.Linear(2, 2)) == ["onnx", "openvino", "safetensors"]
 
 
 # --- what a bundle of each needs -------------------------------------------------------------------

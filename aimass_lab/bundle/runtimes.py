@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,8 +46,9 @@ class Shipped:
 
 
 def export_fastest(
-    folder: Path, workload: Workload, served: nn.Module, *, format: str | None, max_batch_size: int, threads: int, say: Callable[[str], None]
-) -> Shipped:
+    folder: Path, workload: Workload, served: nn.Module, *, format: str | None, max_batch_size: int, threads: int, say: Callable[[str], None],
+    wrong: Mapping[str, str], prove: bool,
+) -> Shipped:  # fmt: skip
     """Export to the formats whose runtimes are installed, compare them with torch, and leave the fastest one's files in `folder`.
 
     Formats are tried in the order of their preference, the later ones within a budget of time; those that are on request only where `format` names them,
@@ -61,6 +62,8 @@ def export_fastest(
         max_batch_size: Largest batch that will be served.
         threads: Of the server's worker.
         say: Told what is being done.
+        wrong: Formats that turned out to be wrong before, and how; they are not tried.
+        prove: Whether to compare what is shipped with the model at the largest batch, too; else `prove_largest` is left to the caller.
 
     Raises:
         UnknownNameError: no such format.
@@ -69,8 +72,9 @@ def export_fastest(
         ModelError: the model raises.
         MissingPackageError: the format that was asked for needs it.
     """
-    waiting = [format] if format is not None else _order(served)
+    waiting = [format] if format is not None else formats_for(served, without=wrong)
     search = _Search(folder, workload, served, waiting, max_batch_size=max_batch_size, threads=threads, say=say)
+    search.left_out |= wrong
     try:
         for name in waiting:
             search.try_format(name, hurry=format is None)
@@ -82,19 +86,20 @@ def export_fastest(
             search.try_format(name, hurry=False)
             if name in search.files:
                 search.compare([name])
-        return search.ship(format)
+        return search.ship(format, prove=prove)
     finally:
         search.clear()
 
 
-def _order(served: nn.Module) -> list[str]:
+def formats_for(served: nn.Module, *, without: Container[str] = ()) -> list[str]:
     """Formats to try, best first."""
     from ..formats._runtime import Runtime
 
     if isinstance(served, Runtime):
-        carrying = [name for name, member in FORMATS.items() if member().carries(served)]
-        return sorted(carrying, key=lambda name: FORMATS[name].preference) or ["onnx"]
-    return sorted((name for name, member in FORMATS.items() if member.on_request is None), key=lambda name: FORMATS[name].preference)
+        names = [name for name, member in FORMATS.items() if member().carries(served)] or ["onnx"]
+    else:
+        names = [name for name, member in FORMATS.items() if member.on_request is None]
+    return sorted((name for name in names if name not in without), key=lambda name: FORMATS[name].preference)
 
 
 class _Search:
@@ -177,19 +182,21 @@ class _Search:
             self.speeds[name] = [speed for speed in speeds if speed.format == name]
         self._notes += notes
 
-    def ship(self, asked: str | None) -> Shipped:
+    def ship(self, asked: str | None, *, prove: bool) -> Shipped:
         """Put the winner's files where they belong."""
-        chosen = self._choose(asked)
+        chosen = self._choose(asked, prove=prove)
         file = self.files[chosen]
         for path in sorted(self._candidate(chosen).iterdir()):
             path.rename(self._folder / path.name)
         file = replace(file, path=self._folder / file.path.name)
         return Shipped(file=file, trials=self._trials(chosen, asked), notes=(*self._notes, *slower_notes(chosen, self.speeds[chosen], asked)))
 
-    def _choose(self, asked: str | None) -> str:
+    def _choose(self, asked: str | None, *, prove: bool) -> str:
         """The fastest of those that are right at the largest batch, too, which only the one that is shipped has to show."""
         while True:
             chosen = asked or fastest(self.speeds, self.files)
+            if not prove:
+                return chosen
             try:
                 prove_largest(self.files[chosen], self._served, self._workload.call, max_batch_size=self._max_batch_size, threads=self._threads)
             except BundleError as error:

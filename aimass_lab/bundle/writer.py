@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..dynamic_shapes import describe_sizes
-from ..errors import InputError, UnsupportedError
+from ..errors import BundleError, InputError, UnsupportedError
 from ..export import triton
 from ..formats import FORMATS, FormatFile
-from ..formats.base import input_arrays
+from ..formats.base import input_arrays, prove_largest, tolerance_of
 from ..formats.measure import measure_format, measure_sizes
 from ..interrupts import sparing_imports
 from ..preserve import preserved
@@ -32,7 +32,7 @@ from .hashes import fetch_hashes
 from .materials import bill_of_materials, licence_list
 from .promises import Asked, make_promises, risk_notes
 from .requirements import EXTRAS, extra_requirements, is_pinned, pinned_requirements, requirements_text
-from .runtimes import Shipped, export_fastest
+from .runtimes import Shipped, export_fastest, formats_for
 from .samples import measure_fidelity, reference_outputs, stored_call
 from .threads import ThreadChoice, settle_threads
 from .unplanned import unplanned_spec
@@ -142,32 +142,72 @@ def write_bundle(
     )  # fmt: skip
     served = _served(workload, variant, choices)
     calibrate = calibrate and not choices.on_accelerator
-    with new_folder(folder, needed_bytes=4 * weight_bytes(served) + OVERHEAD_BYTES, force=force) as temporary:
-        with preserved(workload.model), preserved(served):  # for all that follows, which would copy a large model's weights at each step
-            asked = ThreadChoice(count=choices.threads, because="so many were asked for")
-            threading = settle_threads(workload, served, choices.threads) if threads is None else asked
-            choices = replace(choices, threads=threading.count)
-            shipped, choices = _export(temporary, workload, served, format, choices, partial(say, 0.05))
-            file = shipped.file
-            serving = _write_serving(temporary, file, choices)
-            say(0.5, "comparing it with the original")
-            fidelity, num_samples = _write_vectors(temporary, workload, served, file, choices, judge=not calibrate)
-        say(0.6, "measuring it")
-        points, missing = measure_format(file, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
-        sizes = measure_sizes(file, threads=choices.threads)
-        shipped = replace(shipped, file=replace(file, loaded=None))  # the server that is started next needs the memory
-        file = shipped.file
-        packages = _write_runtime(temporary, file, hashes=hashes)
-        write_manifest(temporary)
-        say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
-        proof = _prove(temporary, file, choices, spec, fidelity, points, calibrate=calibrate)
-        proof = replace(proof, notes=tuple(dict.fromkeys((*choices.notes, *missing, *proof.notes))))
-        measured = _Measured(runtimes=shipped.trials, threads=threading, batches=points, sizes=sizes)
-        _write_texts(temporary, workload, choices, serving, spec, proof, measured, num_samples, hashes=hashes)
-        _write_operations(temporary, choices, file, proof, packages)
-        write_manifest(temporary, kept=file.paths)
+    wrong: dict[str, str] = {}
+    while True:
+        try:
+            with new_folder(folder, needed_bytes=4 * weight_bytes(served) + OVERHEAD_BYTES, force=force) as temporary:
+                _fill(
+                    temporary, workload, served, choices, spec, format=format, wrong=wrong, settle=threads is None, calibrate=calibrate, hashes=hashes, say=say
+                )
+        except _WrongFile as found:
+            wrong[found.format] = found.error.message
+            if format is not None or not formats_for(served, without=wrong):
+                raise found.error from None
+        else:
+            break
     say(1.0, f"written to {folder}")
     return read_bundle(folder)
+
+
+class _WrongFile(Exception):
+    """What is served computes something else than the model, as its proof has shown."""
+
+    def __init__(self, format: str, error: BundleError) -> None:
+        super().__init__(error.message)
+        self.format = format
+        self.error = error
+
+
+def _fill(
+    folder: Path, workload: Workload, served: nn.Module, choices: Choices, spec: ServingSpec | None, *, format: str | None, wrong: Mapping[str, str],
+    settle: bool, calibrate: bool, hashes: bool, say: Callable[[float, str], None],
+) -> None:  # fmt: skip
+    """Write everything into a new folder.
+
+    What is served is compared with the model at the largest batch as the server warms up, if that is started here, and the stored outputs are the model's own.
+
+    Raises:
+        _WrongFile: it computes something else there; another format may not.
+    """
+    in_proof = calibrate and served is workload.model
+    with preserved(workload.model), preserved(served):  # for all that is asked of them, which would copy a large model's weights at each step
+        asked = ThreadChoice(count=choices.threads, because="so many were asked for")
+        threading = settle_threads(workload, served, choices.threads) if settle else asked
+        choices = replace(choices, threads=threading.count)
+        shipped, choices = _export(folder, workload, served, format, choices, partial(say, 0.05), wrong=wrong, prove=not in_proof)
+        file = shipped.file
+        serving = _write_serving(folder, file, choices)
+        say(0.5, "comparing it with the original")
+        fidelity, num_samples = _write_vectors(folder, workload, served, file, choices, judge=not calibrate)
+    say(0.6, "measuring it")
+    points, missing = measure_format(file, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads, budget_s=MEASURE_BUDGET_S)
+    sizes = measure_sizes(file, threads=choices.threads)
+    shipped = replace(shipped, file=replace(file, loaded=None))  # the server that is started next needs the memory
+    file = shipped.file
+    packages = _write_runtime(folder, file, hashes=hashes)
+    write_manifest(folder)
+    say(0.7, "starting it, to see what it can promise" if calibrate else "writing down what it promises")
+    proof = _prove(folder, file, choices, spec, fidelity, points, calibrate=calibrate)
+    if in_proof and proof.run is not None and proof.run.measured["fidelity"].value > tolerance_of(served):
+        try:  # of a single sample it may be more, where its outputs are next to nothing
+            prove_largest(file, served, workload.call, max_batch_size=choices.max_batch_size, threads=choices.threads)
+        except BundleError as error:
+            raise _WrongFile(file.format, error) from error
+    proof = replace(proof, notes=tuple(dict.fromkeys((*choices.notes, *missing, *proof.notes))))
+    measured = _Measured(runtimes=shipped.trials, threads=threading, batches=points, sizes=sizes)
+    _write_texts(folder, workload, choices, serving, spec, proof, measured, num_samples, hashes=hashes)
+    _write_operations(folder, choices, file, proof, packages)
+    write_manifest(folder, kept=file.paths)
 
 
 def _served(workload: Workload, variant: nn.Module | None, choices: Choices) -> nn.Module:
@@ -179,10 +219,15 @@ def _served(workload: Workload, variant: nn.Module | None, choices: Choices) -> 
     return workload.model if variant is None else variant
 
 
-def _export(folder: Path, workload: Workload, served: nn.Module, format: str | None, choices: Choices, say: Callable[[str], None]) -> tuple[Shipped, Choices]:
+def _export(
+    folder: Path, workload: Workload, served: nn.Module, format: str | None, choices: Choices, say: Callable[[str], None],
+    *, wrong: Mapping[str, str], prove: bool,
+) -> tuple[Shipped, Choices]:  # fmt: skip
     place = folder / "model" / choices.name / choices.version
     place.mkdir(parents=True)
-    shipped = export_fastest(place, workload, served, format=format, max_batch_size=choices.max_batch_size, threads=choices.threads, say=say)
+    shipped = export_fastest(
+        place, workload, served, format=format, max_batch_size=choices.max_batch_size, threads=choices.threads, say=say, wrong=wrong, prove=prove
+    )
     if not shipped.file.batched:
         choices = replace(choices, max_batch_size=1, max_wait_s=0.0)
     return shipped, replace(choices, notes=choices.notes + shipped.file.notes + shipped.notes + _size_notes(workload, shipped.file))

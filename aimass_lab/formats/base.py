@@ -238,7 +238,7 @@ def compare(answers: Callable[[Call], Arrays], model: nn.Module, call: Call, sig
         UnsupportedError: the runtime does not take a size that requests may choose.
     """
     sizes = sorted(sizes) if signature.batched else [call.batch_size]
-    tolerance = _tolerance(model)
+    tolerance = tolerance_of(model)
     fits = not signature.batched or call.batch_size <= sizes[-1]
     computed = signature.answers if fits and signature.answers is not None else _outputs(model, call if fits else call.with_batch(sizes[-1]))
     worst = 0.0
@@ -319,7 +319,8 @@ def check_dtypes(signature: Signature) -> None:
             )
 
 
-def _tolerance(model: nn.Module) -> float:
+def tolerance_of(model: nn.Module) -> float:
+    """Relative L2 error that rounding explains: more where the model computes in few bits."""
     import torch
 
     def exact(tensor: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ TOKEN_VARIABLE = "AIMASS_TOKEN"
 METRIC_NAMES = frozenset({
     "aimass_requests", "aimass_refused", "aimass_queue_seconds", "aimass_compute_seconds", "aimass_batch_items", "aimass_queue_items", "aimass_workers_ready",
     "aimass_worker_restarts", "aimass_request_seconds", "aimass_startup_seconds", "aimass_memory_bytes", "aimass_ensemble_steps",
-    "aimass_shadow_requests", "aimass_shadow_items", "aimass_shadow_relative_error", "aimass_shadow_seconds",
+    "aimass_shadow_requests", "aimass_shadow_items", "aimass_shadow_relative_error", "aimass_shadow_seconds", "aimass_parity_error",
 })  # fmt: skip
 USER = 10001
 """Of the bundle's image."""

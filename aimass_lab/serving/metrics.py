@@ -32,6 +32,10 @@ class Metrics:
         self.queue_items = Gauge("aimass_queue_items", "Items waiting for a worker", labels, registry=self.registry)
         self.workers_ready = Gauge("aimass_workers_ready", "Workers that take batches", labels, registry=self.registry)
         self.restarts = Counter("aimass_worker_restarts", "Workers that had to be replaced", labels, registry=self.registry)
+        self.parity_error = Gauge(
+            "aimass_parity_error", "Largest relative error of a stored sample in a worker's warm-up, alone and in a full batch",
+            labels, registry=self.registry,
+        )  # fmt: skip
         self.shadow_requests = Counter(
             "aimass_shadow_requests",
             "Copies of requests for a shadow: compared, failed, late, dropped, or unfit for it",
@@ -73,6 +77,12 @@ class ModelMetrics:
         self.queue_s, self.compute_s, self.batch_items, self.queue_items, self.workers_ready, self.restarts = (
             metric.labels(*self._labels) for metric in self._of_models
         )
+        self._parity_error = 0.0
+
+    def tell_parity(self, error: float) -> None:
+        """Note how far a new worker's answers are from the stored ones."""
+        self._parity_error = max(self._parity_error, error)
+        self._metrics.parity_error.labels(*self._labels).set(self._parity_error)
 
     def remove(self) -> None:
         """Tell of the version no more, unless another took its place."""
@@ -83,5 +93,5 @@ class ModelMetrics:
         del metrics.holders[self._labels]
         for metric in self._of_models:
             metric.remove(*self._labels)
-        for metric in (metrics.shadow_requests, metrics.shadow_items, metrics.shadow_error, metrics.shadow_s):
+        for metric in (metrics.parity_error, metrics.shadow_requests, metrics.shadow_items, metrics.shadow_error, metrics.shadow_s):
             metric.remove_by_labels({"model": self._labels[0], "version": self._labels[1]})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ from .devices import CPU, device_environment, device_of
 from .errors import ServerError
 from .frames import FrameReader, pack
 from .journal import Journal
-from .tensors import Buffer
+from .tensors import Array, Buffer, decode, relative_error
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,15 @@ WAIT_POLICY = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 Frame = tuple[dict[str, Any], list[Buffer]]
 Reply = tuple[dict[str, Any], memoryview]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A batch that a new worker must answer."""
+
+    frame: Frame
+    expected: list[Array] | None
+    """The outputs that are stored for it, item for item; None where none are."""
 
 
 class WorkerDied(Exception):
@@ -112,6 +123,7 @@ class WorkerPool:
         folder: The bundle.
         config: How many workers, and how long they may take.
         warm_up: Batches that a new worker must answer before it counts as ready.
+        on_parity: Told by how much a new worker's answers to them differ from the stored ones.
         on_ready: Called with a worker that can take a batch.
         on_restart: Called when a worker had to be replaced.
         journal: Where it is written down that workers got ready and ended.
@@ -122,7 +134,8 @@ class WorkerPool:
         self,
         folder: Path,
         config: ServingConfig,
-        warm_up: list[Frame],
+        warm_up: list[WarmUp],
+        on_parity: Callable[[float], None],
         on_ready: Callable[[Worker], None],
         on_restart: Callable[[], None],
         journal: Journal,
@@ -135,6 +148,7 @@ class WorkerPool:
         self._folder = folder
         self._config = config
         self._warm_up = warm_up
+        self._on_parity = on_parity
         self._on_ready = on_ready
         self._on_restart = on_restart
         self._journal = journal
@@ -253,10 +267,15 @@ class WorkerPool:
         header, _ = await worker.greeting
         if "error" in header:
             raise ServerError(header["error"])
-        for frame in self._warm_up:
-            header, _ = await worker.send(frame)
-            if errors := [entry["error"] for entry in header["requests"] if "error" in entry]:
-                raise ServerError(f"warm-up: {errors[0]}")
+        worst = 0.0
+        for one in self._warm_up:
+            header, payload = await worker.send(one.frame)
+            (answer,) = header["requests"]
+            if "error" in answer:
+                raise ServerError(f"warm-up: {answer['error']}")
+            if one.expected is not None:
+                worst = max(worst, _difference(self._config, answer, payload, one.expected))
+        self._on_parity(worst)
 
     async def _spawn(self, device: str) -> Worker:
         threads = str(self._config.threads_per_worker)
@@ -265,3 +284,19 @@ class WorkerPool:
         worker = Worker(process)
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
         return worker
+
+
+def _difference(config: ServingConfig, answer: dict[str, Any], payload: memoryview, expected: list[Array]) -> float:
+    """Largest relative error of an item's outputs; infinite where they cannot be compared.
+
+    Item by item, because all at once would take a multiple of a large batch's memory.
+    """
+    outputs, position = [], 0
+    for spec, shape, size in zip(config.outputs, answer["shapes"], answer["sizes"], strict=True):
+        outputs.append(decode(spec.datatype, tuple(shape), payload[position : position + size]))
+        position += size
+    parts: list[Any] = [slice(i, i + 1) for i in range(len(expected[0]))] if config.batched else [...]
+    try:
+        return max(relative_error(config, [array[part] for array in outputs], [array[part] for array in expected]) for part in parts)
+    except ServerError:  # of other shapes, or not finite
+        return math.inf

@@ -21,7 +21,7 @@ from .devices import CPU
 from .errors import RequestError
 from .journal import Journal
 from .metrics import Metrics, ModelMetrics
-from .pool import Frame, Worker, WorkerPool
+from .pool import Frame, WarmUp, Worker, WorkerPool
 from .request_log import RequestLog
 from .runners.base import find_format
 from .tally import Tally
@@ -113,7 +113,8 @@ class Model(Servable):
         self._metrics = ModelMetrics(service.metrics, config.name, config.version)
         hang_s = config.request_timeout_s * (BACKGROUND_PATIENCE if background else 1)
         self.batcher = Batcher(config, self._metrics, service.journal, hang_s=hang_s)
-        self.pool = WorkerPool(folder, config, warm_up_frames(folder, config), self._on_ready, self._on_restart, service.journal, devices=devices)
+        told = (self._metrics.tell_parity, self._on_ready, self._on_restart)
+        self.pool = WorkerPool(folder, config, warm_up(folder, config), *told, service.journal, devices=devices)
 
     @property
     def ready(self) -> bool:
@@ -309,18 +310,23 @@ class LocalService(Service):
         return await asyncio.to_thread(self.metrics.text)
 
 
-def warm_up_frames(folder: Path, config: ServingConfig) -> list[Frame]:
+def warm_up(folder: Path, config: ServingConfig) -> list[WarmUp]:
     """A batch of one and a full batch, made of the bundle's stored inputs; and one item of the largest sizes, where requests may choose them."""
-    arrays, _ = load_vectors(folder, config)
-    batches = [[np.resize(array, (size, *array.shape[1:])) if config.batched else array for array in arrays] for size in sorted({1, config.max_batch_size})]
+    inputs, outputs = load_vectors(folder, config)
+
+    def of(arrays: list[np.ndarray[Any, Any]], size: int) -> list[np.ndarray[Any, Any]]:
+        return [np.resize(array, (size, *array.shape[1:])) if config.batched else array for array in arrays]
+
+    batches = [WarmUp(_frame(config, of(inputs, size)), of(outputs, size)) for size in sorted({1, config.max_batch_size})]
     if config.dimensions:
-        batches.append(_largest(config, batches[0]))
-    frames = []
-    for rows in batches:
-        size = len(rows[0]) if config.batched else 1
-        tensors = [Tensor(spec, array.shape, encode(spec.datatype, array)) for spec, array in zip(config.inputs, rows, strict=True)]
-        frames.append(make_frame([InferRequest(id="", inputs=tensors, items=size, outputs=[])]))
-    return frames
+        batches.append(WarmUp(_frame(config, _largest(config, of(inputs, 1))), None))
+    return batches
+
+
+def _frame(config: ServingConfig, rows: list[np.ndarray[Any, Any]]) -> Frame:
+    size = len(rows[0]) if config.batched else 1
+    tensors = [Tensor(spec, array.shape, encode(spec.datatype, array)) for spec, array in zip(config.inputs, rows, strict=True)]
+    return make_frame([InferRequest(id="", inputs=tensors, items=size, outputs=[])])
 
 
 def _largest(config: ServingConfig, rows: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:

@@ -7,6 +7,7 @@ between was not judged, which is a verdict of its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import math
@@ -48,7 +49,10 @@ FOREIGN_SHARE = 0.1
 SETTLE_REQUESTS, SETTLE_S = 20, 1.0
 """Before it counts, so many requests, or what comes in so long at the promised rate where that is slower: a large model would take many seconds for them.
 Where that is no more than the requests whose outputs were compared, those were enough."""
+ALONE = 4
+"""Stored samples that are asked for one by one."""
 TELL_EVERY_S = 0.5
+TELL_WITHIN_S = 30.0
 MAX_WINDOWS = 3
 """Runs of the load, as long as other work keeps one from being judged."""
 
@@ -336,12 +340,12 @@ def noise_in(result: LoadResult, disturbance: Disturbance) -> str | None:
 
 
 def _fidelity(folder: Path, config: ServingConfig, server: Server, findings: list[dict[str, str]]) -> tuple[Number | None, int]:
-    """Largest relative L2 error of a stored sample, over both protocols, singly and in full batches, and how many requests were answered for it."""
+    """Largest relative L2 error of a stored sample, over both protocols and in the workers' warm-up, and how many requests were answered for it."""
     inputs, outputs = load_vectors(folder, config)
     worst, count, num_answered = 0.0, 0, 0
-    for protocol, infer in (("REST", _rest_client(config, server)), ("gRPC", _grpc_client(config, server))):
+    for first, (protocol, infer) in enumerate((("REST", _rest_client(config, server)), ("gRPC", _grpc_client(config, server)))):
         try:
-            for part in _parts(config, len(inputs[0])):
+            for part in _parts(config, len(inputs[0]), first):
                 got = infer([array[part] for array in inputs])
                 worst = max(worst, relative_error(config, got, [array[part] for array in outputs]))
                 count += len(got[0]) if config.batched else 1
@@ -349,16 +353,43 @@ def _fidelity(folder: Path, config: ServingConfig, server: Server, findings: lis
         except ServerError as error:
             findings.append(_finding("E-FIDELITY", protocol, f"the stored inputs got no answer over {protocol}: {error}"))
             return None, num_answered
-    how = "largest relative L2 error of a stored sample, over REST and gRPC, singly and in full batches"
-    return _number(worst, "ratio", how, n=count), num_answered
+    parity = _parity_error(server)
+    if not math.isfinite(parity):
+        text = "a worker's answers to its warm-up, which is made of the stored inputs, are not finite or of other shapes than the stored outputs"
+        findings.append(_finding("E-FIDELITY", "warm-up", text))
+        return None, num_answered
+    how = "largest relative L2 error of a stored sample, over REST and gRPC, singly and in batches, and in a worker's warm-up, which takes a full one"
+    return _number(max(worst, parity), "ratio", how, n=count), num_answered
 
 
-def _parts(config: ServingConfig, samples: int) -> list[Any]:
-    """Which samples go together: all in full batches, and the first few alone."""
+def _parity_error(server: Server) -> float:
+    """How far the workers' answers to their warm-up are from the stored ones.
+
+    Raises:
+        ServerError: it does not tell.
+    """
+    address = urlsplit(server.url)
+    with contextlib.closing(http.client.HTTPConnection(address.hostname or "", address.port, timeout=TELL_WITHIN_S)) as connection:
+        try:
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"GET /metrics: {error or type(error).__name__}") from None
+    return max(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("aimass_parity_error{"))
+
+
+def _parts(config: ServingConfig, samples: int, first: int) -> list[Any]:
+    """Which samples go together: all in batches, and every second of the first few alone, since the others go over the other protocol.
+
+    Args:
+        config: Says how large a batch may be.
+        samples: How many there are.
+        first: The first one that goes alone, 0 or 1.
+    """
     if not config.batched:
         return [...]
     size = config.max_batch_size
-    return [slice(i, i + size) for i in range(0, samples, size)] + [slice(i, i + 1) for i in range(min(samples, 4))]
+    return [slice(i, i + size) for i in range(0, samples, size)] + [slice(i, i + 1) for i in range(min(first, samples - 1), min(samples, ALONE), 2)]
 
 
 Infer = Callable[[list[Array]], list[Array]]

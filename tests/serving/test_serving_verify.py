@@ -32,7 +32,7 @@ from aimass_lab.serving.load import LoadResult, make_bodies, quantile, run_load
 from aimass_lab.serving.verify import judge, quantile_interval, report, settling_times, verdict, verify
 from aimass_lab.serving.watch import Disturbance, waited_s
 
-from .servers import PROMISES, WEIGHT, linear_onnx, promise, rehash, write_faulty, write_linear
+from .servers import PROMISES, WEIGHT, infer, linear_onnx, metric, onnx_bytes, promise, rehash, tensor, write_bundle, write_faulty, write_linear
 
 
 def by_name(check: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +66,49 @@ def test_json_is_a_check_record(linear_folder: Path, monkeypatch: pytest.MonkeyP
     assert p99.interval is not None
     assert p99.n == 50
     assert p99.interval[0] <= p99.value <= p99.interval[1]
+
+
+FULL = 32
+"""A batch larger than all stored samples together."""
+
+
+def write_wrong_when_full(folder: Path, *, added: float) -> Path:
+    """``y = x @ WEIGHT``, and `added` more in a full batch."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Shape", ["x"], ["all"], end=1),
+        helper.make_node("Equal", ["all", "full"], ["is_full"]),
+        helper.make_node("Where", ["is_full", "added", "nothing"], ["more"]),
+        helper.make_node("Add", ["product", "more"], ["y"]),
+    ]
+    constants = {"w": WEIGHT, "full": np.array([FULL]), "added": np.array([added], np.float32), "nothing": np.zeros(1, np.float32)}
+    sides = [[helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size])] for name, size in (("x", 4), ("y", 3))]
+    model = onnx_bytes(nodes, *sides, [numpy_helper.from_array(value, name) for name, value in constants.items()])
+    x = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
+    vectors = {"input.x": x, "output.y": x @ WEIGHT}
+    return write_bundle(folder, model, [tensor("x", "FP32", -1, 4)], [tensor("y", "FP32", -1, 3)], vectors, max_batch_size=FULL)
+
+
+def test_what_is_wrong_in_a_full_batch_alone_fails_fidelity(tmp_path: Path) -> None:
+    folder = write_wrong_when_full(tmp_path / "b", added=0.01)
+    with start(folder, grpc_port=None) as server:
+        x, y = (np.load(folder / "vectors.npz")[name] for name in ("input.x", "output.y"))
+        np.testing.assert_allclose(infer(server, x.tolist()).json["outputs"][0]["data"], y.ravel(), rtol=1e-4, atol=1e-6)
+        expected = max(0.01 * 3**0.5 / np.linalg.norm(row) for row in y)
+        assert metric(server, "aimass_parity_error") == pytest.approx(expected, rel=1e-3)
+    check = verify(folder, duration_s=0.3)
+    assert {name for name, entry in by_name(check).items() if not entry["passed"]} == {"fidelity"}
+    assert by_name(check)["fidelity"]["measured"]["value"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_full_batch_that_is_not_finite_is_told(tmp_path: Path) -> None:
+    check = verify(write_wrong_when_full(tmp_path / "b", added=float("inf")), duration_s=0.3)
+    assert not check["passed"]
+    assert [(finding["code"], finding["path"]) for finding in check["findings"] if finding["code"] == "E-FIDELITY"] == [("E-FIDELITY", "warm-up")]
+    assert by_name(check)["fidelity"]["measured"] is None
 
 
 def test_other_weights_fail_fidelity(linear_folder: Path, tmp_path: Path) -> None:

@@ -98,6 +98,10 @@ class UnknownNameError(InputError):
         super().__init__(f"no {kind} called {name!r}", help=f"{hint}there are: {', '.join(names) or 'none'}")
 
 
+class ArgumentError(InputError, TypeError):
+    """A call with an argument that there is not, or without the name that it goes by."""
+
+
 class ModelError(AimassError, RuntimeError):
     """The user's model raised, or gave outputs that cannot be used."""
 

@@ -7,6 +7,7 @@ in a notebook. Its signature gives the arguments and its docstring the help, so 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import inspect
 import math
@@ -16,14 +17,14 @@ import re
 import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
 from .dynamic_shapes import read_dynamic_shapes
-from .errors import DoesNotFitError, InputError, without_traceback
+from .errors import ArgumentError, DoesNotFitError, InputError, without_traceback
 from .interrupts import spare_imports
 from .units import (
     parse_amount,
@@ -220,7 +221,10 @@ def _called(function: Function, name: str, parameters: Iterable[Parameter], of_s
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        given = signature.bind_partial(*args, **options)
+        try:
+            given = signature.bind_partial(*args, **options)
+        except TypeError as error:
+            raise _misfit(name, signature, args, options, error) from None
         for option, value in given.arguments.items():
             if option in by_name and not _is_inside():  # what a verb hands on was read before
                 given.arguments[option] = _read(by_name[option], value)
@@ -232,6 +236,23 @@ def _called(function: Function, name: str, parameters: Iterable[Parameter], of_s
             raise error  # a bare raise would bring the traceback back, in Python 3.10
 
     return cast("Function", call)
+
+
+def _misfit(name: str, signature: inspect.Signature, args: Sequence[Any], options: Mapping[str, Any], error: TypeError) -> ArgumentError:
+    """Say which argument a verb does not take, and what it takes."""
+    asked = [one for one in signature.parameters.values() if one.name not in NOT_ASKED]
+    there = f"there are: {', '.join(one.name for one in asked)}"
+    unknown = next((option for option in options if option not in signature.parameters), None)
+    if unknown is not None:
+        close = difflib.get_close_matches(unknown, [one.name for one in asked], n=1)
+        return ArgumentError(f"{name}() has no argument {unknown!r}", help=f"did you mean {close[0]!r}? {there}" if close else there)
+    num_places = sum(one.kind is not one.KEYWORD_ONLY for one in signature.parameters.values())
+    if len(args) <= num_places:
+        return ArgumentError(f"{name}(): {error}", help=there)
+    by_name = [one for one in asked if one.kind is one.KEYWORD_ONLY]
+    needed = [one.name for one in by_name if one.default is one.empty] or [one.name for one in by_name[:1]]
+    example = ", ".join(f"{one}=..." for one in needed)
+    return ArgumentError(f"{name}() takes its options by name, and got {args[num_places]!r} without one", help=f"write {name}({example}); {there}")
 
 
 def _read(parameter: Parameter, value: Any) -> Any:

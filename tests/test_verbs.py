@@ -156,6 +156,24 @@ def test_a_p99_with_its_unit_goes_from_plan_to_spec_and_a_bare_part_of_a_second_
     assert study.spec().latency_p99_target.value == 20
 
 
-def test_a_misspelt_option_is_python_s_own_error():
-    with pytest.raises(TypeError, match="devize"):
-        Study.demand(object(), devize="cpu")
+@pytest.mark.parametrize(
+    ("name", "args", "options", "message"),
+    [
+        ("demand", (), {"devize": "cpu"}, r"^demand\(\) has no argument 'devize'\nhelp: did you mean 'device'\? there are: .*device"),
+        (
+            "bundle",
+            ("digits",),
+            {},
+            r"^bundle\(\) takes its options by name, and got 'digits' without one\nhelp: write bundle\(out=\.\.\.\); there are: ",
+        ),
+        ("demand", (8,), {}, r"^demand\(\) takes its options by name, and got 8 without one\nhelp: write demand\(batch=\.\.\.\); there are: batch, "),
+        ("trial", ("bf16", 8), {}, r"^trial\(\) takes its options by name, and got 8 without one\nhelp: write trial\(batch=\.\.\.\); there are: technique, "),
+        ("trial", ("bf16",), {"technique": "bf16"}, r"^trial\(\): multiple values for argument 'technique'\nhelp: there are: technique, "),
+        ("trial", (), {}, r"missing 1 required positional argument: 'technique'"),
+    ],
+)
+def test_an_argument_that_a_verb_does_not_take_is_named_and_what_it_takes(name, args, options, message):
+    study = Study(nn.Linear(4, 4), torch.ones(2, 4))
+    with pytest.raises(TypeError, match=message):
+        getattr(study, name)(*args, **options)
+    assert not study.results

@@ -59,6 +59,7 @@ def __getattr__(name: str) -> Any:
     """Load a public name's module the first time the name is used."""
     if name in _HOMES:
         home = spare_imports(lambda: importlib.import_module(f"{__name__}.{_HOMES[name]}"))
+        _let_records_read_as_text()
         return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -88,6 +89,19 @@ def _jupyter_server_extension_points() -> list[dict[str, str]]:
 
 def _jupyter_labextension_paths() -> list[dict[str, str]]:
     return [{"src": "labextension", "dest": "aimass-lab"}]
+
+
+def _let_records_read_as_text() -> None:
+    """Let `print` show a record as the command line does, once there are any."""
+    if (numbers := sys.modules.get(f"{__name__}.records.number")) is not None:
+        numbers.read_as(_text_of)
+
+
+def _text_of(record: Any) -> str:
+    from .frontends.layouts import lay_out
+    from .frontends.render import render_text
+
+    return repr(record) if lay_out.dispatch(type(record)) is lay_out.dispatch(object) else render_text(record)
 
 
 def _show_records_in_ipython() -> None:

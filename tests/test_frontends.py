@@ -20,7 +20,7 @@ from aimass_lab.frontends.arguments import all_verbs
 from aimass_lab.frontends.cli import main
 from aimass_lab.frontends.locate import locate_workload
 from aimass_lab.frontends.render import render_html, render_text
-from aimass_lab.records import RECORDS, Demand, Profile, Run, any_from_json, json_schema, to_json
+from aimass_lab.records import RECORDS, Check, Demand, Profile, Record, Run, any_from_json, json_schema, to_json
 from aimass_lab.store import Store
 from aimass_lab.verbs import NOT_ASKED
 
@@ -473,3 +473,24 @@ def test_what_is_no_bundle_is_not_served(tmp_path, capsys):
     assert "help: " in capsys.readouterr().err
     assert main(["check", str(tmp_path / "nothing")]) == 2
     assert "there is nothing at" in capsys.readouterr().err
+
+
+def test_print_shows_a_record_as_the_command_line_does(capsys):
+    record = Check(subject="net", passed=True)
+    assert Study
+    print(record)
+    assert capsys.readouterr().out == render_text(record) + "\n"
+    assert f"{record}" != repr(record)
+
+    class Part(Record):
+        """Nothing lays it out."""
+
+        size: int
+
+    assert str(Part(size=3)) == repr(Part(size=3))
+
+
+def test_records_alone_load_no_front_end():
+    make = "from aimass_lab.records import Check; import sys; record = Check(subject='net', passed=True); loaded = 'aimass_lab.frontends' in sys.modules; "
+    for first, then in (("", "str(record) == repr(record)"), ("import aimass_lab; aimass_lab.check; ", "str(record).startswith('Check of net')")):
+        subprocess.run([sys.executable, "-c", f"{first}{make}assert {then} and not loaded"], check=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 import msgspec
@@ -117,6 +117,19 @@ def derived(
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", forbid_unknown_fields=True):
     """Base of everything that is stored, sent or printed as JSON."""
+
+    def __str__(self) -> str:
+        """As a front-end has it, once one said how: see `read_as`; all fields otherwise."""
+        return _words(self)
+
+
+_words: Callable[[Record], str] = repr
+
+
+def read_as(words: Callable[[Record], str]) -> None:
+    """Say what `print` makes of a record: front-ends stand above this room, and so come to it."""
+    global _words
+    _words = words
 
 
 def digest_of(record: Record) -> str:

@@ -71,12 +71,13 @@ def running_lab(folder, *, module="jupyterlab", base_url="/", panel=False, envir
         try:
             wait_for(f"{address}api/status?token={TOKEN}", folder / ".lab.log")
             yield address
+            wait_for_kernels(address)
         finally:
             process.terminate()
             try:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
-                process.kill()  # on a busy machine it may be asked while it starts a kernel, and wait for that; its kernels end with it
+                process.kill()  # its kernels end with it
 
 
 @contextlib.contextmanager
@@ -105,6 +106,14 @@ def opened(address, *, height=1600):
         wait_idle(page)
         yield page
         browser.close()
+
+
+def wait_for_kernels(address):
+    """Let no kernel be on its way: JupyterLab, if it is told to end while it starts one, waits for that, and does not end."""
+    for _ in range(100):
+        if all(kernel["execution_state"] != "starting" for kernel in json.loads(ask_server(f"{address}api/kernels"))):
+            return
+        time.sleep(0.1)
 
 
 def close_kernels(address):

@@ -203,7 +203,7 @@ class WorkerPool:
                 self._count_failed_start(error)
             else:
                 self._failed_starts = 0
-                self._tell_ready(worker, time.monotonic() - began, again=first.done())
+                self._tell_ready(worker, time.monotonic() - began, again=first.done() and not first.cancelled())
                 if not first.done():
                     first.set_result(None)
                 await self._watch(worker)

@@ -280,19 +280,20 @@ def _on_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 
 
 async def _first(stop: asyncio.Event, *works: asyncio.Future[Any]) -> None:
-    """Wait for one of the works to end or for the signal to stop; the work's error is raised."""
+    """Wait for one of the works to end or for the signal to stop; the others are cancelled and have ended then, and the work's error is raised."""
 
     async def until_stop() -> None:
         await stop.wait()
 
     stopped = asyncio.ensure_future(until_stop())
     await asyncio.wait([*works, stopped], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    for work in works:
-        if work.done():
-            work.result()
-        else:
-            work.cancel()
+    late = [work for work in (stopped, *works) if not work.done()]
+    for work in late:
+        work.cancel()
+    ended = [work for work in works if work not in late]
+    await asyncio.gather(*late, return_exceptions=True)  # a start that is broken off has workers to end
+    for work in ended:
+        work.result()
 
 
 async def _drain(service: LocalService, config: ServingConfig, front: FrontEnd | FrontEnds) -> None:

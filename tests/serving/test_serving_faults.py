@@ -227,6 +227,22 @@ def test_sigterm_answers_all_that_was_accepted(run_faulty: RunFaulty) -> None:
     assert not any(child.is_running() for child in children)
 
 
+@pytest.mark.parametrize(("where", "workers"), [("return Faulty()", 1), ("(x,) = inputs", 2)], ids=["loading", "warming up"])
+def test_sigterm_while_it_starts_is_silent_and_leaves_nothing(where: str, workers: int, tmp_path: Path) -> None:
+    stuck = f"open(os.environ['MARK'], 'w').close(); time.sleep(3600); {where}"
+    folder = write_faulty(tmp_path / "b", extra_runner=FAULTY.replace(where, stuck), workers=workers)
+    command = [sys.executable, str(folder / "run.py"), "serve", "--port", "0", "--grpc-port", "0"]
+    mark = tmp_path / "mark"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "MARK": str(mark)}) as process:
+        wait_for(mark.exists, timeout=60)
+        children = psutil.Process(process.pid).children()
+        assert len(children) == workers
+        process.terminate()
+        said = process.communicate(timeout=60)
+    assert (process.returncode, *said) == (0, "", "")
+    assert not any(child.is_running() for child in children)
+
+
 def test_who_starts_it_can_say_that_nobody_has_to_move_on(tmp_path: Path) -> None:
     with start(write_faulty(tmp_path / "bundle", drain_grace_s=300.0), grpc_port=None, arguments=("--drain-grace", "0")) as server:
         assert server.stop(timeout_s=60) == 0  # it would have been killed else

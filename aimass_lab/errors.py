@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 E = TypeVar("E", bound=BaseException)
@@ -90,12 +90,16 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        low = name.lower()
-        same, close = [known for known in names if known.lower() == low], difflib.get_close_matches(low, names, n=1)
-        meant = [known for known in names if known == OTHER_WORDS.get(low)]
-        near = next(iter([*same, *meant, *close, *(known for known in names if low and known.startswith(low))]), None)
-        hint = f"did you mean {near!r}? " if near else ""
-        super().__init__(f"no {kind} called {name!r}", help=f"{hint}there are: {', '.join(names) or 'none'}")
+        super().__init__(f"no {kind} called {name!r}", help=f"{did_you_mean(name, names)}there are: {', '.join(names) or 'none'}")
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A question that goes before the names there are; empty where none is near."""
+    low = name.lower()
+    same, close = [one for one in known if one.lower() == low], difflib.get_close_matches(low, known, n=1)
+    meant = [one for one in known if one == OTHER_WORDS.get(low)]
+    near = next(iter([*same, *meant, *close, *(one for one in known if low and one.startswith(low))]), None)
+    return f"did you mean {near!r}? " if near else ""
 
 
 class ArgumentError(InputError, TypeError):

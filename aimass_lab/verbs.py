@@ -7,7 +7,6 @@ in a notebook. Its signature gives the arguments and its docstring the help, so 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 import math
@@ -24,7 +23,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 import msgspec
 
 from .dynamic_shapes import read_dynamic_shapes
-from .errors import ArgumentError, DoesNotFitError, InputError, without_traceback
+from .errors import ArgumentError, DoesNotFitError, InputError, did_you_mean, without_traceback
 from .interrupts import spare_imports
 from .units import (
     parse_amount,
@@ -244,8 +243,7 @@ def _misfit(name: str, signature: inspect.Signature, args: Sequence[Any], option
     there = f"there are: {', '.join(one.name for one in asked)}"
     unknown = next((option for option in options if option not in signature.parameters), None)
     if unknown is not None:
-        close = difflib.get_close_matches(unknown, [one.name for one in asked], n=1)
-        return ArgumentError(f"{name}() has no argument {unknown!r}", help=f"did you mean {close[0]!r}? {there}" if close else there)
+        return ArgumentError(f"{name}() has no argument {unknown!r}", help=f"{did_you_mean(unknown, [one.name for one in asked])}{there}")
     num_places = sum(one.kind is not one.KEYWORD_ONLY for one in signature.parameters.values())
     if len(args) <= num_places:
         return ArgumentError(f"{name}(): {error}", help=there)

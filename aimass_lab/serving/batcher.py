@@ -17,7 +17,7 @@ from .frames import padding
 from .journal import Journal
 from .metrics import ModelMetrics
 from .pool import Frame, Reply, Worker
-from .tensors import Buffer, InferRequest, Tensor
+from .tensors import Buffer, InferRequest, Tensor, cut
 
 logger = logging.getLogger(__name__)
 
@@ -291,10 +291,8 @@ class Batcher:
             if "error" in entry:
                 pending.fail(RequestError(500, entry["error"]))
                 continue
-            outputs = []
-            for spec, shape, size in zip(self.config.outputs, entry["shapes"], entry["sizes"], strict=True):
-                outputs.append(Tensor(spec, tuple(shape), payload[position : position + size], finite))
-                position += size
+            outputs = cut(self.config.outputs, entry, payload[position:], is_finite=finite)
+            position += sum(entry["sizes"])
             if not pending.future.done():
                 pending.future.set_result(outputs)
 

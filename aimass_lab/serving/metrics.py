@@ -77,12 +77,10 @@ class ModelMetrics:
         self.queue_s, self.compute_s, self.batch_items, self.queue_items, self.workers_ready, self.restarts = (
             metric.labels(*self._labels) for metric in self._of_models
         )
-        self._parity_error = 0.0
 
     def tell_parity(self, error: float) -> None:
-        """Note how far a new worker's answers are from the stored ones."""
-        self._parity_error = max(self._parity_error, error)
-        self._metrics.parity_error.labels(*self._labels).set(self._parity_error)
+        """Show how far the workers' answers are from the stored ones."""
+        self._metrics.parity_error.labels(*self._labels).set(error)
 
     def remove(self) -> None:
         """Tell of the version no more, unless another took its place."""

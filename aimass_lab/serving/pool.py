@@ -21,7 +21,7 @@ from .devices import CPU, device_environment, device_of
 from .errors import ServerError
 from .frames import FrameReader, pack
 from .journal import Journal
-from .tensors import Array, Buffer, decode, relative_error
+from .tensors import Array, Buffer, cut, relative_error
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class WorkerPool:
         folder: The bundle.
         config: How many workers, and how long they may take.
         warm_up: Batches that a new worker must answer before it counts as ready.
-        on_parity: Told by how much a new worker's answers to them differ from the stored ones.
+        on_parity: Told of `parity_error` when a new worker has answered them.
         on_ready: Called with a worker that can take a batch.
         on_restart: Called when a worker had to be replaced.
         journal: Where it is written down that workers got ready and ended.
@@ -147,6 +147,8 @@ class WorkerPool:
         """Gets a `ServerError` when there is no use in going on."""
         self._folder = folder
         self._config = config
+        self.parity_error = 0.0
+        """Largest relative error of a worker's answers to the warm-up; infinite where one cannot be compared with what is stored."""
         self._warm_up = warm_up
         self._on_parity = on_parity
         self._on_ready = on_ready
@@ -267,15 +269,14 @@ class WorkerPool:
         header, _ = await worker.greeting
         if "error" in header:
             raise ServerError(header["error"])
-        worst = 0.0
         for one in self._warm_up:
             header, payload = await worker.send(one.frame)
             (answer,) = header["requests"]
             if "error" in answer:
                 raise ServerError(f"warm-up: {answer['error']}")
             if one.expected is not None:
-                worst = max(worst, _difference(self._config, answer, payload, one.expected))
-        self._on_parity(worst)
+                self.parity_error = max(self.parity_error, _difference(self._config, answer, payload, one.expected))
+        self._on_parity(self.parity_error)
 
     async def _spawn(self, device: str) -> Worker:
         threads = str(self._config.threads_per_worker)
@@ -291,10 +292,7 @@ def _difference(config: ServingConfig, answer: dict[str, Any], payload: memoryvi
 
     Item by item, because all at once would take a multiple of a large batch's memory.
     """
-    outputs, position = [], 0
-    for spec, shape, size in zip(config.outputs, answer["shapes"], answer["sizes"], strict=True):
-        outputs.append(decode(spec.datatype, tuple(shape), payload[position : position + size]))
-        position += size
+    outputs = [tensor.array() for tensor in cut(config.outputs, answer, payload)]
     parts: list[Any] = [slice(i, i + 1) for i in range(len(expected[0]))] if config.batched else [...]
     try:
         return max(relative_error(config, [array[part] for array in outputs], [array[part] for array in expected]) for part in parts)

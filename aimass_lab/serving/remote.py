@@ -25,7 +25,7 @@ from .listener import take_handles
 from .request_log import RequestLog
 from .service import Servable, Service
 from .tally import Tally
-from .tensors import InferRequest, Tensor
+from .tensors import InferRequest, Tensor, cut
 from .tracing import make_tracing, tell
 
 logger = logging.getLogger(__name__)
@@ -124,11 +124,7 @@ class RemoteModel(Servable):
         if request.trace is not None:
             tell(request.trace, found.get("notes", ()))
         raise_error(found)
-        outputs, position = [], 0
-        for spec, shape, size in zip(self.config.outputs, found["shapes"], found["sizes"], strict=True):
-            outputs.append(Tensor(spec, tuple(shape), payload[position : position + size]))
-            position += size
-        return outputs
+        return cut(self.config.outputs, found, payload)
 
     async def close(self) -> None:
         """Tell that nobody here uses it any more, once that is so."""

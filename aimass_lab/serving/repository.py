@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .config import ServingConfig, check_manifest, load_config, load_vectors
+from .config import ServingConfig, check_manifest, load_config
 from .devices import CPU
 from .ensemble import SUFFIX, Ensemble, load_ensemble
 from .errors import BundleError, RequestError, ServerError
 from .service import LocalService, Model, Servable, version_order
-from .tensors import InferRequest, Tensor, encode, relative_error
 from .version_policy import VersionPolicies
 
 logger = logging.getLogger(__name__)
@@ -270,8 +269,9 @@ class Repository:
         model = Model(bundle.folder, config, self._service, background=background, devices=self._devices)
         try:
             await model.pool.start()
-            if bundle is not self._own:
-                await _check_parity(model, bundle)
+            worst = model.pool.parity_error
+            if bundle is not self._own and worst > PARITY_TOLERANCE:
+                raise ServerError(f"it computes something else than its stored outputs say: a relative error of {worst:.3g}")
             if background:  # loaded and proved, which might never end on a processor that is never free
                 model.pool.step_back()
         except BaseException:
@@ -310,24 +310,3 @@ def _written(folder: Path) -> int:
         return (folder / "manifest.json").stat().st_mtime_ns
     except OSError:
         return 0
-
-
-async def _check_parity(model: Model, bundle: Found) -> None:
-    """Ask for the first stored samples, and compare.
-
-    Raises:
-        ServerError: an output is something else.
-    """
-    config = bundle.config
-    inputs, outputs = load_vectors(bundle.folder, config)
-    count = min(len(inputs[0]), config.max_batch_size) if config.batched else 1
-    part: Any = slice(0, count) if config.batched else ...
-    tensors = [Tensor(spec, array[part].shape, encode(spec.datatype, array[part])) for spec, array in zip(config.inputs, inputs, strict=True)]
-    request = InferRequest(id="parity", inputs=tensors, items=count, outputs=[(i, True) for i in range(len(config.outputs))])
-    try:
-        answers = await model.infer(request)
-    except RequestError as error:
-        raise ServerError(f"its stored inputs got no answer: {error.text}") from None
-    worst = relative_error(config, [answer.array() for answer in answers], [array[part] for array in outputs])
-    if worst > PARITY_TOLERANCE:
-        raise ServerError(f"it computes something else than its stored outputs say: a relative error of {worst:.3g}")

@@ -50,6 +50,22 @@ class Tensor:
         return decode(self.spec.datatype, self.shape, self.data)
 
 
+def cut(specs: Sequence[TensorSpec], entry: dict[str, Any], payload: memoryview, *, is_finite: bool = False) -> list[Tensor]:
+    """The tensors that lie at the begin of a payload, one right after the other.
+
+    Args:
+        specs: Theirs.
+        entry: Their ``"shapes"``, and ``"sizes"`` in bytes.
+        payload: Where they lie.
+        is_finite: Whether all elements are known to be finite.
+    """
+    tensors, position = [], 0
+    for spec, shape, size in zip(specs, entry["shapes"], entry["sizes"], strict=True):
+        tensors.append(Tensor(spec, tuple(shape), payload[position : position + size], is_finite))
+        position += size
+    return tensors
+
+
 @dataclass(slots=True)
 class InferRequest:
     """A request that passed every check."""

@@ -373,9 +373,9 @@ def _parity_error(server: Server) -> float:
         try:
             connection.request("GET", "/metrics")
             lines = connection.getresponse().read().decode().splitlines()
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"GET /metrics: {error or type(error).__name__}") from None
-    return max(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("aimass_parity_error{"))
+            return max(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("aimass_parity_error{"))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ServerError(f"/metrics does not tell of the warm-up: {error or type(error).__name__}") from None
 
 
 def _parts(config: ServingConfig, samples: int, first: int) -> list[Any]:

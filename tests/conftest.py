@@ -1,7 +1,11 @@
 """What every test shares: its own history, and a model file outside the repository."""
 
+import resource
+import signal
+import subprocess
 import textwrap
 
+import psutil
 import pytest
 from model_file import MODEL_FILE
 
@@ -17,6 +21,20 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name in ALONE:
             item.add_marker("alone")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Say what ended a process of pytest: pytest-xdist names its test only, and one that ends for want of memory leaves no other trace."""
+    if not error:
+        return
+    try:
+        code = node.gateway._io.popen.wait(2)
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    except subprocess.TimeoutExpired:
+        how = "still runs"
+    largest, free = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, psutil.virtual_memory().available
+    print(f"\n[{node.gateway.id}] {how}; the largest process took {largest / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free now")
 
 
 @pytest.fixture(autouse=True)

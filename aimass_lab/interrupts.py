@@ -66,7 +66,7 @@ def spare_imports(work: Callable[[], T]) -> T:
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return work()
-    begun, late, again = sys._getframe(), False, threading.Event()
+    begun, late, again, asking = sys._getframe(), False, threading.Event(), list[threading.Thread]()
 
     def ask_again() -> None:
         if not again.wait(LOOK_EVERY_S):
@@ -78,13 +78,17 @@ def spare_imports(work: Callable[[], T]) -> T:
         if not late:
             raise KeyboardInterrupt
         if not again.is_set():
-            threading.Thread(target=ask_again, name="aimass-interrupt", daemon=True).start()
+            thread = threading.Thread(target=ask_again, name="aimass-interrupt", daemon=True)
+            thread.start()
+            asking.append(thread)
 
     signal.signal(signal.SIGINT, on_interrupt)
     try:
         return work()
     finally:
         again.set()
+        for thread in asking:
+            thread.join()  # what it still sends must not reach whoever comes after
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if late:
             raise KeyboardInterrupt

@@ -8,6 +8,7 @@ import inspect
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +102,24 @@ def test_a_verb_that_ends_with_an_import_is_interrupted_too(load: Callable[[], M
     with pytest.raises(KeyboardInterrupt):
         announce("bundle", load)
     assert vars(sys.modules[PACKAGE])["DEBUG"] == 1
+
+
+def test_what_is_asked_again_never_reaches_what_comes_after(load: Callable[[], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, about_to = signal.pthread_kill, threading.Event()
+
+    def ask_late(thread: int, number: int) -> None:
+        about_to.set()
+        time.sleep(0.1)
+        ask(thread, number)
+
+    def work() -> None:
+        load()
+        assert about_to.wait(60)
+
+    monkeypatch.setattr(signal, "pthread_kill", ask_late)
+    with pytest.raises(KeyboardInterrupt):
+        announce("bundle", work)
+    time.sleep(0.3)  # nothing interrupts this
 
 
 def test_a_bundle_that_is_written_without_a_verb_is_ended_once_the_import_is_done(load: Callable[[], ModuleType], tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Imports OpenVINO without the telemetry that it brings along, and says how it is to compute."""
+"""Imports OpenVINO without the telemetry that it brings along, has the process's one core, and says how it is to compute."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
-from types import ModuleType
 from typing import Any
 
 TELEMETRY = "openvino_telemetry"
@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def import_openvino() -> ModuleType:
+def import_openvino() -> Any:
     """The module. Importing it sends a message to its maker unless its telemetry cannot be imported, so for as long as this takes, it cannot."""
     if "openvino" in sys.modules:
         return sys.modules["openvino"]
@@ -29,3 +29,13 @@ def import_openvino() -> ModuleType:
             del sys.modules[TELEMETRY]
         else:
             sys.modules[TELEMETRY] = before
+
+
+@functools.cache
+def core() -> Any:
+    """The one of this process, which lasts as long as it.
+
+    Each core puts a signal stack of its own in place of the thread's as it compiles for a processor, and puts back the one before as it goes. Of two
+    that go in the order of their coming, the second puts back what the first has freed: the next interrupt ends the process, and no handler sees it.
+    """
+    return import_openvino().Core()

@@ -32,12 +32,10 @@ class OpenVino(Onnx):
         Raises:
             UnsupportedError: OpenVINO has no kernel for an operator or a dtype of the file.
         """
-        from ._openvino import SETTINGS, import_openvino
+        from ._openvino import SETTINGS, core
 
-        openvino: Any = import_openvino()
         try:
-            core = openvino.Core()
-            compiled = core.compile_model(core.read_model(str(path)), "CPU", SETTINGS | {"INFERENCE_NUM_THREADS": threads})
+            compiled = core().compile_model(core().read_model(str(path)), "CPU", SETTINGS | {"INFERENCE_NUM_THREADS": threads})
         except Exception as error:  # its exceptions have no common base class
             raise UnsupportedError(f"OpenVINO cannot run the exported model: {first_line(error)}", help="serve it as onnx") from error
         request = compiled.create_infer_request()

@@ -385,6 +385,22 @@ def test_openvino_looks_through_the_file_as_onnx_runtime_does(good: dict[str, Pa
         load("openvino", path)
 
 
+@pytest.mark.parametrize("opened", ["load(path, c)", "OpenVino().open(path)"], ids=["runner", "format"])
+def test_an_interrupt_after_two_models_of_openvino_s_is_one(good: dict[str, Path], opened: str) -> None:
+    """In a process of its own: each core leaves a signal stack to the thread, and takes back what was there before it."""
+    spec = "TensorSpec('input', 'FP32', (-1, 4)),), outputs=(TensorSpec('output', 'FP32', (-1, 3)),"
+    code = (
+        "import faulthandler, gc, signal\nfrom pathlib import Path\nfrom aimass_lab.formats.openvino import OpenVino\n"
+        "from aimass_lab.serving.config import ServingConfig, TensorSpec\nfrom aimass_lab.serving.runners.openvino import load\n"
+        "faulthandler.enable()\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"c = ServingConfig(schema=1, name='n', version='1', format='openvino', model_file='m', inputs=({spec}))\npath = Path({str(good['openvino'])!r})\n"
+        f"one = {opened}\ntwo = {opened}\ndel one\ngc.collect()\ndel two\ngc.collect()\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('interrupted')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 def test_openvino_s_telemetry_is_never_imported_and_nothing_is_sent(good: dict[str, Path]) -> None:
     """In processes of their own, as the runner and as the exporter load it, with every way to another machine shut."""
     shut = "import socket\ndef no(*a, **k): raise AssertionError('something was sent')\nsocket.socket.connect = socket.getaddrinfo = no\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def load(path: Path, config: ServingConfig) -> OpenVinoRunner:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import would send a message to its maker
     openvino: Any = require("openvino", "openvino")
     try:
-        core = openvino.Core()
+        core = _core(openvino)
         model = core.read_model(str(path))
         compiled = core.compile_model(model, "CPU", SETTINGS | {"INFERENCE_NUM_THREADS": config.threads_per_worker})
     except Exception as error:  # its exceptions have no common base class
@@ -62,6 +63,12 @@ def load(path: Path, config: ServingConfig) -> OpenVinoRunner:
     _check_signature("input", config.inputs, compiled.inputs)
     _check_signature("output", config.outputs, compiled.outputs)
     return OpenVinoRunner(compiled, config)
+
+
+@functools.cache
+def _core(openvino: Any) -> Any:
+    """The one of this process: of two that go in the order of their coming, the second leaves the thread a signal stack that the first has freed."""
+    return openvino.Core()
 
 
 def _check_signature(kind: str, specs: Sequence[TensorSpec], ports: Sequence[Any]) -> None:

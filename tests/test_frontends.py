@@ -362,17 +362,21 @@ def some_records(tmp_path_factory):
 
 
 def test_text_and_html_say_the_same(some_records):
+    from aimass_lab.headlines import format_number
+
+    num_compared = 0
     for record in some_records:
         text, html = render_text(record), render_html(record)
         assert len(text.splitlines()) > 2
         for number in [v for name in record.__struct_fields__ if (v := getattr(record, name)).__class__.__name__ == "Number"]:
-            from aimass_lab.headlines import format_number
-
             shown = format_number(number)
-            assert (shown in text) == (shown.replace("&", "&amp;") in html), (type(record), shown)
+            if " " in shown:  # a figure without a unit may stand in one of them as a part of another
+                assert (shown in text) == (shown.replace("&", "&amp;") in html), (type(record), shown)
+                num_compared += 1
         assert "<script" not in html
         assert "http" not in html.replace("http://127", "").replace("https://json-schema", "") or "spec" in type(record).__name__.lower()
         assert len(html) < 100_000
+    assert num_compared > 10
 
 
 def test_what_is_shown_is_escaped():

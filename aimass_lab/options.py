@@ -23,6 +23,7 @@ from .errors import InputError
 from .records import OptionValue
 
 _CALL = re.compile(r"(?P<name>[A-Za-z_][\w-]*)\s*(?:\((?P<options>[^()]*)\))?")
+_QUOTED = re.compile(r"""(?P<quote>['"])(?P<text>.*)(?P=quote)""")
 
 
 Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
@@ -64,7 +65,7 @@ def describe_options(member: type[Any]) -> tuple[Option, ...]:
 
 
 def read_call(text: str, *, what: str, help: str) -> tuple[str, dict[str, str]]:
-    """Take a member's name and its options apart: ``"low_rank(ratio=0.5)"``.
+    """Take a member's name and its options apart: ``"low_rank(ratio=0.5)"``; a value may be in quotes, as in Python.
 
     Args:
         text: One name, with or without options in brackets.
@@ -82,7 +83,8 @@ def read_call(text: str, *, what: str, help: str) -> tuple[str, dict[str, str]]:
         name, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"{part!r} in {text.strip()!r} is no option", help="options are written name=value, with commas between them")
-        options[name.strip()] = value.strip()
+        quoted = _QUOTED.fullmatch(value := value.strip())
+        options[name.strip()] = quoted["text"] if quoted else value
     return match["name"], options
 
 

@@ -8,13 +8,23 @@ import pytest
 
 from aimass_lab.compression.base import TECHNIQUES, Technique, make_technique
 from aimass_lab.errors import InputError, MissingPackageError, UnknownNameError
-from aimass_lab.options import changed_options, describe_bounds, describe_options
+from aimass_lab.options import changed_options, describe_bounds, describe_options, read_call
 
 
 def test_options_are_read_by_their_type() -> None:
     assert make_technique("compile", {"mode": "max-autotune", "dynamic": "true"}) == TECHNIQUES["compile"](mode="max-autotune", dynamic=True)
     assert changed_options(make_technique("int8_weight_only", {"group_size": "32"})) == {"group_size": 32}
     assert make_technique("int8_weight_only", {"group_size": "none"}) == make_technique("int8_weight_only")
+
+
+@pytest.mark.parametrize("value", ["max-autotune", "'max-autotune'", '"max-autotune"', " 'max-autotune' "])
+def test_a_value_may_be_in_quotes(value: str) -> None:
+    assert read_call(f"compile(mode={value}, dynamic=true)", what="", help="") == ("compile", {"mode": "max-autotune", "dynamic": "true"})
+
+
+@pytest.mark.parametrize("value", ["'", "'a\"", "'a"])
+def test_half_a_pair_of_quotes_is_none(value: str) -> None:
+    assert read_call(f"compile(mode={value})", what="", help="")[1] == {"mode": value}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import nn
 from aimass_lab import Study, Workload, check
 from aimass_lab.errors import BundleError, DoesNotFitError, InputError, ModelError, SpecError, StoreError, UnsupportedError
 from aimass_lab.recipe import write_recipe
-from aimass_lab.records import Bundle, Demand, HeldVariants, Plan, Profile, SearchResult, ServingSpec, TrialResult, from_json, to_json
+from aimass_lab.records import Bundle, Demand, HeldVariants, Plan, Profile, SearchResult, ServingSpec, TrialResult, from_json, to_json, was_interrupted
 from aimass_lab.store import Store, StoreWarning
 from aimass_lab.targets import make_target
 from aimass_lab.workload import weight_bytes
@@ -426,6 +426,39 @@ def test_an_interrupt_keeps_what_was_found(study):
     study.progress = lambda share, text: None
     assert study.demand().flops.value > 0
     assert study.model(study.workload.call.args[0]).shape == (4, 4)
+
+
+def interrupt_once(study, text):
+    """Ctrl-C as progress says `text`."""
+
+    def progress(share, said):
+        if text in said:
+            study.progress = lambda share, said: None
+            raise KeyboardInterrupt
+
+    study.progress = progress
+
+
+def test_an_interrupt_within_the_profile_of_a_plan_ends_the_plan(study):
+    interrupt_once(study, "measuring what the device reaches")
+    with pytest.raises(KeyboardInterrupt):
+        study.plan(rate=50, p99="2s")
+    (half,) = study.results
+    assert (type(half), was_interrupted(half.notes)) == (Profile, True)
+    plan = study.plan(rate=50, p99="2s")
+    whole = study.results[1]
+    assert not was_interrupted(whole.notes)
+    assert len(whole.ladder) > len(half.ladder)
+    assert study.results[-1] is plan
+
+
+def test_no_plan_is_founded_on_a_profile_that_was_cut_short(study):
+    interrupt_once(study, "measuring what the device reaches")
+    half = study.profile(seconds=1)
+    assert was_interrupted(half.notes)
+    study.plan(rate=50, p99="2s")
+    assert [type(record) for record in study.results[:2]] == [Profile, Profile]
+    assert not was_interrupted(study.results[1].notes)
 
 
 # --- the whole way --------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from .jobs import JobKind, JobOutcome, JobPlan, JobPolicyRun, JobRemedy, JobsRun
 from .model import Dimension, Environment, ModelInfo, TensorSpec
 from .monitoring import ErrorBudget, Monitoring, MonitorPoint
 from .network import MessageForm, NetworkDemand, Traffic
-from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived
+from .number import INTERRUPTED, TRUST, Note, Number, Quality, Record, Source, Unit, derived, was_interrupted
 from .panel import CellUse, GpuAccount, GpuHolder, GpuMemory, HeldModel, KernelState, KernelUse, Live, Result, Task
 from .plan import LoadPoint, Plan, PlanOption, Target
 from .prediction import Basis, Ledger, LedgerEntry, LedgerKind, PredictedPoint, Prediction, Quantity
@@ -207,4 +207,5 @@ __all__ = [
     "from_json",
     "json_schema",
     "to_json",
+    "was_interrupted",
 ]

@@ -149,3 +149,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 INTERRUPTED = "W-INTERRUPTED"
 """Code of the note on a result that the user cut short."""
+
+
+def was_interrupted(notes: Iterable[Note]) -> bool:
+    """Whether the result that has these notes was cut short by the user."""
+    return any(note.code == INTERRUPTED for note in notes)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import InputError, OutOfTime, StoreError
-from ..records import INTERRUPTED, Note, Number, Objective, ObjectiveName, Setting, TrialResult
+from ..records import Note, Number, Objective, ObjectiveName, Setting, TrialResult, was_interrupted
 from ..samplers.base import SAMPLERS, Knowledge, Tried
 from ..units import format_share
 from .claims import Failure, MemoryLog, Outcome, Row, TrialLog, is_undecided
@@ -196,7 +196,7 @@ class Search:
         self._patient = self._patient or is_undecided(outcome)
         self._ask_log(lambda log: log.finish(setting, outcome))
         self._taken = None
-        return not isinstance(outcome, Failure) and any(note.code == INTERRUPTED for note in outcome.notes)
+        return not isinstance(outcome, Failure) and was_interrupted(outcome.notes)
 
     def _ask_log(self, question: Callable[[TrialLog], T]) -> T:
         """Ask the log; from one that cannot be used any more, what is known is taken over into memory, and the search goes on."""

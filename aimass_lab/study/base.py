@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InputError, UnsupportedError
 from ..recipe import read_recipe
-from ..records import ORIGINAL, BatchPoint, HeldVariants, Profile, Recipe, Record
+from ..records import ORIGINAL, BatchPoint, HeldVariants, Profile, Recipe, Record, was_interrupted
 from ..store import Store
 from ..verbs import Progress, Seen
 from ..workload import Call, Workload
@@ -240,8 +240,17 @@ class StudyState:
         return self._followed[2]
 
     def _measured_profile(self, technique: str) -> Profile:
+        """The newest one of what is served, or a new one: nothing is founded on one that was cut short.
+
+        Raises:
+            KeyboardInterrupt: the new one was cut short, which was meant for what it is a part of; it is kept.
+        """
         from ..profiling import profile_model
 
-        if technique not in self._profiles:
-            self._profiles[technique] = self._keep("profile", profile_model(self._served(technique), progress=self.progress), technique=technique)
-        return self._profiles[technique]
+        known = self._profiles.get(technique)
+        if known is None or was_interrupted(known.notes):
+            known = self._keep("profile", profile_model(self._served(technique), progress=self.progress), technique=technique)
+            if was_interrupted(known.notes):
+                raise KeyboardInterrupt
+            self._profiles[technique] = known
+        return known

@@ -21,6 +21,7 @@ from models import TinyCNN
 import aimass_lab
 from aimass_lab import interrupts
 from aimass_lab.bundle import write_bundle
+from aimass_lab.frontends.cli import EXIT_INTERRUPTED, main
 from aimass_lab.interrupts import importing, spare_imports
 from aimass_lab.preserve import preserved
 from aimass_lab.verbs import announce
@@ -133,6 +134,16 @@ def test_a_bundle_that_is_written_without_a_verb_is_ended_once_the_import_is_don
         write_bundle(tmp_path / "b", Workload(torch.nn.Linear(2, 1), torch.ones(3, 2)), calibrate=False, progress=progress)
     assert vars(sys.modules[PACKAGE])["DEBUG"] == 1
     assert not (tmp_path / "b").exists()
+
+
+def test_the_command_line_breaks_off_no_import(load: Callable[[], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Libraries of C try to import others, and take any failure for their absence: torch does so with NumPy."""
+    factory = tmp_path / "net.py"
+    swallowed = f"try:\n    import {PACKAGE}\nexcept BaseException:\n    pass\n"
+    factory.write_text(f"import threading\n{swallowed}def make():\n    assert not threading.Event().wait(60), 'nobody sets it'\n")
+    assert main(["demand", f"{factory}:make"]) == EXIT_INTERRUPTED
+    assert vars(sys.modules[PACKAGE])["DEBUG"] == 1
+    assert capsys.readouterr().err.endswith("interrupted\n")
 
 
 def test_every_public_function_that_runs_a_model_does_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AimassError, InputError
+from ..interrupts import spare_imports
 from ..records import Check, Record, to_json
 from .arguments import HelpShown, all_verbs, get_verb, parse_arguments
 
@@ -28,15 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not words or words[0] in ("-h", "--help"):
-            print(overview())
-            return EXIT_OK
-        if words[0] == "--version":
-            from .. import __version__
-
-            print(__version__)
-            return EXIT_OK
-        return _run(words[0], words[1:])
+        return spare_imports(lambda: _answer(words))  # those of the model's own file included
     except HelpShown:
         return EXIT_OK
     except AimassError as error:
@@ -48,6 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader, such as head, has seen enough
         return EXIT_OK
+
+
+def _answer(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return EXIT_OK
+    if words[0] == "--version":
+        from .. import __version__
+
+        print(__version__)
+        return EXIT_OK
+    return _run(words[0], words[1:])
 
 
 def overview() -> str:

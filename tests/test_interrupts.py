@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from models import TinyCNN
 
 import aimass_lab
@@ -136,14 +137,31 @@ def test_a_bundle_that_is_written_without_a_verb_is_ended_once_the_import_is_don
     assert not (tmp_path / "b").exists()
 
 
-def test_the_command_line_breaks_off_no_import(load: Callable[[], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Libraries of C try to import others, and take any failure for their absence: torch does so with NumPy."""
-    factory = tmp_path / "net.py"
+@pytest.fixture
+def named(load: Callable[[], ModuleType], tmp_path: Path) -> str:
+    """A model of a file that takes the interrupt of an import for the library's absence, as torch does with NumPy, and then waits."""
     swallowed = f"try:\n    import {PACKAGE}\nexcept BaseException:\n    pass\n"
+    factory = tmp_path / "net.py"
     factory.write_text(f"import threading\n{swallowed}def make():\n    assert not threading.Event().wait(60), 'nobody sets it'\n")
-    assert main(["demand", f"{factory}:make"]) == EXIT_INTERRUPTED
+    return f"{factory}:make"
+
+
+def test_the_command_line_breaks_off_no_import(named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demand", named]) == EXIT_INTERRUPTED
     assert vars(sys.modules[PACKAGE])["DEBUG"] == 1
     assert capsys.readouterr().err.endswith("interrupted\n")
+
+
+def test_nor_does_a_magic(named: str) -> None:
+    shell = InteractiveShell.instance()
+    try:
+        shell.run_line_magic("load_ext", "aimass_lab")
+        with pytest.raises(KeyboardInterrupt):
+            shell.run_line_magic("aimass", f"demand {named}")
+        assert vars(sys.modules[PACKAGE])["DEBUG"] == 1
+        shell.run_line_magic("unload_ext", "aimass_lab")
+    finally:
+        InteractiveShell.clear_instance()
 
 
 def test_every_public_function_that_runs_a_model_does_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from types import ModuleType
 from typing import Any
 
 TELEMETRY = "openvino_telemetry"
@@ -16,7 +17,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def import_openvino() -> Any:
+def import_openvino() -> ModuleType:
     """The module. Importing it sends a message to its maker unless its telemetry cannot be imported, so for as long as this takes, it cannot."""
     if "openvino" in sys.modules:
         return sys.modules["openvino"]

@@ -13,6 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
 from ..errors import AimassError, InputError
+from ..interrupts import spare_imports
 from ..quiet import mute, unmute
 from ..records import Record, to_json
 from ..verbs import announce
@@ -52,7 +53,7 @@ class AimassMagics(Magics):
             if not words or words[0] in ("-h", "--help"):
                 print(overview())
                 return None
-            return self._line(words[0], words[1:])
+            return spare_imports(lambda: self._line(words[0], words[1:]))  # those of a model's own file included
         except HelpShown:
             return None
         except AimassError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..compression.base import Constraint
 from ..errors import DoesNotFitError, ModelError
-from ..records import INTERRUPTED, Recipe, StepReport
+from ..records import Recipe, StepReport, was_interrupted
 from ..workload import weight_bytes
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Beginnings:
     ) -> None:  # fmt: skip
         """Keep a copy of what the first steps of `recipe`, one for each of `reports`, made; nothing where it does not fit or was cut short."""
         size = weight_bytes(model)
-        if size > self.memory_bytes or any(note.code == INTERRUPTED for note in reports[-1].notes):
+        if size > self.memory_bytes or was_interrupted(reports[-1].notes):
             return
         while self.held_bytes + size > self.memory_bytes:
             self._kept.popitem(last=False)

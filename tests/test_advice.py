@@ -1,6 +1,10 @@
 """Advice: each rule speaks where the profile gives it a reason, with a gain that follows from what was measured."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,6 +14,7 @@ from torch import nn
 
 from aimass_lab.profiling import profile_model
 from aimass_lab.profiling.advice import (
+    PAGE_BYTES,
     Situation,
     advise,
     allow_tf32,
@@ -31,8 +36,10 @@ from aimass_lab.profiling.recorder import Op, Recording, record_call
 from aimass_lab.records import BatchPoint, Number
 from aimass_lab.tracing.trace import Row, Trace
 from aimass_lab.workload import Workload
+from tests.proofs import TRIES
 from tests.trial_records import trial_record
 
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
@@ -88,26 +95,55 @@ def test_fresh_memory_costs_what_its_pages_cost():
     assert keep_freed_memory(situation(evidence=Evidence(faults_per_call=100_000))) is None, "what a page costs was not measured"
 
 
-def test_large_blocks_really_come_back_page_by_page():
-    """The advice's premise on this machine: a block of 64 MiB that is freed is mapped anew at the next call."""
-    if page_faults() is None or fault_cost() is None:
-        pytest.skip("this system does not count page faults")
+class Wide(nn.Module):
+    """Each call takes a block of 64 MiB and frees it."""
 
-    class Wide(nn.Module):
-        def forward(self, x):
-            return (x.expand(2**24) + 1).sum()
+    def forward(self, x):
+        return (x.expand(2**24) + 1).sum()
 
+
+def pages_of_a_call():
     model, x = Wide(), torch.ones(1)
     model(x)
     before = page_faults()
     for _ in range(4):
         model(x)
-    if (page_faults() - before) / 4 < 0.5 * 2**26 / 4096:
+    return (page_faults() - before) / 4
+
+
+MANY_PAGES = 0.5 * 2**26 / PAGE_BYTES
+
+
+def test_large_blocks_really_come_back_page_by_page(tmp_path):
+    """The advice's premise and its line, on this machine: pages are counted, in a process of its own because the line changes it for good."""
+    if page_faults() is None:
+        pytest.skip("this system does not count page faults")
+    code = keep_freed_memory(situation(evidence=Evidence(faults_per_call=1.0, fault_cost_s=Range(1e-6, 1e-6, 1e-6)))).code
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    lines = ["from tests.test_advice import pages_of_a_call", "before = pages_of_a_call()", code]
+    lines += ["print(before, min(pages_of_a_call() for _ in range(5)))"]  # a small block may settle within a large one's place once or twice
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, done.stdout.split())
+    if before < MANY_PAGES:
+        pytest.skip("this system's C library keeps large blocks")
+    assert after < 0.05 * before
+
+
+def test_a_profile_counts_the_pages_and_advises_to_keep_them():
+    if page_faults() is None or fault_cost() is None:
+        pytest.skip("this system does not count page faults")
+    if pages_of_a_call() < MANY_PAGES:
         pytest.skip("this process's allocator keeps large blocks")
-    profile = profile_model(Workload(model, x), budget_s=0.3, ladder=[])
-    advice = next(a for a in profile.advice if a.name == "keep_freed_memory")
-    assert advice.gain.value > 1.05
+    for _ in range(TRIES):  # a machine that stands still while one of two figures is taken makes the other look small
+        profile = profile_model(Workload(Wide(), torch.ones(1)), budget_s=0.3, ladder=[])
+        advice = {a.name: a for a in profile.advice}.get("keep_freed_memory")
+        if advice is not None:
+            break
+    else:
+        pytest.fail(f"not advised at {profile.latency_p50}")
     check_band(advice.gain)
+    assert float(advice.gain.method.split()[0]) > MANY_PAGES
 
 
 def test_products_in_bf16_gain_what_their_share_allows():

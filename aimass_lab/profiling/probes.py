@@ -15,7 +15,7 @@ import torch
 from ..timing import timed
 
 FAULT_PROBE_BYTES = 64 * 2**20
-FAULT_ROUNDS = 3
+FAULT_ROUNDS = 5
 PROBE_S = 0.1
 """Seconds spent on each comparison."""
 
@@ -38,11 +38,11 @@ def page_faults() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-@functools.cache
 def fault_cost() -> Range | None:
     """Wall seconds that one page fault takes when torch's threads write fresh memory side by side; None where it cannot be told.
 
-    Fresh memory is filled twice: the first time every page is mapped on the way, the second time none is.
+    Fresh memory is filled twice: the first time every page is mapped on the way, the second time none is. It is not
+    kept, because it is set against a latency, and has to come from the same minute: beside other work both are longer.
     """
     if page_faults() is None:
         return None

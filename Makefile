@@ -23,8 +23,13 @@ tour: $(VENV)/.lab  ## Run the tour without a browser; fails unless its bundle's
 
 # Where a process of pytest dies, it ends at once and says with which test: pytest-xdist would put another in its place, and wait for ever at the end.
 test: $(VENV)/.test panel browser  ## Run every test: in two processes, because most of a test is waiting; those that rest on what things take, alone
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	$(call pytest,-n 2 --dist loadfile --max-worker-restart 0 -m "not alone")
+	$(call pytest,-m alone)
+
+# Most tests run real processes and real clocks, and a machine can stand still in any of them for longer than a test may wait:
+# what failed (exit code 1, and no other) is run once more, with nothing beside it, and counts if it fails again. Both runs are in the output.
+pytest = $(BIN)/python -m pytest $(1) || { test $$? -eq 1 && echo "--- what failed is run once more, alone" && \
+  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .

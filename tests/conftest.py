@@ -16,6 +16,9 @@ ALONE = {
 """Files whose tests measure, plan for what was measured, and prove it: what runs beside them could make a plan infeasible."""
 
 
+DIED = pytest.StashKey[bool]()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
@@ -34,7 +37,14 @@ def pytest_testnodedown(node, error):
     except subprocess.TimeoutExpired:
         how = "still runs"
     largest, free = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, psutil.virtual_memory().available
+    node.config.stash[DIED] = True
     print(f"\n[{node.gateway.id}] {how}; the largest process took {largest / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free now")
+
+
+def pytest_sessionfinish(session):
+    """A process that died took tests with it that nobody ran: not the exit code of failed tests, which `make test` repeats."""
+    if session.config.stash.get(DIED, False):
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .fair import Reached, in_order, left, nearly_in_order
-from .formulate import Formulation
+from .formulate import Formulation, total
 from .packing import pack
 from .problem import EPS, Placed, Problem, Solution, cost_of, shares_of
 from .program import Optimum
@@ -169,7 +169,7 @@ def _elastic(problem: Problem, deadline: float) -> Solution:
             break
         bound = bound if shrink else reached.bound
         found = _packed(problem, reached.program, reached.optimum)
-        exact = reached.proven and not shrink and _fits(problem, found.placed)
+        exact = reached.proven and not shrink and _fits(problem, found.placed) and _costs_what_was_planned(problem, reached, found)
         sizes = None if exact else _sizes(problem, found.placed, None)
         if sizes is not None and (better := _reached(problem, shrink, deadline, sizes)) is not None:
             each = better.program
@@ -188,6 +188,11 @@ def _reached(problem: Problem, shrink: Mapping[int, float], deadline: float, nod
     if problem.objective != "value" and len(problem.options) >= _LARGE_FAIRNESS:
         return nearly_in_order(problem, shrink, nodes, deadline)
     return in_order(problem, Formulation(problem, full=False, shrink=shrink, nodes=nodes), deadline, _gap(problem))
+
+
+def _costs_what_was_planned(problem: Problem, reached: Reached, found: _Found) -> bool:
+    """Whether packing took no more nodes than the program had, in which what is on one device need not fit there."""
+    return cost_of(problem, found.placed) <= total(reached.program.costs, reached.optimum.values) + reached.program.slack + EPS
 
 
 def _within(problem: Problem, found: _Found) -> _Found:

@@ -66,8 +66,9 @@ class CountingProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.up, self.down = bytearray(), bytearray()
-        self._sockets = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._sockets, self._pumps = [], []
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def _accept(self):
         while True:
@@ -78,7 +79,8 @@ class CountingProxy:
             server = socket.create_connection(self._target)
             self._sockets += [client, server]
             for source, sink, kept in ((client, server, self.up), (server, client, self.down)):
-                threading.Thread(target=self._pump, args=(source, sink, kept), daemon=True).start()
+                self._pumps.append(threading.Thread(target=self._pump, args=(source, sink, kept), daemon=True))
+                self._pumps[-1].start()
 
     @staticmethod
     def _pump(source, sink, kept):
@@ -101,7 +103,15 @@ class CountingProxy:
         return self
 
     def __exit__(self, *error):
+        """No thread is left, which might go on with another's socket that has got the number of one that was closed under it."""
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for it, as closing does not
+        self._accepting.join()
         for each in self._sockets:
+            with contextlib.suppress(OSError):  # the other side was quicker
+                each.shutdown(socket.SHUT_RDWR)
+        for pump in self._pumps:
+            pump.join()
+        for each in (self._listener, *self._sockets):
             each.close()
 
 

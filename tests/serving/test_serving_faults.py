@@ -139,6 +139,53 @@ def test_slow_senders_are_shown_the_door(tmp_path: Path) -> None:
         assert infer(server, [[1, 2, 3, 4]]).status == 200
 
 
+def sent(*row: float) -> bytes:
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": row}]}).encode()
+    return b"POST /v2/models/net/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.mark.parametrize("broken", [b"POST /v2/models/net/infer HTTP/1.1\r\nHo", b"no HTTP\r\n\r\n"], ids=["unfinished", "malformed"])
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_requests_get_their_own_answers_and_not_that_of_what_is_broken_behind_them(run_faulty: RunFaulty, broken: bytes, ahead: int) -> None:
+    server = run_faulty(header_timeout_s=0.3)
+    answers = raw(server, b"".join(sent(number, 1.0) for number in range(1, ahead + 1)) + broken, timeout=60)
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1 : ahead + 1]] == [b"200"] * ahead
+    assert [b'"data":[%.1f,2.0]' % (2 * number) in answers for number in range(1, ahead + 1)] == [True] * ahead
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_body_that_we_do_not_read_yet_is_not_late(run_faulty: RunFaulty) -> None:
+    """It was sent ahead, behind a request that takes longer than a body may."""
+    server = run_faulty(body_timeout_s=0.3)
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        late = sent(2.0, 0.0)
+        connection.sendall(sent(1.0, 1.0) + late[:-5])
+        wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 1)
+        connection.sendall(late[-5:])
+        received = b""
+        while received.count(b"]}]}") < 2:
+            more = connection.recv(65536)
+            assert more, received
+            received += more
+    assert received.count(b"HTTP/1.1 200") == 2
+
+
+def test_who_begins_another_request_and_hangs_up_is_computed_for_no_longer(run_faulty: RunFaulty) -> None:
+    server = run_faulty(max_batch_size=1)
+    address = urlsplit(server.url)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(infer, server, [[1.0, 2.5]])
+        wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 1)
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            connection.sendall(sent(2.0, 0.5) + b"POST /v2/models/net/infer HTTP/1.1\r\nHo")
+            wait_for(lambda: metric(server, "aimass_queue_items") == 1)
+        wait_for(lambda: metric(server, "aimass_queue_items") == 0)
+        assert slow.result().status == 200
+    assert metric(server, "aimass_queue_seconds_count") == 1
+
+
 # --- killed workers ----------------------------------------------------------------------
 
 

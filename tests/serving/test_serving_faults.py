@@ -290,6 +290,23 @@ def test_sigterm_while_it_starts_is_silent_and_leaves_nothing(where: str, worker
     assert not any(child.is_running() for child in children)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_is_the_parents_also_before_its_children_can_say_so(number: int, tmp_path: Path) -> None:
+    """As a terminal and systemd send it; here while a worker still imports what it needs."""
+    folder = write_faulty(tmp_path / "b")
+    worker, mark = folder / "aimass_serve/worker.py", tmp_path / "mark"
+    code = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(3600)"
+    worker.write_text(worker.read_text().replace("import itertools\n", f"{code}\nimport itertools\n", 1))
+    rehash(folder)
+    command = [sys.executable, str(folder / "run.py"), "serve", "--port", "0", "--grpc-port", "none"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        wait_for(lambda: mark.exists() and bool(mark.read_text()), timeout=60)
+        os.killpg(process.pid, number)
+        said = process.communicate(timeout=60)
+    assert (process.returncode, *said) == (0, "", "")
+    assert not psutil.pid_exists(int(mark.read_text()))
+
+
 def test_who_starts_it_can_say_that_nobody_has_to_move_on(tmp_path: Path) -> None:
     with start(write_faulty(tmp_path / "bundle", drain_grace_s=300.0), grpc_port=None, arguments=("--drain-grace", "0")) as server:
         assert server.stop(timeout_s=60) == 0  # it would have been killed else

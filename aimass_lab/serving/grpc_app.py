@@ -203,8 +203,8 @@ class GrpcApp:
         """Compute outputs; raw in the answer when they were raw in the request."""
         code, began = 500, time.monotonic()
         try:
-            await self._service.spend(_caller.get())
             model = self._service.find(request.model_name, request.model_version)
+            await self._service.spend(_caller.get())
             with model.in_use(), self._service.trace("grpc", model, dict(context.invocation_metadata() or ()).get) as trace:
                 checked = parse_request(model.config, request)
                 remaining = context.time_remaining()

@@ -136,6 +136,10 @@ def test_a_caller_over_its_rate_gets_429_over_both_protocols_and_others_do_not(l
                 assert f'aimass_requests_total{{code="{code}"' not in text
         assert 'aimass_requests_total{code="429",protocol="rest"} 1.0' in text
         assert 'aimass_requests_total{code="429",protocol="grpc"} 1.0' in text
+        assert call(server, "POST", PATH.replace("net", "other"), BODY, bearer("slow")).status == 404  # what gets to no model costs nothing
+        with pytest.raises(grpc.RpcError) as caught:
+            send(server, request(model_name="other"), metadata=(("authorization", "Bearer slow"),))
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 # --- priorities --------------------------------------------------------------------------

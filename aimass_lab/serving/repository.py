@@ -14,15 +14,13 @@ from .config import ServingConfig, check_manifest, load_config
 from .devices import CPU
 from .ensemble import SUFFIX, Ensemble, load_ensemble
 from .errors import BundleError, RequestError, ServerError
+from .pool import PARITY_TOLERANCE
 from .service import LocalService, Model, Servable, version_order
 from .version_policy import VersionPolicies
 
 logger = logging.getLogger(__name__)
 
 DRAIN_STEP_S = 0.01
-PARITY_TOLERANCE = 0.05
-"""Relative L2 error of a stored output above which a version is not let in; what a bundle promises of its fidelity is finer, and `verify` holds it to that."""
-
 Key = tuple[str, str]
 """Name and version."""
 

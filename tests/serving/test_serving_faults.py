@@ -253,6 +253,24 @@ def test_gives_up_when_workers_cannot_start_any_more(tmp_path: Path) -> None:
         assert "workers in a row did not start" in server.log.splitlines()[-1]
 
 
+def test_a_model_changed_under_the_server_does_not_answer_in_the_old_ones_name(tmp_path: Path) -> None:
+    """A bundle is written over the one that is served, and a worker dies: the one in its place would compute something else than the others."""
+    folder = write_linear(tmp_path / "b", workers=2)
+    with start(folder, grpc_port=None) as server:
+        (folder / "model/net/1/model.onnx").write_bytes(linear_onnx(WEIGHT * 2))
+        workers(server)[0].kill()
+
+        def has_ended() -> bool:
+            with contextlib.suppress(OSError, http.client.HTTPException):  # it ends meanwhile
+                for answer in many(server, [[1.0, 0.0, 0.0, 0.0]] * 4):
+                    assert answer.status != 200 or np.allclose(answer.json["outputs"][0]["data"], WEIGHT[0], rtol=1e-4)
+            return server.exit_code is not None
+
+        wait_for(has_ended, timeout=120)
+        assert server.exit_code == 4
+        assert "the file was changed" in server.log.splitlines()[-1]
+
+
 # --- the end -----------------------------------------------------------------------------
 
 

@@ -107,6 +107,19 @@ def test_overload_gets_503_and_retry_after(run_faulty: RunFaulty) -> None:
     assert "overloaded: 4 items of 32 bytes wait, and at most 1024 of 32 bytes may" in refused.json["error"]
 
 
+def test_a_request_larger_than_the_queue_is_taken_when_nobody_waits(run_faulty: RunFaulty) -> None:
+    server = run_faulty(max_queue_items=2, max_queue_bytes=16)
+    large = [[float(number), 0.0] for number in range(8)]
+    assert infer(server, large).json["outputs"][0]["data"] == [2 * value for row in large for value in row]
+    with ThreadPoolExecutor(2) as pool:
+        accepted = [pool.submit(infer, server, [[1.0, 1.0]])]
+        wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 2)
+        accepted.append(pool.submit(infer, server, large))
+        wait_for(lambda: metric(server, "aimass_queue_items") == 8)
+        assert infer(server, [[2.0, 0.0]]).status == 503
+        assert [future.result().status for future in accepted] == [200] * 2
+
+
 # --- clients -----------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -104,7 +105,8 @@ def read_json(path: Path) -> dict[str, Any]:
         BundleError: no such file, not JSON, or not an object.
     """
     try:
-        value = orjson.loads(path.read_bytes())  # no NaN, no half of a character, no depth without end: all that comes of it can be told in JSON again
+        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # as some editors begin a file
+        value = orjson.loads(text)  # no NaN, no half of a character, no depth without end: all that comes of it can be told in JSON again
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:

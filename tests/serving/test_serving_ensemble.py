@@ -35,6 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     two = [{"model": "net", "weight": 3}, {"model": "four"}]
     describe(repository, "mean", "average", two)
     describe(repository, "poll", "vote", two)
+    poll = repository / "poll.ensemble.json"
+    poll.write_text(poll.read_text(), encoding="utf-8-sig")  # as some editors write
     describe(repository, "race", "first", two)
     describe(repository, "lost", "average", [{"model": "net"}, {"model": "nobody"}])
     describe(repository, "odd", "sum", two)

@@ -40,7 +40,7 @@ class Door:
 
     def __init__(self, tokens: Sequence[Token] = (), *, requests_per_s: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.tokens = tuple(tokens)
-        self._values = [(b"Bearer " + token.value.encode(), token.name) for token in tokens]
+        self._values = [(token.value.encode(), token.name) for token in tokens]
         rates = {token.name: token.requests_per_s or requests_per_s for token in tokens} or {ANYBODY: requests_per_s}
         self._buckets = {name: _Bucket(rate, clock) for name, rate in rates.items() if rate is not None}
 
@@ -65,7 +65,8 @@ class Door:
         """
         if not self._values:
             return ANYBODY
-        given = (header or "").encode("utf-8", "replace")
+        scheme, _, shown = (header or "").partition(" ")
+        given = shown.encode("utf-8", "replace") if scheme.lower() == "bearer" else b""  # no token is empty
         found = None
         for value, name in self._values:  # all of them, so that the time does not tell which one was nearly right
             if hmac.compare_digest(given, value):

@@ -121,7 +121,8 @@ class Batcher:
         config = self.config
         if self._quarantine:
             self._refuse_quarantined(request)
-        if self._items + request.items > config.max_queue_items or self._bytes + request.num_bytes > config.max_queue_bytes:
+        full = self._items + request.items > config.max_queue_items or self._bytes + request.num_bytes > config.max_queue_bytes
+        if full and self._items:  # where nobody waits, whatever the model takes is taken: it would be told for ever to come again
             text = f"overloaded: {self._items} items of {self._bytes} bytes wait, and at most {config.max_queue_items} of {config.max_queue_bytes} bytes may"
             raise RequestError(503, text, retry_after_s=self.expected_wait_s())
         loop = asyncio.get_running_loop()

@@ -18,6 +18,8 @@ BOOT = (
 )
 """A child sees the packages that its parent sees, whatever the working directory holds."""
 PR_SET_PDEATHSIG = 1
+NOT_OURS = (signal.SIGINT, signal.SIGTERM)
+"""Signals of the parent, which a terminal and systemd send to its children, too."""
 
 
 def start_child(
@@ -39,6 +41,7 @@ def start_child(
     """
     ours, theirs = socket.socketpair()
     arguments = json.dumps({**told, "descriptor": theirs.fileno(), "parent": os.getpid()})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_OURS)  # the child begins with what is blocked here, until `die_with` ignores them
     try:
         with theirs:
             process = subprocess.Popen(
@@ -51,13 +54,16 @@ def start_child(
     except BaseException:
         ours.close()
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process, ours
 
 
 def die_with(parent: int) -> None:
     """Stop only by the parent's word: its signals are not ours, its death is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in NOT_OURS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_OURS)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above

@@ -15,6 +15,7 @@ all were asked, or after 429, with waits that grow, as long as the server asked 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import itertools
 import json
@@ -22,7 +23,6 @@ import queue
 import random
 import ssl
 import struct
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -187,7 +187,7 @@ class Client:
         for name, value in inputs.items():
             array = value if isinstance(value, np.ndarray) else self._array(name, value, deadline)
             datatype = _datatype(name, array)
-            data = _to_bytes(datatype, array)
+            data = _to_bytes(name, datatype, array)
             tensors.append(({"name": name, "datatype": datatype, "shape": list(array.shape), "parameters": {"binary_data_size": len(data)}}, data))
         return tensors
 
@@ -197,8 +197,11 @@ class Client:
         if name not in known:
             raise InferenceError(f"the model has no input {name!r}; it has {', '.join(known)}")
         try:
-            return np.asarray(value, DTYPES[known[name]])
-        except (TypeError, ValueError) as error:
+            array = np.asarray(value, DTYPES[known[name]])
+            if array.dtype.kind in "biu" and not np.array_equal(array, np.asarray(value)):
+                raise ValueError("its numbers would become others")
+            return array
+        except (TypeError, ValueError, OverflowError) as error:
             raise InferenceError(f"input {name!r} is no array of {known[name]}: {error}") from None
 
     # --- attempts ---
@@ -314,7 +317,7 @@ class _Answer:
     def retry_after_s(self) -> float:
         """How long the server asked to wait; 0 where it did not."""
         text = self.headers.get("Retry-After", "")
-        return float(text) if text.isdigit() else 0.0
+        return float(text) if text.isdecimal() else 0.0
 
 
 class _Address:
@@ -329,7 +332,6 @@ class _Address:
         """When it is asked again before others that it stands before."""
         self._host, self._port, self._secure, self._context = parts.hostname, parts.port, parts.scheme == "https", context
         self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue()
-        self._lock = threading.Lock()
 
     def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float) -> _Answer:
         """Send a request over a connection that is open, or a new one.
@@ -379,8 +381,9 @@ class _Address:
 
     def close(self) -> None:
         """Close the connections that are not in use."""
-        while not self._idle.empty():
-            self._idle.get_nowait().close()
+        with contextlib.suppress(queue.Empty):
+            while True:  # another thread may take the last one
+                self._idle.get_nowait().close()
 
 
 # --- tensors -------------------------------------------------------------------------------
@@ -395,10 +398,12 @@ def _datatype(name: str, array: Array) -> str:
     return datatype
 
 
-def _to_bytes(datatype: str, array: Array) -> bytes:
+def _to_bytes(name: str, datatype: str, array: Array) -> bytes:
     if datatype != "BYTES":
         return np.ascontiguousarray(array, DTYPES[datatype]).tobytes()
-    elements = [element.encode() if isinstance(element, str) else bytes(element) for element in array.ravel().tolist()]
+    elements = [element.encode() if isinstance(element, str) else element for element in array.ravel().tolist()]
+    if wrong := [type(element).__name__ for element in elements if not isinstance(element, bytes)]:  # of a number, bytes() makes as many zeros
+        raise InferenceError(f"input {name!r} holds an element of type {wrong[0]}; elements of BYTES are bytes or texts")
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 

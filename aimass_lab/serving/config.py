@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from .errors import BundleError
 
@@ -104,7 +105,8 @@ def read_json(path: Path) -> dict[str, Any]:
         BundleError: no such file, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_bytes())
+        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # as some editors begin a file
+        value = orjson.loads(text)  # no NaN, no half of a character, no depth without end: all that comes of it can be told in JSON again
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -162,7 +164,7 @@ def _tensors(key: str, raw: Any) -> tuple[TensorSpec, ...]:
         if not isinstance(entry, dict) or set(entry) != {"name", "datatype", "shape"}:
             raise BundleError(f"serving.json: each of {key} has exactly name, datatype and shape, got {entry!r}")
         name, datatype, shape = entry["name"], entry["datatype"], entry["shape"]
-        if not isinstance(name, str) or datatype not in DATATYPES:
+        if not isinstance(name, str) or not isinstance(datatype, str) or datatype not in DATATYPES:
             raise BundleError(f"serving.json: {key} {name!r} has datatype {datatype!r}; known are {', '.join(sorted(DATATYPES))}")
         if not isinstance(shape, list) or any(type(size) is not int or size == 0 or size < -1 for size in shape):
             raise BundleError(f"serving.json: {key} {name!r} has shape {shape!r}; sizes are positive, or -1 for any")
@@ -194,7 +196,7 @@ def describe_dimension(config: ServingConfig, dimension: Dimension) -> str:
 
 
 def _is_open(place: Any, inputs: Sequence[TensorSpec], index: Mapping[str, int]) -> bool:
-    if not isinstance(place, list) or len(place) != 2 or place[0] not in index or type(place[1]) is not int:
+    if not isinstance(place, list) or len(place) != 2 or not isinstance(place[0], str) or place[0] not in index or type(place[1]) is not int:
         return False
     shape = inputs[index[place[0]]].shape
     return 0 <= place[1] < len(shape) and shape[place[1]] == -1
@@ -213,12 +215,15 @@ def check_manifest(folder: Path) -> None:
     root = folder.resolve()
     for name, expected in files.items():
         path = folder / name
-        if not path.resolve().is_relative_to(root) or Path(name).is_absolute():
-            raise BundleError(f"manifest.json names {name!r}, which is outside the bundle")
-        if not path.is_file():
-            raise BundleError(f"{name!r} is missing from the bundle")
-        if file_hash(path) != expected:
-            raise BundleError(f"{name!r} was altered: its hash is not the one in manifest.json")
+        try:
+            if not path.resolve().is_relative_to(root) or Path(name).is_absolute():
+                raise BundleError(f"manifest.json names {name!r}, which is outside the bundle")
+            if not path.is_file():
+                raise BundleError(f"{name!r} is missing from the bundle")
+            if file_hash(path) != expected:
+                raise BundleError(f"{name!r} was altered: its hash is not the one in manifest.json")
+        except (OSError, ValueError, RuntimeError) as error:  # not readable, or a name that no file can have, or a link to itself
+            raise BundleError(f"{name[:80]!r} of the bundle cannot be read: {getattr(error, 'strerror', None) or error}") from None
     for path in (folder / "model").rglob("*"):
         if not path.is_dir() and path.relative_to(folder).as_posix() not in files:
             raise BundleError(f"{path.relative_to(folder).as_posix()!r} lies among the model's files, but manifest.json does not name it")
@@ -247,17 +252,19 @@ def load_vectors(folder: Path, config: ServingConfig) -> tuple[list[np.ndarray[A
         Inputs and outputs; the first axis is samples where the model is batched.
 
     Raises:
-        BundleError: an array is missing, needs pickle, or does not fit the signature.
+        BundleError: it cannot be read, or an array is missing, needs pickle, or does not fit the signature.
     """
     try:
         with np.load(folder / "vectors.npz", allow_pickle=False) as stored:
             inputs = [stored[f"input.{spec.name}"] for spec in config.inputs]
             outputs = [stored[f"output.{spec.name}"] for spec in config.outputs]
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # NumPy raises whatever its reading of garbage leads to
         raise BundleError(f"vectors.npz cannot be used: {error}") from None
     for spec, array in zip(config.inputs + config.outputs, inputs + outputs, strict=True):
         if len(spec.shape) != array.ndim or any(want not in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)):
             raise BundleError(f"vectors.npz: {spec.name!r} has shape {array.shape}, which is not {list(spec.shape)}")
+        if array.dtype.kind not in ("SU" if spec.datatype == "BYTES" else "biuf"):
+            raise BundleError(f"vectors.npz: {spec.name!r} is of {array.dtype}, which is no {spec.datatype}")
     if any(array.size == 0 for array in inputs) or (config.batched and len({len(array) for array in inputs + outputs}) != 1):
         raise BundleError("vectors.npz: the arrays hold different numbers of samples, or none")
     return inputs, outputs

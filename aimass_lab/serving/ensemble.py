@@ -70,7 +70,7 @@ def load_ensemble(path: Path) -> EnsembleConfig:
         raise BundleError(f"{path.name}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(KEYS))}")
     if not isinstance(members, list) or not members or not all(isinstance(member, dict) for member in members):
         raise BundleError(f"{path.name}: members must be a list of at least one object")
-    if raw.get("combine") not in COMBINE:
+    if not isinstance(raw.get("combine"), str) or raw["combine"] not in COMBINE:
         raise BundleError(f"{path.name}: combine is {raw.get('combine')!r}; it can be {', '.join(COMBINE)}")
     for key in ("name", "version"):
         if not isinstance(raw.get(key), str) or not raw[key]:

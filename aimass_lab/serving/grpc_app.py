@@ -203,8 +203,8 @@ class GrpcApp:
         """Compute outputs; raw in the answer when they were raw in the request."""
         code, began = 500, time.monotonic()
         try:
-            await self._service.spend(_caller.get())
             model = self._service.find(request.model_name, request.model_version)
+            await self._service.spend(_caller.get())
             with model.in_use(), self._service.trace("grpc", model, dict(context.invocation_metadata() or ()).get) as trace:
                 checked = parse_request(model.config, request)
                 remaining = context.time_remaining()
@@ -257,6 +257,8 @@ def parse_request(config: ServingConfig, request: Any) -> InferRequest:
         if raw and tensor.HasField("contents"):
             raise bad(f"input {spec.name!r} has contents besides raw_input_contents")
         inputs.append(from_raw(spec, shape, raw[index]) if raw else _from_contents(spec, shape, tensor.contents))
+    for output in request.outputs:
+        _parameters(output.parameters)
     wanted = [find_spec(config.outputs, output.name, "output") for output in request.outputs] or range(len(config.outputs))
     outputs = check_outputs(config, [(index, bool(raw)) for index in wanted])
     return make_request(config, id=request.id, inputs=inputs, outputs=outputs, parameters=parameters)

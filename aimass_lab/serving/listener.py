@@ -116,8 +116,11 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
         self._in_headers = True
+        """Or behind the body, where more of them may stand."""
         self._header_bytes = 0
         self._refused = False
+        self._answering: _Cycle | None = None
+        """The request whose turn it is, or was; those that were sent ahead of it are in the pipeline."""
         self._limit_s, self._is_new = self.header_timeout_s, True
         """How long what is owed now may take, 0 where nothing is; and whether the clock does not know yet."""
         self._clock: asyncio.TimerHandle | None = None
@@ -142,10 +145,14 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._stop_clock()
         self.waiting.pop(self, None)
-        for scope in [self.scope, *(cycle.scope for cycle, _ in self.pipeline)]:
-            hangup: Any = scope.get("aimass.hangup") if scope else None
-            if hangup is not None and hangup.callback:
-                hangup.callback()
+        cycle = self._answering
+        if cycle is None or cycle.response_complete:
+            return
+        cycle.disconnected = True
+        cycle.message_event.set()
+        hangup: Any = cycle.scope.get("aimass.hangup")
+        if hangup is not None and hangup.callback:
+            hangup.callback()
 
     def data_received(self, data: bytes) -> None:
         """Count header bytes until they are complete."""
@@ -154,10 +161,28 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_headers:
             self._header_bytes += len(data)
         self.rests_since = math.inf
-        super().data_received(data)
+        self._feed(data)
         self._set_clock()
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
             self._refuse(b"431 Request Header Fields Too Large", b"the headers are too large")
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = memoryview(data)[upgrade.args[0] :]
+                    self.parser.feed_data(self._without_upgrade())
+        except httptools.HttpParserError:
+            self._refuse(b"400 Bad Request", b"this is no HTTP request that can be read")
+
+    def _without_upgrade(self) -> bytes:
+        """The head that was just read, without the wish for another protocol, for which the parser left out the body; some clients always have that wish."""
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         """Start the clock for the headers."""
@@ -168,13 +193,18 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the clock for the body."""
-        self._in_headers = False
-        self._limit_s, self._is_new = self.body_timeout_s, True
         scope, target = self.scope, httptools.parse_url(self.url)
         scope["method"] = self.parser.get_method().decode("ascii")
         scope["http_version"] = self.parser.get_http_version()
         scope["path"] = target.path.decode("ascii")  # or the parser answers for us that this is no HTTP
         scope["raw_path"], scope["query_string"] = target.path, target.query or b""
+        if self.parser.should_upgrade():  # it is read again
+            if scope["method"] == "CONNECT":  # which is nothing but that wish
+                raise httptools.HttpParserInvalidMethodError("we are no proxy")
+            return
+        self._in_headers = False
+        self._limit_s, self._is_new = self.body_timeout_s, True
+        self.headers = []  # what stands behind the body is no header of the request
         before, self.cycle = self.cycle, _Cycle(self)
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
@@ -184,6 +214,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         assert isinstance(cycle, _Cycle)
+        self._answering = cycle
         cycle.task = self.loop.create_task(self._run(cycle, app))
         self.tasks.add(cycle.task)
 
@@ -194,8 +225,20 @@ class LimitedProtocol(HttpToolsProtocol):
             self.tasks.discard(cycle.task)
             cycle.task = None  # which has the cycle
 
+    def on_chunk_header(self) -> None:
+        """Count what comes as headers until it is known to be of the body: the last chunk has none, and headers may stand behind it."""
+        self._in_headers = True
+        self._header_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Keep it."""
+        self._in_headers = False
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """The client has sent everything in time."""
+        if self.parser.should_upgrade():
+            return
         self._limit_s, self._is_new = 0.0, True
         self.waiting.pop(self, None)
         super().on_message_complete()
@@ -227,17 +270,28 @@ class LimitedProtocol(HttpToolsProtocol):
             self._clock = None
 
     def _too_slow(self) -> None:
-        self._refuse(b"408 Request Timeout", b"the request was not complete in time")
+        if self.pipeline:  # it is we who read no further
+            self._is_new = True
+            self._set_clock()
+        else:
+            self._refuse(b"408 Request Timeout", b"the request was not complete in time")
 
     def _refuse(self, status: bytes, text: bytes) -> None:
         """Answer, unless an answer is on its way, and close; first only our side, so that the sender gets to read it."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        before = [self._answering, *(cycle for cycle, _ in reversed(self.pipeline))]
+        if owed := [cycle for cycle in before if cycle is not None and not cycle.response_complete and not cycle.more_body]:
+            owed[-1].keep_alive = False  # this answer would be taken for theirs, so they get their own, and there is none behind them
+            return
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             body = b'{"error":"%b"}' % text
             head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             self.transport.write(head % (status, len(body)) + body)
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # or it would be answered twice
+            self.cycle.message_event.set()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)

@@ -91,5 +91,6 @@ class ModelMetrics:
         del metrics.holders[self._labels]
         for metric in self._of_models:
             metric.remove(*self._labels)
-        for metric in (metrics.parity_error, metrics.shadow_requests, metrics.shadow_items, metrics.shadow_error, metrics.shadow_s):
+        others = metrics.parity_error, metrics.shadow_requests, metrics.shadow_items, metrics.shadow_error, metrics.shadow_s, metrics.ensemble_steps
+        for metric in others:
             metric.remove_by_labels({"model": self._labels[0], "version": self._labels[1]})

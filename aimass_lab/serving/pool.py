@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 5
 """In a row; then the server gives up, so that whoever runs it can act."""
 MAX_BACKOFF_S = 5.0
+PARITY_TOLERANCE = 0.05
+"""Relative L2 error of a stored output above which a version is not let in; what a bundle promises of its fidelity is finer, and `verify` holds it to that."""
 WAIT_POLICY = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 """How threads of torch wait for one another: those that spin would take the core from the one they wait for, and from the front end."""
 
@@ -161,6 +163,8 @@ class WorkerPool:
         self._stopping = False
         self._started: list[asyncio.Future[None]] = []
         self._keepers: list[asyncio.Task[None]] = []
+        self._allowed_error = math.inf
+        """Of those that take the places of the first ones."""
 
     async def start(self) -> None:
         """Start all workers and wait until they are ready.
@@ -172,6 +176,7 @@ class WorkerPool:
         self._started = [loop.create_future() for _ in range(self._config.workers)]
         self._keepers = [loop.create_task(self._keep(first, device_of(self._devices, place))) for place, first in enumerate(self._started)]
         await asyncio.gather(*self._started)
+        self._allowed_error = max(self.parity_error, PARITY_TOLERANCE)
 
     def step_back(self) -> None:
         """Let the workers, and those that take their places, compute only while nobody else wants the processor."""
@@ -269,13 +274,17 @@ class WorkerPool:
         header, _ = await worker.greeting
         if "error" in header:
             raise ServerError(header["error"])
+        worst = 0.0
         for one in self._warm_up:
             header, payload = await worker.send(one.frame)
             (answer,) = header["requests"]
             if "error" in answer:
                 raise ServerError(f"warm-up: {answer['error']}")
             if one.expected is not None:
-                self.parity_error = max(self.parity_error, _difference(self._config, answer, payload, one.expected))
+                worst = max(worst, _difference(self._config, answer, payload, one.expected))
+        if worst > self._allowed_error:
+            raise ServerError(f"it computes something else than those before it, by a relative error of {worst:.3g}: the file was changed under the server")
+        self.parity_error = max(self.parity_error, worst)
         self._on_parity(self.parity_error)
 
     async def _spawn(self, device: str) -> Worker:

@@ -14,15 +14,13 @@ from .config import ServingConfig, check_manifest, load_config
 from .devices import CPU
 from .ensemble import SUFFIX, Ensemble, load_ensemble
 from .errors import BundleError, RequestError, ServerError
+from .pool import PARITY_TOLERANCE
 from .service import LocalService, Model, Servable, version_order
 from .version_policy import VersionPolicies
 
 logger = logging.getLogger(__name__)
 
 DRAIN_STEP_S = 0.01
-PARITY_TOLERANCE = 0.05
-"""Relative L2 error of a stored output above which a version is not let in; what a bundle promises of its fidelity is finer, and `verify` holds it to that."""
-
 Key = tuple[str, str]
 """Name and version."""
 
@@ -102,6 +100,7 @@ class Repository:
         """
         async with self._changing:
             found = await asyncio.to_thread(self._scan)
+            self._refused = {key: refusal for key, refusal in self._refused.items() if key in found}
             while missing := self._missing(wanted := self._wanted(found, name)):  # what does not load is wanted no more, and takes nobody's place
                 await self._try_to_load(*missing, must_load=must_load)
             combined = {key for _, key in self._ensembles.values()}
@@ -146,7 +145,7 @@ class Repository:
 
     def _refresh_ensembles(self) -> None:
         """Serve the ensembles that the folder describes now, as it describes them; the models that they are made of are there already."""
-        files = {path: path.stat().st_mtime_ns for path in sorted(self._folder.glob(f"*{SUFFIX}"))} if self._folder is not None else {}
+        files = {path: _written(path) for path in sorted(self._folder.glob(f"*{SUFFIX}"))} if self._folder is not None else {}
         for path, (written, key) in list(self._ensembles.items()):
             if files.get(path) != written or key not in self._service.models:
                 del self._ensembles[path]
@@ -202,7 +201,9 @@ class Repository:
         entries += [
             {"name": name, "version": version, "state": "UNAVAILABLE", "reason": refusal.reason} for (name, version), refusal in self._refused.items()
         ]  # fmt: skip
-        entries += [{"name": name, "version": "", "state": "UNAVAILABLE", "reason": why} for name, why in self._broken.items()]
+        entries += [
+            {"name": _told(name), "version": "", "state": "UNAVAILABLE", "reason": _told(why)} for name, why in self._broken.items()
+        ]  # fmt: skip
         return [entry for entry in entries if entry["state"] == "READY"] if ready else entries
 
     async def stop(self) -> None:
@@ -304,9 +305,14 @@ async def _finish(model: Servable) -> None:
     await model.close()
 
 
-def _written(folder: Path) -> int:
-    """When the manifest was written; 0 where there is none."""
+def _written(path: Path) -> int:
+    """When a file, or the manifest of a folder, was written; 0 where there is none."""
     try:
-        return (folder / "manifest.json").stat().st_mtime_ns
+        return (path / "manifest.json" if path.is_dir() else path).stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def _told(text: str) -> str:
+    """Folders may have names that are no text."""
+    return text.encode("utf-8", "replace").decode()

@@ -339,4 +339,4 @@ def _largest(config: ServingConfig, rows: list[np.ndarray[Any, Any]]) -> list[np
 
 def version_order(version: str) -> tuple[int, str]:
     """Sorts whole numbers by their value, and anything else before them."""
-    return (int(version), "") if version.isdigit() else (-1, version)
+    return (int(version), "") if version.isdecimal() else (-1, version)

@@ -65,10 +65,10 @@ def test_every_token_has_its_own_rate() -> None:
     door = Door([Token("a", "alice", 1.0), Token("b", "bob"), Token("c", "carol", 3.0)], requests_per_s=2.0, clock=lambda: 0.0)
     allowed = {}
     for value, name in (("a", "alice"), ("b", "bob"), ("c", "carol")):
-        assert door.admit(f"Bearer {value}") == name
+        assert door.admit(f"Bearer {value}") == door.admit(f"bearer {value}") == door.admit(f"BEARER {value}") == name  # RFC 9110, 11.1
         allowed[name] = num_allowed(door, name)
     assert allowed == {"alice": 1, "bob": 2, "carol": 3}
-    for header in (None, "", "a", "Bearer ", "Bearer aa", "Basic a", "Bearer ä"):
+    for header in (None, "", "a", "Bearer ", "Bearer aa", "Bearera", "Bearer\ta", "Basic a", "Bearer ä"):
         with pytest.raises(RequestError) as caught:
             door.admit(header)
         assert caught.value.status == 401
@@ -136,6 +136,10 @@ def test_a_caller_over_its_rate_gets_429_over_both_protocols_and_others_do_not(l
                 assert f'aimass_requests_total{{code="{code}"' not in text
         assert 'aimass_requests_total{code="429",protocol="rest"} 1.0' in text
         assert 'aimass_requests_total{code="429",protocol="grpc"} 1.0' in text
+        assert call(server, "POST", PATH.replace("net", "other"), BODY, bearer("slow")).status == 404  # what gets to no model costs nothing
+        with pytest.raises(grpc.RpcError) as caught:
+            send(server, request(model_name="other"), metadata=(("authorization", "Bearer slow"),))
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 # --- priorities --------------------------------------------------------------------------

@@ -73,6 +73,31 @@ def test_what_cannot_be_computed_is_not_tried_again(linear: Server, inputs: Any,
     assert not waits
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("in_BYTES", np.array([[1, 2]], object), "an element of type int"),
+        ("in_BYTES", [["a", 2]], "an element of type int"),
+        ("in_BYTES", [[1.5, b"a"]], "an element of type float"),
+        ("in_UINT8", [[300, 1]], "is no array of UINT8"),
+        ("in_UINT8", [[-1, 1]], "is no array of UINT8"),
+        ("in_INT64", [[1.5, 2]], "is no array of INT64: its numbers would become others"),
+        ("in_BOOL", [[2, 0]], "is no array of BOOL: its numbers would become others"),
+    ],
+)
+def test_nothing_is_sent_in_place_of_what_was_given(identity: Server, name: str, value: Any, text: str) -> None:
+    inputs: dict[str, Any] = {f"in_{datatype}": np.ones((1, 2)).astype(kind) for datatype, kind in TYPES.items()}
+    with Client(identity.url) as client:
+        with pytest.raises(InferenceError, match=text) as caught:
+            client.infer(inputs | {name: value})
+        assert caught.value.status is None
+        lists = inputs | {"in_BYTES": [["a", b"b"]], "in_INT64": [[1.0, -(2**63)]], "in_UINT64": [[2**64 - 1, 0]], "in_BOOL": [[1, False]]}
+        outputs = client.infer(lists)
+    assert outputs["out_BYTES"].tolist() == [[b"a", b"b"]]
+    assert outputs["out_UINT64"].tolist() == [[2**64 - 1, 0]]
+    assert outputs["out_BOOL"].tolist() == [[True, False]]
+
+
 def test_a_token_is_shown_and_never_told(linear_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("s3cret alice\n")
     with start(linear_folder, grpc_port=None, arguments=("--token-file", str(tmp_path / "tokens"))) as server:

@@ -14,7 +14,7 @@ import pytest
 from aimass_lab.serving.client import Client, InferenceError
 from aimass_lab.serving.launch import Server, start
 
-from .servers import WEIGHT, call, metric, write_faulty
+from .servers import WEIGHT, call, metric, wait_for, write_faulty
 from .test_serving_repository import write_version
 
 X = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
@@ -35,6 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     two = [{"model": "net", "weight": 3}, {"model": "four"}]
     describe(repository, "mean", "average", two)
     describe(repository, "poll", "vote", two)
+    poll = repository / "poll.ensemble.json"
+    poll.write_text(poll.read_text(), encoding="utf-8-sig")  # as some editors write
     describe(repository, "race", "first", two)
     describe(repository, "lost", "average", [{"model": "net"}, {"model": "nobody"}])
     describe(repository, "odd", "sum", two)
@@ -121,7 +123,13 @@ def test_unloading_and_a_member_that_is_gone(server: Server) -> None:
     def change(name: str, verb: str) -> int:
         return call(server, "POST", f"/v2/repository/models/{name}/{verb}", {}, headers).status
 
+    def told() -> bytes:
+        return call(server, "GET", "/metrics", None, headers).body
+
+    ask(server, "poll")
+    assert b'model="poll"' in told()
     assert change("poll", "unload") == 200
+    wait_for(lambda: b'model="poll"' not in told())
     assert call(server, "GET", "/v2/models/poll", None, headers).status == 404
     assert change("poll", "load") == 200
     ask(server, "poll")

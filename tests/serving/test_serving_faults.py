@@ -107,6 +107,19 @@ def test_overload_gets_503_and_retry_after(run_faulty: RunFaulty) -> None:
     assert "overloaded: 4 items of 32 bytes wait, and at most 1024 of 32 bytes may" in refused.json["error"]
 
 
+def test_a_request_larger_than_the_queue_is_taken_when_nobody_waits(run_faulty: RunFaulty) -> None:
+    server = run_faulty(max_queue_items=2, max_queue_bytes=16)
+    large = [[float(number), 0.0] for number in range(8)]
+    assert infer(server, large).json["outputs"][0]["data"] == [2 * value for row in large for value in row]
+    with ThreadPoolExecutor(2) as pool:
+        accepted = [pool.submit(infer, server, [[1.0, 1.0]])]
+        wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 2)
+        accepted.append(pool.submit(infer, server, large))
+        wait_for(lambda: metric(server, "aimass_queue_items") == 8)
+        assert infer(server, [[2.0, 0.0]]).status == 503
+        assert [future.result().status for future in accepted] == [200] * 2
+
+
 # --- clients -----------------------------------------------------------------------------
 
 
@@ -137,6 +150,53 @@ def test_slow_senders_are_shown_the_door(tmp_path: Path) -> None:
         for answer in slow:
             assert answer.result().startswith(b"HTTP/1.1 408")
         assert infer(server, [[1, 2, 3, 4]]).status == 200
+
+
+def sent(*row: float) -> bytes:
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": row}]}).encode()
+    return b"POST /v2/models/net/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.mark.parametrize("broken", [b"POST /v2/models/net/infer HTTP/1.1\r\nHo", b"no HTTP\r\n\r\n"], ids=["unfinished", "malformed"])
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_requests_get_their_own_answers_and_not_that_of_what_is_broken_behind_them(run_faulty: RunFaulty, broken: bytes, ahead: int) -> None:
+    server = run_faulty(header_timeout_s=0.3)
+    answers = raw(server, b"".join(sent(number, 1.0) for number in range(1, ahead + 1)) + broken, timeout=60)
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1 : ahead + 1]] == [b"200"] * ahead
+    assert [b'"data":[%.1f,2.0]' % (2 * number) in answers for number in range(1, ahead + 1)] == [True] * ahead
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_body_that_we_do_not_read_yet_is_not_late(run_faulty: RunFaulty) -> None:
+    """It was sent ahead, behind a request that takes longer than a body may."""
+    server = run_faulty(body_timeout_s=0.3)
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        late = sent(2.0, 0.0)
+        connection.sendall(sent(1.0, 1.0) + late[:-5])
+        wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 1)
+        connection.sendall(late[-5:])
+        received = b""
+        while received.count(b"]}]}") < 2:
+            more = connection.recv(65536)
+            assert more, received
+            received += more
+    assert received.count(b"HTTP/1.1 200") == 2
+
+
+def test_who_begins_another_request_and_hangs_up_is_computed_for_no_longer(run_faulty: RunFaulty) -> None:
+    server = run_faulty(max_batch_size=1)
+    address = urlsplit(server.url)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(infer, server, [[1.0, 2.5]])
+        wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 1)
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            connection.sendall(sent(2.0, 0.5) + b"POST /v2/models/net/infer HTTP/1.1\r\nHo")
+            wait_for(lambda: metric(server, "aimass_queue_items") == 1)
+        wait_for(lambda: metric(server, "aimass_queue_items") == 0)
+        assert slow.result().status == 200
+    assert metric(server, "aimass_queue_seconds_count") == 1
 
 
 # --- killed workers ----------------------------------------------------------------------
@@ -206,6 +266,24 @@ def test_gives_up_when_workers_cannot_start_any_more(tmp_path: Path) -> None:
         assert "workers in a row did not start" in server.log.splitlines()[-1]
 
 
+def test_a_model_changed_under_the_server_does_not_answer_in_the_old_ones_name(tmp_path: Path) -> None:
+    """A bundle is written over the one that is served, and a worker dies: the one in its place would compute something else than the others."""
+    folder = write_linear(tmp_path / "b", workers=2)
+    with start(folder, grpc_port=None) as server:
+        (folder / "model/net/1/model.onnx").write_bytes(linear_onnx(WEIGHT * 2))
+        workers(server)[0].kill()
+
+        def has_ended() -> bool:
+            with contextlib.suppress(OSError, http.client.HTTPException):  # it ends meanwhile
+                for answer in many(server, [[1.0, 0.0, 0.0, 0.0]] * 4):
+                    assert answer.status != 200 or np.allclose(answer.json["outputs"][0]["data"], WEIGHT[0], rtol=1e-4)
+            return server.exit_code is not None
+
+        wait_for(has_ended, timeout=120)
+        assert server.exit_code == 4
+        assert "the file was changed" in server.log.splitlines()[-1]
+
+
 # --- the end -----------------------------------------------------------------------------
 
 
@@ -241,6 +319,23 @@ def test_sigterm_while_it_starts_is_silent_and_leaves_nothing(where: str, worker
         said = process.communicate(timeout=60)
     assert (process.returncode, *said) == (0, "", "")
     assert not any(child.is_running() for child in children)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_is_the_parents_also_before_its_children_can_say_so(number: int, tmp_path: Path) -> None:
+    """As a terminal and systemd send it; here while a worker still imports what it needs."""
+    folder = write_faulty(tmp_path / "b")
+    worker, mark = folder / "aimass_serve/worker.py", tmp_path / "mark"
+    code = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(3600)"
+    worker.write_text(worker.read_text().replace("import itertools\n", f"{code}\nimport itertools\n", 1))
+    rehash(folder)
+    command = [sys.executable, str(folder / "run.py"), "serve", "--port", "0", "--grpc-port", "none"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        wait_for(lambda: mark.exists() and bool(mark.read_text()), timeout=60)
+        os.killpg(process.pid, number)
+        said = process.communicate(timeout=60)
+    assert (process.returncode, *said) == (0, "", "")
+    assert not psutil.pid_exists(int(mark.read_text()))
 
 
 def test_who_starts_it_can_say_that_nobody_has_to_move_on(tmp_path: Path) -> None:

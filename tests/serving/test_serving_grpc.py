@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from aimass_lab.serving.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, METHODS, message
 from aimass_lab.serving.launch import Server, start
 
-from .servers import TYPES, WEIGHT, metric, wait_for
+from .servers import TYPES, WEIGHT, call, metric, wait_for
 from .test_serving_rest import values_of, wire
 
 X = np.float32([[1, 2, 3, 4]])
@@ -137,6 +137,19 @@ def test_tritonclient_grpc(triton: Any, client: Any) -> None:
     result = client.infer("net", [given], outputs=[triton.InferRequestedOutput("y")], request_id="5", client_timeout=20)
     np.testing.assert_allclose(result.as_numpy("y"), x @ WEIGHT, rtol=1e-5)
     assert result.get_response().id == "5"
+
+
+@pytest.mark.parametrize("name", ["classification", "shared_memory_region"])
+def test_an_output_that_would_be_something_else_elsewhere_is_refused(linear: Server, name: str) -> None:
+    """Where clients of Triton ask for it; over REST, too."""
+    made = request()
+    output = made.outputs.add(name="y")
+    output.parameters["note"].string_param = "nobody minds"
+    assert send(linear, made).outputs[0].name == "y"
+    output.parameters[name].string_param = "3"
+    assert code_of(linear, made) == ("INVALID_ARGUMENT", f"parameter {name!r} belongs to an extension that this server does not have")
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": X.ravel().tolist()}], "outputs": [{"name": "y", "parameters": {name: "3"}}]}
+    assert call(linear, "POST", "/v2/models/net/infer", body).status == 400
 
 
 def test_typed_contents_get_typed_contents(linear: Server) -> None:

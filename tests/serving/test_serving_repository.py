@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +128,62 @@ def test_a_version_that_is_broken_is_left_out_and_the_old_one_goes_on(tmp_path: 
         write_version(repository / "good", 4)
         assert admin(server, "load").status == 200
         assert version_of(client) == pytest.approx(4, rel=1e-3)
+
+
+def with_file(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": manifest["files"] | {name: "sha256:0"}}))
+
+
+def with_serving(folder: Path, **changes: Any) -> None:
+    (folder / "serving.json").write_text(json.dumps(json.loads((folder / "serving.json").read_text()) | changes))
+    rehash(folder)
+
+
+def with_vectors(folder: Path, data: bytes) -> None:
+    (folder / "vectors.npz").write_bytes(data)
+    rehash(folder)
+
+
+def with_texts(folder: Path) -> None:
+    np.savez(folder / "vectors.npz", **{"input.x": np.full((8, 4), "a"), "output.y": np.ones((8, 3), np.float32)})
+    rehash(folder)
+
+
+NEIGHBOURS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut": (lambda folder: with_vectors(folder, (folder / "vectors.npz").read_bytes()[:200]), "vectors.npz cannot be used"),
+    "empty": (lambda folder: with_vectors(folder, b""), "vectors.npz cannot be used"),
+    "texts": (with_texts, "'x' is of <U1, which is no FP32"),
+    "no name": (lambda folder: with_file(folder, "a\0b"), "null byte"),
+    "long name": (lambda folder: with_file(folder, "a" * 300), "name too long"),
+    "circle": (lambda folder: ((folder / "run").symlink_to("run"), with_file(folder, "run")), "loop|levels of symbolic links|missing"),
+    "deep": (lambda folder: (folder / "manifest.json").write_text('{"schema":1,"files":' + "[" * 100_000), "is not JSON"),
+    "half": (lambda folder: with_serving(folder, name="\ud800"), "is not JSON"),
+    "datatype": (lambda folder: with_serving(folder, inputs=[{"name": "x", "datatype": ["FP32"], "shape": [-1, 4]}]), "has datatype"),
+    "axes": (lambda folder: with_serving(folder, dimensions=[{"name": "n", "min": 1, "max": 2, "axes": [[[], 1]]}]), "has axes"),
+    "endless": (lambda folder: with_serving(folder, request_timeout_s=float("inf")), "is not JSON"),
+}
+
+
+def test_no_neighbour_is_so_broken_that_the_others_are_not_served(tmp_path: Path, repository: Path, tokens: str) -> None:
+    for version, (name, (sabotage, _)) in enumerate(NEIGHBOURS.items(), 2):
+        sabotage(write_version(repository / name, version))
+    (repository / os.fsdecode(b"\xff")).mkdir()
+    (repository / "gone.ensemble.json").symlink_to("nowhere")
+    (repository / "odd.ensemble.json").write_text(json.dumps({"schema": 1, "name": "odd", "version": "1", "combine": [], "members": [{"model": "net"}]}))
+    write_version(repository / "two", 1, name="two").joinpath("serving.json").write_text("{}")
+    write_version(repository / "three", 1, name="three")
+    with_serving(repository / "three", version="\u00b2")  # a digit, and no number
+    with run(tmp_path, repository, tokens) as server:
+        told = index(server)
+        assert {key for key, (state, _) in told.items() if state == "READY"} == {("net", "1"), ("three", "\u00b2")}
+        for version, (name, (_, reason)) in enumerate(NEIGHBOURS.items(), 2):
+            assert re.search(reason, told.get((name, ""), told.get(("net", str(version)), ("", "")))[1]), (name, told)
+        assert {"?", "gone.ensemble.json", "odd.ensemble.json", "two"} <= {name for name, _ in told}
+        for name in NEIGHBOURS:
+            shutil.rmtree(repository / name)
+        assert admin(server, "load", "three").status == 200
+        assert not {key for key in index(server) if key[0] == "net" and key != ("net", "1")}, "what is not there any more is still told of"
 
 
 def test_a_folder_that_is_still_being_copied_waits_until_it_is_whole(tmp_path: Path, repository: Path, tokens: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import gzip
 import http.client
@@ -371,6 +372,59 @@ def test_ambiguous_http(linear: Server, headers: str) -> None:
 def test_endless_headers(linear: Server) -> None:
     answer = raw(linear, b"GET /v2 HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"a" * 1000) for i in range(200)))
     assert answer.startswith(b"HTTP/1.1 431")
+
+
+HEAD = f"POST {INFER} HTTP/1.1\r\nHost: a\r\n"
+
+
+def whole(more: str = "") -> bytes:
+    body = json.dumps(given()).encode()
+    return f"{HEAD}{more}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def test_who_would_rather_speak_another_protocol_is_answered_in_this_one(linear: Server) -> None:
+    """As clients of Java and .NET ask by themselves; and the next request on that connection, whether it comes at once or later."""
+    wish = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+    last = whole("Connection: close\r\n")
+    assert raw(linear, whole(wish) + b"GET /v2 HTTP/1.1\r\nHost: a\r\n" + wish.encode() + b"\r\n" + last).count(b"HTTP/1.1 200") == 3
+    address = urlsplit(linear.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        head, _, body = whole(wish).partition(b"\r\n\r\n")
+        connection.sendall(head + b"\r\n\r\n" + body[:9])
+        time.sleep(0.1)  # so that the rest is read apart; the answer is the same if it is not
+        connection.sendall(body[9:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(last)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    for target in ("a:80", f"http://a{INFER}"):
+        assert raw(linear, f"CONNECT {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode()).startswith(b"HTTP/1.1 400")
+
+
+def chunked(trailers: bytes) -> bytes:
+    body = json.dumps(given()).encode()
+    return f"{HEAD}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, trailers)
+
+
+def test_what_stands_behind_the_body_is_no_header(linear: Server, guarded: Server) -> None:
+    answer = raw(linear, chunked(b"Content-Encoding: gzip\r\nInference-Header-Content-Length: 3\r\nX-Request-Id: behind\r\n"))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"behind" not in answer
+    assert raw(guarded, chunked(b"Authorization: Bearer secret\r\n")).startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize("piece", [b"X-A: %s\r\n" % (b"a" * 1000), b"a" * 1000], ids=["many", "one"])
+def test_endless_headers_behind_the_body(linear: Server, piece: bytes) -> None:
+    address = urlsplit(linear.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode() + b"1\r\n{\r\n0\r\nX-B: b")
+        connection.settimeout(0.01)
+        for _ in range(2000):  # until there is an answer; all of it would be 16 MB
+            with contextlib.suppress(TimeoutError):
+                connection.sendall(piece * 8)
+                if connection.recv(1, socket.MSG_PEEK):
+                    break
+        connection.settimeout(30)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431")
 
 
 def test_error_text_cannot_break_out(linear: Server) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from models import TinyLSTM, TinyTransformer, ids
+from models import PaddedEncoder, TinyLSTM, TinyTransformer, ids, padded_sequences
 from torch import nn
 from torch.nn.utils import prune
 
@@ -262,6 +262,15 @@ def test_activation_scores_are_wandas() -> None:
     norms = x.square().mean(0).sqrt(), model[:2](x).square().mean(0).sqrt()
     torch.testing.assert_close(scores["0.weight"], (model[0].weight.abs() * norms[0]).detach())
     torch.testing.assert_close(scores["2.weight"], (model[2].weight.abs() * norms[1]).detach())
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own, of its fused path
+@pytest.mark.parametrize("recipe", ["unstructured_pruning(criterion=activation)", "layer_dropping"])
+def test_layers_are_seen_where_torch_would_run_fused_kernels_on_padded_items(recipe: str) -> None:
+    model, inputs = PaddedEncoder().eval(), padded_sequences()
+    variant = apply(model, inputs, recipe)
+    assert any(layer.changed for layer in variant.steps[0].layers)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(4, 6, 1), nn.ConvTranspose2d(4, 6, 3, groups=2), nn.Conv2d(4, 4, 3, groups=4)])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import PaddedEncoder, padded_sequences
 from torch import nn
 
 from aimass_lab import Study
@@ -132,6 +133,26 @@ def test_every_format_computes_what_the_model_computes(format: str, case: str, t
             np.testing.assert_allclose(got[spec.name], leaf.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own, of its fused path
+def test_an_encoder_that_torch_fuses_is_exported_and_says_what_becomes_of_padded_places(tmp_path: Path) -> None:
+    """A file has the layers themselves: what torch's fused kernels leave zero is what the layers compute there, in all formats."""
+    model, (x, padded) = PaddedEncoder(), padded_sequences()
+    file = FORMATS["onnx"]().export(model, as_call((x, padded)), tmp_path / "model.onnx", max_batch_size=8)
+    (note,) = file.notes
+    assert note.code == "W-PADDING"
+    assert note.text.startswith("'output': where items are padded")
+    assert file.batched
+    got = FORMATS["onnx"]().load_and_run(file.path, {"x": x.numpy(), "padded": padded.numpy()})["output"]
+    with torch.no_grad():
+        fused = model.eval()(x, padded).numpy()
+    np.testing.assert_allclose(got[~padded.numpy()], fused[~padded.numpy()], rtol=1e-4, atol=1e-5)
+    assert not fused[padded.numpy()].any()
+    assert got[padded.numpy()].all()
+
+    full = FORMATS["onnx"]().export(model, as_call((x, torch.zeros_like(padded))), tmp_path / "full.onnx", max_batch_size=8)
+    assert not full.notes  # nothing is padded
+
+
 def test_names_and_shapes_are_those_of_the_model(tmp_path: Path) -> None:
     model, inputs = tiny_bert()
     file = FORMATS["onnx"]().export(model, as_call(inputs), tmp_path / "model.onnx")
@@ -166,6 +187,8 @@ def test_the_onnx_file_is_valid_alone_and_tells_nothing_about_this_machine(tmp_p
         (FixedBatch(), torch.randn(8, 6), 0, "items"),
         (nn.Linear(3, 3), torch.randn(5, 4, 3), 1, "axis 1"),
         (TwoInputs(), (torch.randint(0, 50, (4, 7)), torch.rand(1, 7)), 0, "'weights' [1, 7] has no batch axis"),
+        (nn.LSTM(3, 4, num_layers=2, batch_first=True), torch.randn(4, 5, 3), 0, "'output_1' has shape [2, 4, 4] for 4 items"),
+        (nn.LSTM(3, 4, num_layers=2, batch_first=True), torch.randn(1, 5, 3), 0, "'output_1' has shape [2, 1, 4] for 1 items"),
     ],
 )
 def test_a_model_without_batch_axis_is_exported_as_it_is_called(model: nn.Module, inputs: object, axis: int, because: str, tmp_path: Path) -> None:
@@ -177,7 +200,7 @@ def test_a_model_without_batch_axis_is_exported_as_it_is_called(model: nn.Module
     assert [spec.shape for spec in file.inputs] == [tuple(t.shape) for t in call.tensors()]
     arrays = {spec.name: t.numpy() for spec, t in zip(file.inputs, call.tensors(), strict=True)}
     expected = model(*call.args)
-    expected = expected["logits"] if isinstance(expected, dict) else expected
+    expected = expected["logits"] if isinstance(expected, dict) else expected[0] if isinstance(expected, tuple) else expected
     got = FORMATS["onnx"]().load_and_run(file.path, arrays)
     np.testing.assert_allclose(got[file.outputs[0].name], expected.detach().numpy(), rtol=1e-4, atol=1e-5)
 

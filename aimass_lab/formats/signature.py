@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..dynamic_shapes import describe_sizes
 from ..errors import BundleError, DoesNotFitError, InputError, ModelError
+from ..fast_path import filled_by_fast_path, without_fast_path
 from ..outputs import output_tensors
 from ..records import Dimension, TensorSpec
 from ..workload import Call, call_model
@@ -43,6 +44,8 @@ class Signature:
     batched: bool
     """Whether axis 0 of every input and output counts the items, -1 in the shapes."""
     unbatched_because: str | None = None
+    filled: tuple[str, ...] = ()
+    """Outputs that torch gives otherwise where it runs its fused kernels; see `filled_by_fast_path`."""
     dimensions: tuple[Dimension, ...] = ()
     """Other sizes that a request may choose, -1 in the shapes."""
     probes: tuple[Probe, ...] = field(default=(), repr=False, compare=False)
@@ -84,6 +87,7 @@ def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None 
         outputs=tuple(_spec(name, tensor, reason is None, _axes_that_vary(tensor.shape, [p.answers[name].shape for p in probes])) for name, tensor in outputs),
         batched=reason is None,
         unbatched_because=reason,
+        filled=filled_by_fast_path(model, call, outputs),
         dimensions=tuple(
             Dimension(name=dim.name, min=dim.min, max=dim.max, axes=tuple((named[tensor][0], axis) for tensor, axis in dim.axes)) for dim in call.dims
         ),
@@ -127,12 +131,13 @@ def _axes_that_vary(shape: Sequence[int], others: Sequence[Sequence[int]]) -> se
 
 
 def run(model: nn.Module, call: Call) -> list[tuple[str, torch.Tensor]]:
-    """Name and tensor of each output.
+    """Name and tensor of each output, as the model's own layers give it.
 
     Raises:
         ModelError: the model raised, or its outputs hold no tensor.
     """
-    outputs = output_tensors(call_model(model, call))
+    with without_fast_path():  # a written model has the layers themselves, and no fused kernel that leaves padded places zero
+        outputs = output_tensors(call_model(model, call))
     if not outputs:
         raise ModelError(f"the outputs of {type(model).__name__} hold no tensor", help="return a tensor, or a tuple or dict of tensors")
     return outputs
@@ -147,6 +152,8 @@ def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Te
     for name, tensor in named:
         if not call.is_batched(tensor):
             return f"the input {name!r} {list(tensor.shape)} has no batch axis of {call.batch_size}"
+    if (uncounted := _uncounted(outputs, call.batch_size)) is not None:  # one with as many layers as a probe has items would look batched there
+        return uncounted
     for size in PROBE_SIZES if call.batch_size == 1 else [size for size in PROBE_SIZES if size != call.batch_size][:1]:
         # the last ones first: what goes from item to item, forwards or backwards, would leave the first or the last one as it is
         rows = [(call.batch_size - 1 - k) % call.batch_size for k in range(size)]
@@ -154,9 +161,8 @@ def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Te
             probed = run(model, call.take(torch.tensor(rows)))
         except (ModelError, DoesNotFitError) as error:
             return f"the model does not take {size} items: {error.message}"
-        for name, tensor in probed:
-            if tensor.dim() == 0 or tensor.shape[0] != size:
-                return f"the output {name!r} has shape {list(tensor.shape)} for {size} items"
+        if (uncounted := _uncounted(probed, size)) is not None:
+            return uncounted
         if [name for name, _ in probed] != [name for name, _ in outputs]:
             return f"the model returns other outputs for {size} items"
         if (mixing := _mixing(probed, outputs, rows)) is not None:
@@ -165,6 +171,12 @@ def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Te
     if call.batch_size > 1:
         return _mixing(run(model, call.rows(0, 1)), outputs, [0])
     return None
+
+
+def _uncounted(outputs: list[tuple[str, torch.Tensor]], size: int) -> str | None:
+    """Which output does not hold one entry for each of `size` items along its first axis; None if all do."""
+    uncounted = (f"the output {name!r} has shape {list(t.shape)} for {size} items" for name, t in outputs if t.dim() == 0 or t.shape[0] != size)
+    return next(uncounted, None)
 
 
 def _mixing(found: list[tuple[str, torch.Tensor]], outputs: list[tuple[str, torch.Tensor]], rows: list[int]) -> str | None:

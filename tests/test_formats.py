@@ -61,6 +61,13 @@ class MixesItems(nn.Module):
         return x - x.mean(0)
 
 
+class EachWithEach(nn.Module):
+    """As models of images and texts compare all with all."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ x.T
+
+
 class Unexportable(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.linalg.svd(x)[1]
@@ -184,6 +191,7 @@ def test_the_onnx_file_is_valid_alone_and_tells_nothing_about_this_machine(tmp_p
         (MixesItems(), torch.randn(4, 3), 0, "depends on the other items"),
         (RunsOn(backwards=False), torch.randn(4, 3), 0, "depends on the other items"),
         (RunsOn(backwards=True), torch.randn(4, 3), 0, "depends on the other items"),
+        (EachWithEach(), torch.randn(4, 3), 0, "'output' has shape [2, 2] for 2 items, and [4, 4] for 4"),
         (FixedBatch(), torch.randn(8, 6), 0, "items"),
         (nn.Linear(3, 3), torch.randn(5, 4, 3), 1, "axis 1"),
         (TwoInputs(), (torch.randint(0, 50, (4, 7)), torch.rand(1, 7)), 0, "'weights' [1, 7] has no batch axis"),
@@ -203,6 +211,55 @@ def test_a_model_without_batch_axis_is_exported_as_it_is_called(model: nn.Module
     expected = expected["logits"] if isinstance(expected, dict) else expected[0] if isinstance(expected, tuple) else expected
     got = FORMATS["onnx"]().load_and_run(file.path, arrays)
     np.testing.assert_allclose(got[file.outputs[0].name], expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Drawing(nn.Linear):
+    """Adds noise, of a size that may be nothing."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__(4, 3)
+        self.noise = noise
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.noise * torch.randn(3)
+
+
+def test_outputs_that_are_drawn_at_random_are_refused_as_such(tmp_path: Path) -> None:
+    """Whose items differ in a batch and alone, too, and whose file is not what errs."""
+    noisy, still, call = Drawing(1.0), Drawing(0.0), as_call(torch.randn(2, 4))
+    state = torch.get_rng_state()
+    for format in ("onnx", "safetensors"):
+        with pytest.raises(BundleError, match="'output' of the model is drawn at random") as raised:
+            FORMATS[format]().export(noisy, call, tmp_path / FORMATS[format].file_name)
+        assert "as one more input" in (raised.value.help or "")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert read_signature(still.eval(), call).batched
+
+
+def test_what_is_no_tensor_in_the_outputs_is_told(tmp_path: Path) -> None:
+    class Cache:
+        pass
+
+    class Several(nn.Linear):
+        def forward(self, x: torch.Tensor) -> dict[str, Any]:
+            return {"logits": super().forward(x), "cache": Cache(), "depth": 3, "hidden": None}
+
+    (note,) = FORMATS["onnx"]().export(Several(4, 3), as_call(torch.randn(2, 4)), tmp_path / "model.onnx").notes
+    assert note.code == "W-OUTPUT-DROPPED"
+    assert note.text == "the outputs hold what is no tensor (Cache, int), and the file returns the tensors only: 'logits'"
+
+
+def test_an_output_with_the_name_of_an_input_is_refused_where_a_name_is_one_value(tmp_path: Path) -> None:
+    class Brightens(nn.Linear):
+        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"image": super().forward(image)}
+
+    model, x = Brightens(4, 4), torch.randn(2, 4)
+    with pytest.raises(UnsupportedError, match="'image' is the name of an input and of an output"):
+        FORMATS["onnx"]().export(model, as_call(x), tmp_path / "model.onnx")
+    file = FORMATS["safetensors"]().export(model, as_call(x), tmp_path / FORMATS["safetensors"].file_name)
+    got = FORMATS["safetensors"]().load_and_run(file.path, {"image": x.numpy()})
+    np.testing.assert_allclose(got["image"], model(x)["image"].detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_exported_names_the_operator(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -424,6 +481,7 @@ def test_relative_error_is_that_of_the_definition() -> None:
     assert relative_error(reference, reference) == 0
     assert relative_error(reference, reference + np.float32([0, 0.5])) == pytest.approx(0.1)
     assert relative_error(np.zeros(2), np.array([0.0, 0.25])) == 0.25
+    assert relative_error(np.complex64([3, 4]), np.complex64([3, 4 + 0.5j])) == pytest.approx(0.1)
     assert relative_error(reference, np.array([3.0, np.nan])) == float("inf")
     assert relative_error(reference, reference[:1]) == float("inf")
 

@@ -201,6 +201,9 @@ def _notes(signature: Signature) -> tuple[Note, ...]:
     notes = []
     if not signature.batched:
         notes.append(Note(code="W-NOT-BATCHED", text=f"requests run one at a time: {signature.unbatched_because}"))
+    if signature.left_out:
+        kinds, kept = ", ".join(signature.left_out), ", ".join(repr(spec.name) for spec in signature.outputs)
+        notes.append(Note(code="W-OUTPUT-DROPPED", text=f"the outputs hold what is no tensor ({kinds}), and the file returns the tensors only: {kept}"))
     if signature.filled:
         what = f"{', '.join(map(repr, signature.filled))}: where items are padded, torch's fused kernels leave zeros"
         help = "a sum or mean over all places then differs, outside or inside the model: leave the padded ones out"

@@ -17,8 +17,8 @@ from ..fast_path import has_fast_path, without_fast_path
 from ..inputs import copied
 from ..outputs import output_tensors
 from ..preserve import preserved
-from ..workload import Call, call_model, weight_bytes
-from .fakes import Fakes, check_initialised
+from ..workload import Call, call_model, check_initialised, weight_bytes
+from .fakes import Fakes
 from .formulas import tensor_bytes
 from .one_pass import OnePass
 from .rows import OutputShape, Row, Trace

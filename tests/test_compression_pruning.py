@@ -52,6 +52,18 @@ def make_cnn(width: int = 32, groups: int = 1) -> nn.Module:
     return nn.Sequential(*stem, blocks, nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
 
 
+class TiedHead(nn.Module):
+    """Its one linear layer has the weight of an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(x))
+
+
 class ViT(nn.Module):
     """Patches, a class token and positions, torch's encoder; 1x8x8 images -> 10 scores."""
 
@@ -242,6 +254,12 @@ def test_training_after_it_keeps_the_zeros(recipe: str) -> None:
 
 
 # --- what makes a weight important ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["connection_pruning", "n_m_pruning"])
+def test_a_layer_that_has_no_score_says_why(recipe: str) -> None:
+    with pytest.raises(UnsupportedError, match="no layer would be changed: head: it shares its weight with a layer before"):
+        apply(TiedHead().eval(), ids(), recipe)
 
 
 def test_gradient_scores_are_the_change_of_the_users_loss() -> None:

@@ -48,6 +48,14 @@ def output_tensors(outputs: Any) -> list[tuple[str, torch.Tensor]]:
     return [("output" if i == 0 else f"output_{i}", leaf) for i, leaf in enumerate(leaves)]
 
 
+def other_kinds(outputs: Any) -> tuple[str, ...]:
+    """Types of what is neither a tensor nor None in a model's outputs, such as a cache or a number."""
+    import torch
+    from torch.utils import _pytree
+
+    return tuple(sorted({type(leaf).__name__ for leaf in _pytree.tree_leaves(opened(outputs)) if not isinstance(leaf, (torch.Tensor, type(None)))}))
+
+
 def _numbered(name: str, tensors: list[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
     return [(name if len(tensors) == 1 else f"{name}_{i}", tensor) for i, tensor in enumerate(tensors)]
 

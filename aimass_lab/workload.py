@@ -232,6 +232,7 @@ class Workload:
 
     Raises:
         InputError: the model is no module, the inputs cannot be used, or data and metric do not come together.
+        ModelError: the model is lazy, and has not seen an input.
     """
 
     def __init__(
@@ -260,6 +261,7 @@ class Workload:
                 raise InputError(f"{what} is a {type(function).__name__}, which cannot be called", help=f"give a function: {what}=f(outputs, labels)")
         if isinstance(batch_axis, bool) or not isinstance(batch_axis, int) or batch_axis < 0:
             raise InputError(f"batch_axis {batch_axis!r} is not the number of an axis", help="count from the front: 0 is the first")
+        check_initialised(model)
         self.model = model
         self.call = as_call(inputs, batch_axis)
         if self.call.batch_size == 0:
@@ -358,6 +360,22 @@ def _with_labels(what: str, call: Call, labels: torch.Tensor) -> tuple[Call, tor
     return call, labels
 
 
+def check_initialised(model: nn.Module) -> None:
+    """Refuse a lazy module that has not seen an input.
+
+    Raises:
+        ModelError: a parameter or buffer has no shape yet.
+    """
+    from torch.nn.parameter import is_lazy
+
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    missing = [name for name, tensor in tensors if is_lazy(tensor)]
+    if missing:
+        raise ModelError(
+            f"{type(model).__name__} has parameters without a shape yet: {', '.join(missing[:5])}", help="call the model once on real inputs first"
+        )
+
+
 def describe_model(model: nn.Module, call: Call, name: str) -> ModelInfo:
     """Describe `model` without running it."""
     dtypes = Counter(str(p.dtype).removeprefix("torch.") for p in model.parameters())
@@ -421,7 +439,8 @@ def digest_model(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         if tensor.device.type != "meta" and tensor.numel() and type(tensor) in (torch.Tensor, torch.nn.Parameter):
             flat = tensor.detach().flatten()
-            digest.update(repr(flat[:: max(1, flat.numel() // 64)][:64].double().tolist() if not flat.is_complex() else "").encode())
+            some = flat[:: max(1, flat.numel() // 64)][:64]
+            digest.update(repr(some.tolist() if some.is_complex() else some.double().tolist()).encode())
     return digest.hexdigest()[:16]
 
 

@@ -159,6 +159,24 @@ class TinyLSTM(nn.Module):
         return self.lstm(x)[0][:, -1]
 
 
+class PaddedEncoder(nn.Module):
+    """torch's own encoder with a padding mask, which it runs through fused kernels on nested tensors in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+
+    def forward(self, x, padded):
+        return self.encoder(x, src_key_padding_mask=padded)
+
+
+def padded_sequences(batch=3, length=6):
+    """Vectors of which the second item has two places less than the others, and the mask that says so."""
+    mask = torch.zeros(batch, length, dtype=torch.bool)
+    mask[1, -2:] = True
+    return torch.randn(batch, length, 16, generator=torch.Generator().manual_seed(7)), mask
+
+
 def ids(batch=2, length=12, vocabulary=20):
     """Token ids that every vocabulary above holds."""
     return torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(1))

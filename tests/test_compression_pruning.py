@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from models import TinyLSTM, TinyTransformer, ids
+from models import PaddedEncoder, TinyLSTM, TinyTransformer, ids, padded_sequences
 from torch import nn
 from torch.nn.utils import prune
 
@@ -50,6 +50,18 @@ def make_cnn(width: int = 32, groups: int = 1) -> nn.Module:
     stem = [nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
     blocks = nn.Sequential(Residual(width, groups), Residual(width, groups), Residual(width, groups))
     return nn.Sequential(*stem, blocks, nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
+
+
+class TiedHead(nn.Module):
+    """Its one linear layer has the weight of an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(x))
 
 
 class ViT(nn.Module):
@@ -244,6 +256,12 @@ def test_training_after_it_keeps_the_zeros(recipe: str) -> None:
 # --- what makes a weight important ----------------------------------------------------------
 
 
+@pytest.mark.parametrize("recipe", ["connection_pruning", "n_m_pruning"])
+def test_a_layer_that_has_no_score_says_why(recipe: str) -> None:
+    with pytest.raises(UnsupportedError, match="no layer would be changed: head: it shares its weight with a layer before"):
+        apply(TiedHead().eval(), ids(), recipe)
+
+
 def test_gradient_scores_are_the_change_of_the_users_loss() -> None:
     # given a linear model and squared error, when its gradient is written down by hand, then the scores are its product with the weights
     torch.manual_seed(0)
@@ -262,6 +280,15 @@ def test_activation_scores_are_wandas() -> None:
     norms = x.square().mean(0).sqrt(), model[:2](x).square().mean(0).sqrt()
     torch.testing.assert_close(scores["0.weight"], (model[0].weight.abs() * norms[0]).detach())
     torch.testing.assert_close(scores["2.weight"], (model[2].weight.abs() * norms[1]).detach())
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own, of its fused path
+@pytest.mark.parametrize("recipe", ["unstructured_pruning(criterion=activation)", "layer_dropping"])
+def test_layers_are_seen_where_torch_would_run_fused_kernels_on_padded_items(recipe: str) -> None:
+    model, inputs = PaddedEncoder().eval(), padded_sequences()
+    variant = apply(model, inputs, recipe)
+    assert any(layer.changed for layer in variant.steps[0].layers)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(4, 6, 1), nn.ConvTranspose2d(4, 6, 3, groups=2), nn.Conv2d(4, 4, 3, groups=4)])

@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -560,6 +561,23 @@ def test_static_int8_becomes_8_bit_kernels_when_compiled_with_frozen_weights(app
         assert relative(got, graph(x)) < 1e-3
     kernels = {event.key for event in profile.key_averages()}
     assert {"onednn::qconv_pointwise", "onednn::qlinear_pointwise"} <= kernels
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm], ids=["weight", "spectral", "as hooks"]
+)
+def test_weights_that_are_computed_at_each_call_are_left_and_named(norm: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 16)
+    normed = nn.Sequential(norm(nn.Linear(16, 16)), nn.ReLU())
+    said = refusal(normed, x, "int8_dynamic")
+    assert "layers that compute their weight anew at each call have none to change" in said
+    assert said.endswith(": '0'")
+    both = nn.Sequential(norm(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 4)).eval()
+    variant = variant_of(both, x, "int8_dynamic")
+    assert {name for name, (done, _) in details(variant).items() if done} == {"2"}
+    with torch.no_grad():
+        assert relative(variant.model(x), both(x)) < 0.1
 
 
 def test_a_small_bert_keeps_its_output_class_in_every_form() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import PaddedEncoder, padded_sequences
 from torch import nn
 
 from aimass_lab import Study
@@ -58,6 +59,13 @@ class RunsOn(nn.Module):
 class MixesItems(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - x.mean(0)
+
+
+class EachWithEach(nn.Module):
+    """As models of images and texts compare all with all."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ x.T
 
 
 class Unexportable(nn.Module):
@@ -132,6 +140,26 @@ def test_every_format_computes_what_the_model_computes(format: str, case: str, t
             np.testing.assert_allclose(got[spec.name], leaf.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own, of its fused path
+def test_an_encoder_that_torch_fuses_is_exported_and_says_what_becomes_of_padded_places(tmp_path: Path) -> None:
+    """A file has the layers themselves: what torch's fused kernels leave zero is what the layers compute there, in all formats."""
+    model, (x, padded) = PaddedEncoder(), padded_sequences()
+    file = FORMATS["onnx"]().export(model, as_call((x, padded)), tmp_path / "model.onnx", max_batch_size=8)
+    (note,) = file.notes
+    assert note.code == "W-PADDING"
+    assert note.text.startswith("'output': where items are padded")
+    assert file.batched
+    got = FORMATS["onnx"]().load_and_run(file.path, {"x": x.numpy(), "padded": padded.numpy()})["output"]
+    with torch.no_grad():
+        fused = model.eval()(x, padded).numpy()
+    np.testing.assert_allclose(got[~padded.numpy()], fused[~padded.numpy()], rtol=1e-4, atol=1e-5)
+    assert not fused[padded.numpy()].any()
+    assert got[padded.numpy()].all()
+
+    full = FORMATS["onnx"]().export(model, as_call((x, torch.zeros_like(padded))), tmp_path / "full.onnx", max_batch_size=8)
+    assert not full.notes  # nothing is padded
+
+
 def test_names_and_shapes_are_those_of_the_model(tmp_path: Path) -> None:
     model, inputs = tiny_bert()
     file = FORMATS["onnx"]().export(model, as_call(inputs), tmp_path / "model.onnx")
@@ -163,9 +191,12 @@ def test_the_onnx_file_is_valid_alone_and_tells_nothing_about_this_machine(tmp_p
         (MixesItems(), torch.randn(4, 3), 0, "depends on the other items"),
         (RunsOn(backwards=False), torch.randn(4, 3), 0, "depends on the other items"),
         (RunsOn(backwards=True), torch.randn(4, 3), 0, "depends on the other items"),
+        (EachWithEach(), torch.randn(4, 3), 0, "'output' has shape [2, 2] for 2 items, and [4, 4] for 4"),
         (FixedBatch(), torch.randn(8, 6), 0, "items"),
         (nn.Linear(3, 3), torch.randn(5, 4, 3), 1, "axis 1"),
         (TwoInputs(), (torch.randint(0, 50, (4, 7)), torch.rand(1, 7)), 0, "'weights' [1, 7] has no batch axis"),
+        (nn.LSTM(3, 4, num_layers=2, batch_first=True), torch.randn(4, 5, 3), 0, "'output_1' has shape [2, 4, 4] for 4 items"),
+        (nn.LSTM(3, 4, num_layers=2, batch_first=True), torch.randn(1, 5, 3), 0, "'output_1' has shape [2, 1, 4] for 1 items"),
     ],
 )
 def test_a_model_without_batch_axis_is_exported_as_it_is_called(model: nn.Module, inputs: object, axis: int, because: str, tmp_path: Path) -> None:
@@ -177,9 +208,58 @@ def test_a_model_without_batch_axis_is_exported_as_it_is_called(model: nn.Module
     assert [spec.shape for spec in file.inputs] == [tuple(t.shape) for t in call.tensors()]
     arrays = {spec.name: t.numpy() for spec, t in zip(file.inputs, call.tensors(), strict=True)}
     expected = model(*call.args)
-    expected = expected["logits"] if isinstance(expected, dict) else expected
+    expected = expected["logits"] if isinstance(expected, dict) else expected[0] if isinstance(expected, tuple) else expected
     got = FORMATS["onnx"]().load_and_run(file.path, arrays)
     np.testing.assert_allclose(got[file.outputs[0].name], expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Drawing(nn.Linear):
+    """Adds noise, of a size that may be nothing."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__(4, 3)
+        self.noise = noise
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.noise * torch.randn(3)
+
+
+def test_outputs_that_are_drawn_at_random_are_refused_as_such(tmp_path: Path) -> None:
+    """Whose items differ in a batch and alone, too, and whose file is not what errs."""
+    noisy, still, call = Drawing(1.0), Drawing(0.0), as_call(torch.randn(2, 4))
+    state = torch.get_rng_state()
+    for format in ("onnx", "safetensors"):
+        with pytest.raises(BundleError, match="'output' of the model is drawn at random") as raised:
+            FORMATS[format]().export(noisy, call, tmp_path / FORMATS[format].file_name)
+        assert "as one more input" in (raised.value.help or "")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert read_signature(still.eval(), call).batched
+
+
+def test_what_is_no_tensor_in_the_outputs_is_told(tmp_path: Path) -> None:
+    class Cache:
+        pass
+
+    class Several(nn.Linear):
+        def forward(self, x: torch.Tensor) -> dict[str, Any]:
+            return {"logits": super().forward(x), "cache": Cache(), "depth": 3, "hidden": None}
+
+    (note,) = FORMATS["onnx"]().export(Several(4, 3), as_call(torch.randn(2, 4)), tmp_path / "model.onnx").notes
+    assert note.code == "W-OUTPUT-DROPPED"
+    assert note.text == "the outputs hold what is no tensor (Cache, int), and the file returns the tensors only: 'logits'"
+
+
+def test_an_output_with_the_name_of_an_input_is_refused_where_a_name_is_one_value(tmp_path: Path) -> None:
+    class Brightens(nn.Linear):
+        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"image": super().forward(image)}
+
+    model, x = Brightens(4, 4), torch.randn(2, 4)
+    with pytest.raises(UnsupportedError, match="'image' is the name of an input and of an output"):
+        FORMATS["onnx"]().export(model, as_call(x), tmp_path / "model.onnx")
+    file = FORMATS["safetensors"]().export(model, as_call(x), tmp_path / FORMATS["safetensors"].file_name)
+    got = FORMATS["safetensors"]().load_and_run(file.path, {"image": x.numpy()})
+    np.testing.assert_allclose(got["image"], model(x)["image"].detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_exported_names_the_operator(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -401,6 +481,7 @@ def test_relative_error_is_that_of_the_definition() -> None:
     assert relative_error(reference, reference) == 0
     assert relative_error(reference, reference + np.float32([0, 0.5])) == pytest.approx(0.1)
     assert relative_error(np.zeros(2), np.array([0.0, 0.25])) == 0.25
+    assert relative_error(np.complex64([3, 4]), np.complex64([3, 4 + 0.5j])) == pytest.approx(0.1)
     assert relative_error(reference, np.array([3.0, np.nan])) == float("inf")
     assert relative_error(reference, reference[:1]) == float("inf")
 

@@ -13,7 +13,7 @@ FLOORS = {
     0: {"records", "errors", "interrupts", "registry", "units"},
     1: {
         "baseline", "bundle", "comparison", "compiled", "compression", "demand", "devices", "dynamic_shapes", "environment", "export", "finetuning", "fleet",
-        "formats", "headlines", "jobs", "manifests", "monitoring",
+        "fast_path", "formats", "headlines", "jobs", "manifests", "monitoring",
         "inputs", "network", "options", "outputs",
         "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",

@@ -515,6 +515,8 @@ def test_no_technique_changes_nothing():
 def test_a_technique_that_would_change_nothing_is_refused():
     with pytest.raises(UnsupportedError, match="would change nothing"):
         Effects(Workload(nn.Sequential(nn.Conv2d(1, 2, 3)), torch.zeros(1, 1, 8, 8)), "int8_dynamic").at("l4")
+    with pytest.raises(UnsupportedError, match="all weights of the model are bfloat16 already"):
+        Effects(Workload(TinyMLP().bfloat16(), torch.zeros(2, 8, dtype=torch.bfloat16)), "bf16").at("l4")
     with pytest.raises(UnknownNameError, match="int9"):
         Effects(Workload(TinyMLP(), torch.zeros(2, 8)), "int9").at("l4")
 

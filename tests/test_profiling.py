@@ -16,6 +16,7 @@ from models import (
     BranchingModel,
     MutatingModel,
     NaNModel,
+    PaddedEncoder,
     RaisingModel,
     TiedModel,
     TinyCNN,
@@ -25,6 +26,7 @@ from models import (
     assert_same,
     features,
     ids,
+    padded_sequences,
     snapshot,
 )
 from torch import nn
@@ -71,6 +73,16 @@ def test_a_profile_leaves_the_model_as_it_was(name, training):
     handle.remove()
     assert profile.latency_p50.value > 0
     assert training == any(note.code == "W-TRAINING-MODE" for note in profile.notes)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own, of its fused path
+def test_modules_that_are_handed_nested_tensors_are_timed():
+    """They have a length for each item and no sizes, which torch refuses to tell."""
+    model = PaddedEncoder()
+    profile = profiled(model, padded_sequences())
+    timed = {module.name: module.self_time.value for module in profile.modules}
+    assert timed["encoder.layers.0"] > 0
+    assert timed["encoder.layers.1"] > 0
 
 
 def test_the_numbers_agree_with_one_another():

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from models import RUNNABLE, DictModel, RaisingModel, TinyCNN, TinyMLP, assert_same, features, ids, snapshot
+from models import RUNNABLE, DictModel, PaddedEncoder, RaisingModel, TinyCNN, TinyMLP, assert_same, features, ids, padded_sequences, snapshot
 from torch import nn
 
 from aimass_lab.compression.base import TECHNIQUES, Context, Stage, Technique
@@ -244,6 +244,17 @@ def test_another_shape_is_not_equivalent(monkeypatch: pytest.MonkeyPatch) -> Non
     found = run_trial(mlp_workload(), recipe)
     assert found.verdict == "not equivalent"
     assert "[16, 3] in the original and [16, 2]" in found.reasons[0]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own, of its fused path
+def test_padded_places_that_one_of_both_fills_are_told_as_the_cause() -> None:
+    # given a copy whose layers torch cannot fuse, when the places it pads are compared, then it is said that they are, and not for one that it fuses
+    workload = Workload(PaddedEncoder(), padded_sequences())
+    found = run_trial(workload, read_recipe("int8_dynamic"))
+    assert found.verdict == "not equivalent"
+    (note,) = (note for note in found.notes if note.code == "W-PADDING")
+    assert note.text.startswith("'output': where items are padded")
+    assert "W-PADDING" not in {note.code for note in run_trial(workload, NONE).notes}
 
 
 def test_a_metric_decides_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

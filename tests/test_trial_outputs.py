@@ -59,6 +59,15 @@ def test_cosine_and_relative_error_are_those_of_torch() -> None:
     assert found.agreement("e") is None
 
 
+@pytest.mark.parametrize("shape", [(6,), (6, 3)])
+def test_the_imaginary_part_counts(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    a = torch.randn(shape, dtype=torch.complex64)
+    assert compare(a, a, 6).relative_error("e").value == 0
+    error = compare(a, a + 0.1j, 6).relative_error("e")
+    assert error.value == pytest.approx(0.1 * math.sqrt(a.numel()) / a.norm().item())
+
+
 def test_agreement_counts_equal_largest_scores_and_its_interval_is_wilsons() -> None:
     stats = pytest.importorskip("scipy.stats")
     scores = torch.eye(8)

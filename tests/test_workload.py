@@ -93,6 +93,15 @@ def test_what_goes_with_a_model_is_looked_at_when_it_is_given(extra, message):
         Workload(TinyMLP(), features(), **extra)
 
 
+def test_a_lazy_model_is_refused_before_any_verb_asks_for_its_shapes():
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+    with pytest.raises(ModelError, match=r"parameters without a shape yet: 0\.weight, 0\.bias") as raised:
+        Workload(model, features())
+    assert "call the model once" in raised.value.help
+    model(features())
+    assert Workload(model, features()).info().num_parameters == 4 * 8 + 4
+
+
 def test_inputs_hold_an_item_at_least():
     with pytest.raises(InputError, match=r"no item in the example inputs \(float32\[0, 8\]\)"):
         Workload(TinyMLP(), torch.ones(0, 8))
@@ -163,6 +172,12 @@ def test_the_digest_knows_the_same_weights_again():
     with torch.no_grad():
         twin.second.bias += 1
     assert digest_model(model) != digest_model(twin)
+
+
+def test_the_digest_knows_complex_weights():
+    weights = [torch.tensor([1 + 2j, 3]), torch.tensor([1 + 2j, 3]), torch.tensor([1 - 2j, 3])]
+    same, twin, other = (digest_model(nn.ParameterDict({"filter": weight})) for weight in weights)
+    assert same == twin != other
 
 
 def test_info_of_a_workload():

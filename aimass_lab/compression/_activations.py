@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..fast_path import without_fast_path
 from ..preserve import preserved
 from ..workload import call_model
 
@@ -83,24 +84,13 @@ def second_moments(
     """
     found: dict[str, Moments] = {}
     generator = torch.Generator().manual_seed(context.seed)
-    with preserved(model), torch.no_grad(), _without_fast_path(), _hooked(model, sides, partial(_add, found, generator)):
+    with preserved(model), torch.no_grad(), without_fast_path(), _hooked(model, sides, partial(_add, found, generator)):
         for i, call in enumerate(context.batches(num_samples, batch_size)):
             context.progress(min(1.0, i * batch_size / num_samples), "measuring what the layers see")
             call_model(model, call)
             if sum(moments.is_enough for moments in found.values()) >= 0.9 * len(sides):
                 break
     return found
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """`nn.TransformerEncoder` runs its layers as a fused kernel or on nested tensors, where no hook sees what the linear layers get."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..fast_path import without_fast_path
 from ..workload import Call, call_model
 from ._structured import Undo
 from .base import weight_layers
@@ -110,7 +111,7 @@ def _watch(model: nn.Module, modules: Sequence[nn.Module], calls: Iterable[Call]
     hooks = [module.register_forward_hook(watch, with_kwargs=True) for module in dict.fromkeys(modules)]
     num_calls = 0
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_fast_path():
             for call in calls:
                 call_model(model, call)
                 num_calls += 1
@@ -180,7 +181,7 @@ def _has_way_round(model: nn.Module, block: nn.Module, call: Call) -> bool:
         for replace in (False, True):
             hooks = [block.register_forward_hook(stop)]
             hooks += [block.register_forward_pre_hook(take_nothing, with_kwargs=True)] if replace else []
-            with torch.no_grad(), contextlib.suppress(_Enough):
+            with torch.no_grad(), without_fast_path(), contextlib.suppress(_Enough):
                 model(*few.args, **few.kwargs)
             for hook in hooks:
                 hook.remove()

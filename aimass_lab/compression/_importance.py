@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UnsupportedError
+from ..fast_path import without_fast_path
 from ..outputs import output_tensors
 from ..preserve import preserved
 from ..records import Note
@@ -150,7 +151,7 @@ def _by_activation(model: nn.Module, context: Context) -> dict[str, torch.Tensor
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
     hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_fast_path():
             for call in context.batches(NUM_SAMPLES, BATCH_SIZE):
                 call_model(model, call)
     finally:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..quiet import import_quietly
 from ._ties import tied_layers
-from .base import Context, Form, Stage, Technique, linear_layers, weight_layers
+from .base import COMPUTED, Context, Form, Stage, Technique, computed_layers, linear_layers, weight_layers
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +104,8 @@ class LinearWeights(Technique):
 
         if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
             return "nn.MultiheadAttention hands this weight straight to a fused kernel"
+        if "" in computed_layers(layer):
+            return COMPUTED
         if isinstance(layer, nn.Linear):
             return self.misfit(layer) or "its weight is a kind of tensor of its own already"
         return super().why_left(name, layer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
@@ -44,6 +44,15 @@ def refuse(technique: str, cause: str, *, help: str | None = None) -> NoReturn:
         UnsupportedError: always.
     """
     raise UnsupportedError(f"{technique} is not possible here: {cause}", help=help)
+
+
+def refuse_unscored(technique: str, names: Sequence[str], context: Context) -> NoReturn:
+    """Say of layers that have no score why they are left.
+
+    Raises:
+        UnsupportedError: always.
+    """
+    refuse(technique, f"no layer would be changed: {'; '.join(f'{name}: {context.left[name]}' for name in names[:3])}")
 
 
 def set_zeros(model: nn.Module, zeros: Mapping[str, torch.Tensor], context: Context) -> None:

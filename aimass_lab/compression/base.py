@@ -168,7 +168,9 @@ class Technique:
         num_layers = len(weight_layers(model))
         if num_layers == 0:
             return f"it changes {self.changes}, and the model has no layer with weights"
-        return f"0 of {num_layers} layers would be changed: it changes {self.changes} only"
+        computed = computed_layers(model)
+        others = f"; {COMPUTED}: {', '.join(map(repr, computed[:3]))}{' ...' if len(computed) > 3 else ''}" if computed else ""
+        return f"0 of {num_layers} layers would be changed: it changes {self.changes} only{others}"
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Change `model`, a private copy in eval mode, and return it or what is to be called in its place.
@@ -245,11 +247,26 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if holds_weight(module)}
 
 
+COMPUTED = "layers that compute their weight anew at each call have none to change; fold it first, as torch.nn.utils.parametrize.remove_parametrizations does"
+
+
+def computed_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of layers whose weight is no parameter: weight and spectral norm, and torch's parametrizations in general, compute it from others."""
+    return tuple(name for name, layer in model.named_modules() if _is_computed(layer))
+
+
+def _is_computed(layer: nn.Module) -> bool:
+    import torch
+    from torch.nn.utils.parametrize import is_parametrized
+
+    return is_parametrized(layer, "weight") or ("weight" not in layer._parameters and isinstance(vars(layer).get("weight"), torch.Tensor))
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Name -> module of the `nn.Linear` layers whose weight may be replaced by another kind of tensor.
 
     Left out: `nn.MultiheadAttention`'s output projection, whose weight the attention hands
-    straight to a fused kernel, and weights that are already a special kind of tensor.
+    straight to a fused kernel, weights that are already a special kind of tensor, and those that are computed at each call.
     """
     import torch
     from torch import nn
@@ -260,4 +277,5 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
         if isinstance(layer, nn.Linear)
         and not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear)
         and type(layer.weight) in (nn.Parameter, torch.Tensor)
+        and not _is_computed(layer)
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..options import Positive, Share
 from ._importance import Criterion, importance
-from ._masks import Scope, ZeroingTechnique, least, refuse, set_zeros
+from ._masks import Scope, ZeroingTechnique, least, refuse, refuse_unscored, set_zeros
 from .base import TECHNIQUES, Context, weight_layers
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ConnectionPruning(ZeroingTechnique):
             else:
                 context.left[name] = "it shares its weight with a layer before, or was not called"
         if not means:
-            refuse("connection_pruning", "no layer was called that activations could be measured at", help="use criterion=magnitude")
+            refuse_unscored("connection_pruning", self.eligible(model), context)
         cut = least(means, self.ratio, self.scope)
         if not any(bool(where.any()) for where in cut.values()):
             refuse("connection_pruning", f"ratio {self.ratio:g} of {sum(m.numel() for m in means.values())} connections rounds to none")

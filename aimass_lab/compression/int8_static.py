@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import AimassError, UnsupportedError
+from ..fast_path import without_fast_path
 from ..options import Positive
 from ..outputs import output_tensors
 from ..quiet import import_quietly
@@ -245,7 +246,8 @@ def _compare(model: nn.Module, graph: nn.Module, call: Call) -> None:
     """
     import torch
 
-    expected, got = output_tensors(call_model(model, call)), output_tensors(call_model(graph, call))
+    with without_fast_path():  # a graph has the layers themselves
+        expected, got = output_tensors(call_model(model, call)), output_tensors(call_model(graph, call))
     same = [(name, t.shape, t.dtype) for name, t in expected] == [(name, t.shape, t.dtype) for name, t in got]
     for (_, a), (_, b) in zip(expected, got, strict=False):
         if not same:

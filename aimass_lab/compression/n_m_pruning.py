@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..options import Positive
 from ..records import Note
 from ._importance import Criterion, importance
-from ._masks import ZeroingTechnique, refuse, set_zeros
+from ._masks import ZeroingTechnique, refuse, refuse_unscored, set_zeros
 from .base import TECHNIQUES, Context, Form, weight_layers
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class NMPruning(ZeroingTechnique):
             else:
                 context.left[name] = "it shares its weight with a layer before, or was not called"
         if not zeros:
-            refuse("n_m_pruning", "no layer was called that activations could be measured at", help="use criterion=magnitude")
+            refuse_unscored("n_m_pruning", self.eligible(model), context)
         set_zeros(model, zeros, context)
         for name in context.changed:
             context.changed[name] = f"{self.n} of every {self.m} inputs kept; {context.changed[name]}"

@@ -56,6 +56,12 @@ def export_graph(model: nn.Module, call: Call, signature: Signature) -> Any:
         raise UnsupportedError(
             f"the model's weights take {format_bytes(size)}, and a single ONNX file holds at most 2 GiB", help="shrink the model first, for example to int8"
         )
+    shared = {spec.name for spec in signature.inputs} & {spec.name for spec in signature.outputs}
+    if shared:
+        raise UnsupportedError(
+            f"{name} cannot be exported to ONNX: {min(shared)!r} is the name of an input and of an output, and in an ONNX file no two values share one",
+            help="return it under another name, or bundle another format: safetensors takes the model as it is",
+        )
     try:
         with quiet_export(), without_stack_traces(), without_collections():
             graph, surprise = _translate(model, call, signature)

@@ -152,7 +152,7 @@ class Format(ABC):
             runner = self.open(path, threads=threads)
         answers = partial(_answers, runner, signature.inputs)
         error = compare(answers, model, call, signature, sizes={1, max(2, min(call.batch_size, max_batch_size))}, runtime=self.runtime)
-        notes = () if signature.batched else (Note(code="W-NOT-BATCHED", text=f"requests run one at a time: {signature.unbatched_because}"),)
+        notes = _notes(signature)
         return FormatFile(path=path, format=self.name, signature=signature, error=error, write_s=write_s, notes=notes, loaded=(threads, runner))
 
     def missing_package(self) -> str | None:
@@ -195,6 +195,20 @@ class Format(ABC):
     def load_and_run(self, path: Path, inputs: Mapping[str, np.ndarray[Any, Any]], *, threads: int = 1) -> Arrays:
         """Load the file in its own runtime and call it once."""
         return self.open(path, threads=threads)(inputs)
+
+
+def _notes(signature: Signature) -> tuple[Note, ...]:
+    notes = []
+    if not signature.batched:
+        notes.append(Note(code="W-NOT-BATCHED", text=f"requests run one at a time: {signature.unbatched_because}"))
+    if signature.left_out:
+        kinds, kept = ", ".join(signature.left_out), ", ".join(repr(spec.name) for spec in signature.outputs)
+        notes.append(Note(code="W-OUTPUT-DROPPED", text=f"the outputs hold what is no tensor ({kinds}), and the file returns the tensors only: {kept}"))
+    if signature.filled:
+        what = f"{', '.join(map(repr, signature.filled))}: where items are padded, torch's fused kernels leave zeros"
+        help = "a sum or mean over all places then differs, outside or inside the model: leave the padded ones out"
+        notes.append(Note(code="W-PADDING", text=f"{what}, and the file gives what the layers compute there, as in training; {help}"))
+    return tuple(notes)
 
 
 def prove_largest(file: FormatFile, model: nn.Module, call: Call, *, max_batch_size: int, threads: int) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..dynamic_shapes import describe_sizes
 from ..errors import BundleError, DoesNotFitError, InputError, ModelError
-from ..outputs import output_tensors
+from ..fast_path import filled_by_fast_path, without_fast_path
+from ..outputs import other_kinds, output_tensors
 from ..records import Dimension, TensorSpec
 from ..workload import Call, call_model
 
@@ -43,6 +44,10 @@ class Signature:
     batched: bool
     """Whether axis 0 of every input and output counts the items, -1 in the shapes."""
     unbatched_because: str | None = None
+    left_out: tuple[str, ...] = ()
+    """Types of what is no tensor in the outputs, and what no written model returns."""
+    filled: tuple[str, ...] = ()
+    """Outputs that torch gives otherwise where it runs its fused kernels; see `filled_by_fast_path`."""
     dimensions: tuple[Dimension, ...] = ()
     """Other sizes that a request may choose, -1 in the shapes."""
     probes: tuple[Probe, ...] = field(default=(), repr=False, compare=False)
@@ -68,14 +73,21 @@ def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None 
 
     Raises:
         ModelError: the model raises on its own example inputs, or its outputs hold no tensor.
-        BundleError: an output is not finite.
+        BundleError: an output is not finite, or not the same at the next call.
         InputError: the model does not take all the sizes that are said to be open.
     """
+    import torch
+
     named = list(zip(names, call.tensors(), strict=True)) if names is not None else list(call.named_tensors(model))
-    outputs = run(model, call)
+    random_state = torch.get_rng_state()
+    whole = _answer(model, call)
+    drew = not torch.equal(random_state, torch.get_rng_state())
+    outputs = _tensors_in(whole, model)
     answers = {name: as_numpy(tensor).copy() for name, tensor in outputs}  # a model may write its next answer where this one lies
     for name, tensor in outputs:
         check_finite(name, answers[name], call.batch_axis == 0 and call.is_batched(tensor))
+    if drew:
+        _check_repeats(model, call, answers)
     reason = _no_batch_axis(model, call, named, outputs)
     probes = tuple(_probe(model, call, sizes, items, outputs) for sizes, items in _sizes_to_probe(call, batched=reason is None))
     open_inputs = [{axis for dim in call.dims for tensor, axis in dim.axes if tensor == index} for index in range(len(named))]
@@ -84,6 +96,8 @@ def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None 
         outputs=tuple(_spec(name, tensor, reason is None, _axes_that_vary(tensor.shape, [p.answers[name].shape for p in probes])) for name, tensor in outputs),
         batched=reason is None,
         unbatched_because=reason,
+        left_out=other_kinds(whole),
+        filled=filled_by_fast_path(model, call, outputs),
         dimensions=tuple(
             Dimension(name=dim.name, min=dim.min, max=dim.max, axes=tuple((named[tensor][0], axis) for tensor, axis in dim.axes)) for dim in call.dims
         ),
@@ -127,15 +141,40 @@ def _axes_that_vary(shape: Sequence[int], others: Sequence[Sequence[int]]) -> se
 
 
 def run(model: nn.Module, call: Call) -> list[tuple[str, torch.Tensor]]:
-    """Name and tensor of each output.
+    """Name and tensor of each output, as the model's own layers give it.
 
     Raises:
         ModelError: the model raised, or its outputs hold no tensor.
     """
-    outputs = output_tensors(call_model(model, call))
-    if not outputs:
+    return _tensors_in(_answer(model, call), model)
+
+
+def _answer(model: nn.Module, call: Call) -> Any:
+    with without_fast_path():  # a written model has the layers themselves, and no fused kernel that leaves padded places zero
+        return call_model(model, call)
+
+
+def _tensors_in(outputs: Any, model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    tensors = output_tensors(outputs)
+    if not tensors:
         raise ModelError(f"the outputs of {type(model).__name__} hold no tensor", help="return a tensor, or a tuple or dict of tensors")
-    return outputs
+    return tensors
+
+
+def _check_repeats(model: nn.Module, call: Call, answers: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Refuse a model whose answers rest on the random numbers that it draws; to be asked of one that draws some.
+
+    Raises:
+        BundleError: an output is otherwise at the next call.
+    """
+    for name, tensor in run(model, call):
+        difference = relative_error(answers[name], as_numpy(tensor))
+        if difference > MIXING_LIMIT:
+            raise BundleError(
+                f"the output {name!r} of the model is drawn at random: the next call with the same inputs gives another one (relative difference "
+                f"{difference:.2g}); no export can be proved to answer the same",
+                help="take the random numbers as one more input, or return what they are drawn by, such as mean and variance",
+            )
 
 
 def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Tensor]], outputs: list[tuple[str, torch.Tensor]]) -> str | None:
@@ -147,6 +186,8 @@ def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Te
     for name, tensor in named:
         if not call.is_batched(tensor):
             return f"the input {name!r} {list(tensor.shape)} has no batch axis of {call.batch_size}"
+    if (uncounted := _uncounted(outputs, call.batch_size)) is not None:  # one with as many layers as a probe has items would look batched there
+        return uncounted
     for size in PROBE_SIZES if call.batch_size == 1 else [size for size in PROBE_SIZES if size != call.batch_size][:1]:
         # the last ones first: what goes from item to item, forwards or backwards, would leave the first or the last one as it is
         rows = [(call.batch_size - 1 - k) % call.batch_size for k in range(size)]
@@ -154,9 +195,8 @@ def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Te
             probed = run(model, call.take(torch.tensor(rows)))
         except (ModelError, DoesNotFitError) as error:
             return f"the model does not take {size} items: {error.message}"
-        for name, tensor in probed:
-            if tensor.dim() == 0 or tensor.shape[0] != size:
-                return f"the output {name!r} has shape {list(tensor.shape)} for {size} items"
+        if (uncounted := _uncounted(probed, size)) is not None:
+            return uncounted
         if [name for name, _ in probed] != [name for name, _ in outputs]:
             return f"the model returns other outputs for {size} items"
         if (mixing := _mixing(probed, outputs, rows)) is not None:
@@ -167,9 +207,17 @@ def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Te
     return None
 
 
+def _uncounted(outputs: list[tuple[str, torch.Tensor]], size: int) -> str | None:
+    """Which output does not hold one entry for each of `size` items along its first axis; None if all do."""
+    uncounted = (f"the output {name!r} has shape {list(t.shape)} for {size} items" for name, t in outputs if t.dim() == 0 or t.shape[0] != size)
+    return next(uncounted, None)
+
+
 def _mixing(found: list[tuple[str, torch.Tensor]], outputs: list[tuple[str, torch.Tensor]], rows: list[int]) -> str | None:
     """Why items do not stand alone, where `found` is of those in `rows` and `outputs` of all; None if they may."""
     for (name, some), (_, every) in zip(found, outputs, strict=True):
+        if some.shape[1:] != every.shape[1:]:
+            return f"the output {name!r} has shape {list(some.shape)} for {len(some)} items, and {list(every.shape)} for {len(every)}"
         difference = relative_error(as_numpy(every[rows]), as_numpy(some))
         if difference > MIXING_LIMIT:
             return f"the output {name!r} of an item depends on the other items of its batch (relative difference {difference:.2g})"
@@ -231,7 +279,8 @@ def relative_error(reference: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -
         return float("inf")
     if reference.size == 0:
         return 0.0
-    expected, found = reference.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+    wide = np.complex128 if np.iscomplexobj(reference) or np.iscomplexobj(got) else np.float64
+    expected, found = reference.astype(wide).ravel(), got.astype(wide).ravel()
     if not np.isfinite(found).all():
         return float("inf")
     norm = float(np.linalg.norm(expected))

@@ -111,7 +111,8 @@ class Effects:
         """Of the shapes that the recipe leaves."""
         for name, member in self.members.items():
             if name in _CHANGES and not member.eligible(self.model):
-                raise UnsupportedError(f"{name} would change nothing in {workload.name}: it changes {member.changes} only")
+                why = member.check(self.model, Context.of(workload)) or f"it changes {member.changes} only"
+                raise UnsupportedError(f"{name} would change nothing in {workload.name}: {why}")
 
     def _reshaped(self) -> nn.Module:
         shaping = [step for step in self.recipe.steps if step.technique not in _CHANGES]

@@ -179,7 +179,8 @@ class _Marks:
         index = self._index.get(id(module))
         mark = None
         if index is not None:
-            shape = next((tuple(int(n) for n in a.shape) for a in args if isinstance(a, torch.Tensor)), None)
+            # a nested tensor, as torch's encoder makes of padded sequences, has a length for each item and no sizes
+            shape = next((tuple(int(n) for n in a.shape) for a in args if isinstance(a, torch.Tensor) and not a.is_nested), None)
             if shape is not None:
                 self._recording.input_shapes.setdefault(self.names[index], shape)
             mark = torch._C._profiler._RecordFunctionFast(f"{MARK}{index}")

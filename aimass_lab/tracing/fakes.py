@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ModelError
-
 
 class Fakes:
     """One stand-in per tensor, so that tied weights stay tied; all of them as if on the CPU.
@@ -36,22 +34,6 @@ class Fakes:
             return self.mode.from_tensor(tensor)
         shape = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
         return FakeTensor(self.mode, shape, torch.device("cpu"))
-
-
-def check_initialised(model: nn.Module) -> None:
-    """Refuse a lazy module that has not seen an input.
-
-    Raises:
-        ModelError: a parameter or buffer has no shape yet.
-    """
-    from torch.nn.parameter import is_lazy
-
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    missing = [name for name, tensor in tensors if is_lazy(tensor)]
-    if missing:
-        raise ModelError(
-            f"{type(model).__name__} has parameters without a shape yet: {', '.join(missing[:5])}", help="call the model once on real inputs first"
-        )
 
 
 def bounded(operator: str, func: Any, args: Any, kwargs: Any) -> Any:

@@ -13,11 +13,12 @@ from torch import nn
 
 from ..compiled import is_compiled, uncompiled
 from ..errors import ModelError
+from ..fast_path import has_fast_path, without_fast_path
 from ..inputs import copied
 from ..outputs import output_tensors
 from ..preserve import preserved
-from ..workload import Call, call_model, weight_bytes
-from .fakes import Fakes, check_initialised
+from ..workload import Call, call_model, check_initialised, weight_bytes
+from .fakes import Fakes
 from .formulas import tensor_bytes
 from .one_pass import OnePass
 from .rows import OutputShape, Row, Trace
@@ -110,7 +111,7 @@ def summary(one_pass: OnePass, model: nn.Module, call: Call, outputs: Any) -> di
         "weight_bytes": weight_bytes(model),
         "input_bytes": sum(tensor_bytes(t) for t in call.tensors()),
         "outputs": tuple(OutputShape(name, t.dtype, tuple(int(s) for s in t.shape)) for name, t in output_tensors(outputs)),
-        "slow_path": any(isinstance(m, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) for m in model.modules()),
+        "slow_path": has_fast_path(model),
         "modules": dict(model.named_modules()),
         "events": tuple(one_pass.memory.events),
         "event_rows": tuple(one_pass.memory.event_rows),
@@ -121,26 +122,22 @@ def summary(one_pass: OnePass, model: nn.Module, call: Call, outputs: Any) -> di
 @contextlib.contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """Take fused and compiled modules and functions apart, so that each operator is seen."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     flex = sys.modules.get("torch.nn.attention.flex_attention")
-    try:
-        with contextlib.ExitStack() as stack:
-            if "torch._dynamo.eval_frame" in sys.modules:  # without it nothing can have been compiled
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if is_compiled(model):
-                stack.enter_context(warnings.catch_warnings())
-                # Our hooks fire for the wrapper as well; it has no name of its own that a row could get.
-                warnings.filterwarnings("ignore", message="Using `torch.compile")
-            if flex is not None:
-                # It compiles itself when it is called, and nothing compiles under a mode.
-                stack.enter_context(_replaced(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True))
-                if any(p.device.type != "cpu" for p in model.parameters()):
-                    # The stand-ins are on the CPU, where torch refuses its backward pass.
-                    stack.enter_context(_replaced(flex, "_validate_device", lambda *tensors: None))
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(without_fast_path())
+        if "torch._dynamo.eval_frame" in sys.modules:  # without it nothing can have been compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if is_compiled(model):
+            stack.enter_context(warnings.catch_warnings())
+            # Our hooks fire for the wrapper as well; it has no name of its own that a row could get.
+            warnings.filterwarnings("ignore", message="Using `torch.compile")
+        if flex is not None:
+            # It compiles itself when it is called, and nothing compiles under a mode.
+            stack.enter_context(_replaced(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True))
+            if any(p.device.type != "cpu" for p in model.parameters()):
+                # The stand-ins are on the CPU, where torch refuses its backward pass.
+                stack.enter_context(_replaced(flex, "_validate_device", lambda *tensors: None))
+        yield
 
 
 @contextlib.contextmanager

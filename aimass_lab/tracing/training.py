@@ -13,8 +13,8 @@ from torch import nn
 from ..errors import InputError, ModelError
 from ..outputs import output_tensors
 from ..preserve import preserved
-from ..workload import Call
-from .fakes import Fakes, check_initialised
+from ..workload import Call, check_initialised
+from .fakes import Fakes
 from .formulas import tensor_bytes
 from .one_pass import OnePass
 from .rows import Phase, Trace

@@ -237,7 +237,7 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 
 def _rows(tensor: torch.Tensor, call: Call, num_items: int) -> torch.Tensor:
     """One flat row of float64 per item."""
-    return _flat(tensor.movedim(call.batch_axis, 0)[:num_items]).flatten(1) if tensor.dim() > 1 else _flat(tensor)[:num_items, None]
+    return _flat(tensor.movedim(call.batch_axis, 0)[:num_items]).reshape(num_items, -1)
 
 
 def class_scores(outputs: Any, call: Call) -> torch.Tensor | None:

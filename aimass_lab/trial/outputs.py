@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError, UnsupportedError, first_line
+from ..fast_path import filled_by_fast_path
 from ..records import Note
 from ..workload import Call, Workload, call_model
 from .fidelity import MetricComparison, OutputComparison, compare_metric, join_batches, take_items
@@ -100,7 +101,7 @@ def compare_outputs(pair: Pair, batch_size: int, *, budget_s: float, report: Cal
     metric = None
     if not comparison.num_lost and not comparison.mismatch:
         metric = _compare_metric(workload, rows[:num_done], kept)
-    return Outputs(comparison, metric, _notes(num_done, samples.batch_size))
+    return Outputs(comparison, metric, (*_padding(pair, batch), *_notes(num_done, samples.batch_size)))
 
 
 def _order(num_samples: int, batch_size: int) -> torch.Tensor:
@@ -108,6 +109,18 @@ def _order(num_samples: int, batch_size: int) -> torch.Tensor:
     import torch
 
     return torch.arange(num_samples) if num_samples <= batch_size else torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
+
+
+def _padding(pair: Pair, call: Call) -> tuple[Note, ...]:
+    """That padded places count as a difference, where one of the two fills them and the other does not."""
+    original, variant = (filled_by_fast_path(model, call) for model in (pair.original, pair.variant.model))
+    if original == variant:
+        return ()
+    text = (
+        f"{', '.join(map(repr, original or variant))}: where items are padded, torch's fused kernels leave zeros, and only one of the two runs through them; "
+        "what the layers of the other compute there counts as a difference: give data and a metric that leaves the padded places out"
+    )
+    return (Note(code="W-PADDING", text=text),)
 
 
 def _compare_metric(workload: Workload, rows: torch.Tensor, outputs: list[tuple[Any, Any, Call]]) -> MetricComparison | None:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from .compiled import is_compiled
 from .outputs import output_tensors
 from .workload import Call, call_model
 
@@ -47,11 +48,12 @@ def filled_by_fast_path(model: nn.Module, call: Call, plain: Sequence[tuple[str,
     layers compute of them, and so do training, an exported file, and a copy whose layers are others.
 
     Args:
-        model: Prepared by the caller, in evaluation mode and without gradients, as the fused kernels need it.
+        model: Prepared by the caller, in evaluation mode and without gradients, as the fused kernels need it. A compiled one runs what was
+            compiled, and would be compiled anew to be asked for the other.
         call: What it is called with.
         plain: What it answers without them, where that is known.
     """
-    if not has_fast_path(model):
+    if not has_fast_path(model) or is_compiled(model):
         return ()
     if plain is None:
         with without_fast_path():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError, UnsupportedError, first_line
-from ..fast_path import filled_by_fast_path
+from ..fast_path import ROUNDING, filled_by_fast_path
 from ..records import Note
 from ..workload import Call, Workload, call_model
 from .fidelity import MetricComparison, OutputComparison, compare_metric, join_batches, take_items
@@ -101,7 +101,8 @@ def compare_outputs(pair: Pair, batch_size: int, *, budget_s: float, report: Cal
     metric = None
     if not comparison.num_lost and not comparison.mismatch:
         metric = _compare_metric(workload, rows[:num_done], kept)
-    return Outputs(comparison, metric, (*_padding(pair, batch), *_notes(num_done, samples.batch_size)))
+    differs = not max(comparison.relative_errors()) <= ROUNDING
+    return Outputs(comparison, metric, (*(_padding(pair, batch) if differs else ()), *_notes(num_done, samples.batch_size)))
 
 
 def _order(num_samples: int, batch_size: int) -> torch.Tensor:

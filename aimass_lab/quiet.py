@@ -64,6 +64,18 @@ def quiet_export() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """Keep torch from logging, with its traceback, what an operator on shapes alone raises: whoever calls it gets the error itself."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def mute() -> None:
     """Silence the log messages until `unmute`: transformers imports torchao wherever we installed it, and logs its alarms."""
     for name in LOGGERS:

@@ -35,7 +35,7 @@ from proofs import broken_in, broken_lines, proved
 from torch import nn
 
 from aimass_lab.bundle import calibrate as calibration
-from aimass_lab.bundle import check_hashes, is_bundle, read_bundle, require_bundle, verify_bundle, write_bundle, writer
+from aimass_lab.bundle import check_free, check_hashes, is_bundle, read_bundle, require_bundle, verify_bundle, write_bundle, writer
 from aimass_lab.bundle import threads as bundle_threads
 from aimass_lab.bundle.calibrate import Calibration, find_rate
 from aimass_lab.bundle.choices import choose, dns_name
@@ -219,8 +219,8 @@ def test_the_curl_lines_of_the_readme_work_as_they_stand(made: tuple[Any, ...], 
     assert (len(lines), sum(lines.values())) == (text.count("\ncurl "), 2)
     (serve,) = (line for block in blocks for line in block if "--repository" in line)
     guarded = tuple(shlex.split(serve.partition(" serve ")[2]))
-    (moved / "bundles").mkdir()
-    (moved / "tokens").write_text("TOKEN admin\n")
+    (moved.parent / "bundles").mkdir()
+    (moved.parent / "tokens").write_text("TOKEN admin\n")
     answers: dict[str, str] = {}
     for options, with_token in (((), False), (guarded, True)):
         with start(moved, grpc_port=None, arguments=options) as server:
@@ -238,6 +238,23 @@ def test_the_curl_lines_of_the_readme_work_as_they_stand(made: tuple[Any, ...], 
     assert "aimass_requests_total" in answers["/metrics"]
     assert json.loads(answers["/v2/repository/models/digits-cnn/load"]) == {}
     assert json.loads(answers["/v2/repository/index"]) == [{"name": "digits-cnn", "version": "1", "state": "READY"}]
+
+
+def test_whoever_did_what_the_readme_says_has_a_bundle_as_it_was_written(made: tuple[Any, ...], moved: Path) -> None:
+    """Its environment lies in the folder, and all files that its lines name lie beside it."""
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", (moved / "README.md").read_text(), re.S))
+    named = re.findall(r"--(?:token-file|tls-cert|tls-key|log-requests|repository) (\S+)", commands)
+    assert len(named) == 6
+    assert [name for name in named if (moved / name).resolve().parent != moved.parent] == []
+    (environment,) = re.findall(r"^python -m venv (\S+)", commands, re.M)
+    for name in ("pyvenv.cfg", "bin/python", "lib/python3/site-packages/numpy/__pycache__/version.pyc", "lib/python3/site-packages/model.pkl"):
+        (moved / environment / name).parent.mkdir(parents=True, exist_ok=True)
+        (moved / environment / name).write_bytes(b"x")
+    assert check_hashes(moved) == ()
+    assert (read_bundle(moved).num_files, read_bundle(moved).size_bytes) == (made[0].num_files, made[0].size_bytes)
+    (moved / "model" / environment).mkdir()
+    (moved / "model" / environment / "added.onnx").write_bytes(b"x")  # where no README has it
+    assert [(f.code, f.path) for f in check_hashes(moved)] == [("E-FOREIGN-FILE", f"model/{environment}/added.onnx")]
 
 
 def test_the_dockerfile_runs_as_nobody_special_and_its_health_check_tells(made: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,6 +488,12 @@ def test_nothing_is_overwritten(tmp_path: Path, moved: Path, monkeypatch: pytest
         write_bundle(kept, digits(), calibrate=False, force=True)
     with pytest.raises(BundleError, match="it is a file"):
         write_bundle(kept / "thesis.txt", digits(), calibrate=False, force=True)
+    with pytest.raises(BundleError, match="cannot write .*: File name too long"):
+        write_bundle(tmp_path / ("x" * 300), digits(), calibrate=False)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(BundleError, match="it is a link to nothing"):
+        check_free(tmp_path / "link", force=False)
+    (tmp_path / "link").unlink()
     with pytest.raises(BundleError, match="force=True"):
         write_bundle(moved, digits(), calibrate=False)
     (tmp_path / "here" / "below").mkdir(parents=True)
@@ -601,6 +624,20 @@ def test_a_spec_goes_in_as_it_is_and_its_rate_is_shared_by_the_replicas(tmp_path
     assert limits["memory"].source == limits["startup"].source == "estimated"
     of_the_machine = ("W-NOISY", "W-FORMAT", "missing:batch-sizes")
     assert [note.code for note in bundle.notes if not note.code.startswith(of_the_machine)] == ["missing:calibration"]
+
+
+def test_a_start_that_a_plan_assumed_is_the_measured_one_once_the_bundle_was_started(tmp_path: Path) -> None:
+    from specs import ENVIRONMENT
+
+    from aimass_lab.spec import startup_time
+
+    workload = digits()
+    spec = msgspec.structs.replace(make_spec(workload), startup_time=startup_time(None), environment=ENVIRONMENT)
+    bundle = write_bundle(tmp_path / "b", workload, spec=spec)
+    written = from_json((tmp_path / "b" / "spec.json").read_bytes(), ServingSpec)
+    assert written.startup_time == startup_time(bundle)
+    assert written.startup_time.source == "measured"
+    assert msgspec.structs.replace(written, startup_time=spec.startup_time).digest == spec.digest
 
 
 def test_a_technique_needs_its_variant_and_is_judged_against_the_original(tmp_path: Path) -> None:

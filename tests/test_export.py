@@ -21,6 +21,7 @@ from aimass_lab.export import EXPORTERS, check_spec_path, read_exporter
 from aimass_lab.export._manifests import check_manifests
 from aimass_lab.export._yaml import Said, dump, plain
 from aimass_lab.export.files import write_files
+from aimass_lab.frontends.arguments import get_verb
 from aimass_lab.records import ServingSpec, derived, from_json
 from aimass_lab.spec import lint_spec, write_spec
 
@@ -108,6 +109,11 @@ def test_what_was_written_passes_the_check(name, kind, tmp_path):
 def test_unknown_format():
     with pytest.raises(UnknownNameError, match="exporter"):
         EXPORTERS["nomad"]
+
+
+def test_the_help_of_the_verb_names_every_format():
+    (format,) = (parameter for parameter in get_verb("spec").parameters if parameter.name == "format")
+    assert sorted(re.findall(r"\w+", format.help.partition("(")[2].partition(")")[0])) == sorted(EXPORTERS)
 
 
 # --- Kubernetes --------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Tracing: hard cases, events, source lines and remembered results of one pass."""
 
+import logging
 import warnings
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from models import RUNNABLE, BranchingModel, TiedModel, TinyMLP, TinyTransformer, features, ids
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from traced import Function, randn, trace_of
+from traced import Function, Trained, randn, trace_of
 
 from aimass_lab.errors import ModelError
+from aimass_lab.tracing.fakes import Fakes
 from aimass_lab.tracing.law import extrapolate, fit_batch_law
 from aimass_lab.tracing.trace import trace_call
 from aimass_lab.tracing.training import trace_training
@@ -56,6 +58,25 @@ def test_a_branch_on_data_without_data_is_refused():
     model = BranchingModel().to("meta")
     with pytest.raises(ModelError, match="cannot be followed"):
         trace_call(model, as_call(features().to("meta")))
+
+
+@pytest.mark.parametrize("follow", [trace_call, trace_training])
+def test_what_a_model_raises_on_shapes_is_told_once_and_not_logged_as_well(follow):
+    logged = []
+    logger, handler = logging.getLogger("torch._subclasses.fake_tensor"), logging.Handler()
+    handler.emit = logged.append
+    logger.addHandler(handler)
+    level = logger.level
+    try:
+        model = Trained(lambda weight: weight.expand(2, 9), randn(4)).to("meta")
+        with pytest.raises(ModelError, match="The expanded size of the tensor"):
+            follow(model, as_call(randn(2, 4).to("meta")))
+        assert (logged, logger.level) == ([], level)
+        with Fakes().mode, pytest.raises(RuntimeError):
+            torch.empty(2, 4).expand(2, 9)  # of somebody else's it still logs
+        assert len(logged) == 1
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_generation_is_pointed_to_the_sequence_demand():

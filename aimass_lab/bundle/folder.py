@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".pt2", ".joblib", ".dill
 CACHE = "__pycache__"
 CHECKPOINTS = ".ipynb_checkpoints"
 """Where Jupyter keeps copies of files that were opened in it, as a bundle's are to look at them; nothing of a bundle reads them."""
+VENV = ".venv"
+"""Where the bundle's README puts what it needs. No import of the bundle's finds anything there: no package has a dot in its name."""
 
 
 @contextlib.contextmanager
@@ -66,12 +69,18 @@ def check_free(folder: Path, *, force: bool) -> None:
     """Refuse to overwrite.
 
     Raises:
-        BundleError: `folder` exists and is not empty, and is no bundle that `force` allows to replace; or this process works in it.
+        BundleError: `folder` exists and is not empty, and is no bundle that `force` allows to replace; or this process works in it, or no folder can
+            have that name.
     """
-    if not folder.exists() and not folder.is_symlink():
+    try:
+        there = folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):  # the second is told when it is written
         return
+    except OSError as error:
+        raise _disk_error(folder, error) from error
     if not folder.is_dir():
-        raise BundleError(f"will not overwrite {folder}: it is a file", help="name a folder that does not exist yet")
+        what = "a link to nothing" if stat.S_ISLNK(there.st_mode) and not folder.exists() else "a file"
+        raise BundleError(f"will not overwrite {folder}: it is {what}", help="name a folder that does not exist yet")
     if Path.cwd().is_relative_to(folder.resolve()):  # whoever works in a folder that is replaced works nowhere
         raise BundleError(f"will not replace {folder.resolve()}: this process works in it", help="name a folder that does not exist yet")
     if not any(folder.iterdir()):
@@ -136,9 +145,17 @@ def write_manifest(folder: Path, *, kept: Collection[Path] = ()) -> None:
 
 
 def bundle_files(folder: Path) -> list[Path]:
-    """Every file of the bundle but the manifest, Python's own caches and Jupyter's copies."""
-    found = (path for path in folder.rglob("*") if path.is_file() and not {CACHE, CHECKPOINTS} & {*path.relative_to(folder).parts})
+    """Every file of the bundle but the manifest, Python's own caches, Jupyter's copies and the environment that its README has made."""
+    found = (path for path in _within(folder) if path.is_file() and not {CACHE, CHECKPOINTS} & {*path.relative_to(folder).parts})
     return sorted(path for path in found if path != folder / MANIFEST)
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    """Whatever lies in the folder and below, but for the environment."""
+    for path in folder.iterdir():
+        if path.name != VENV:
+            yield path
+            yield from path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
 
 
 def file_hash(path: Path) -> str:
@@ -245,7 +262,7 @@ def check_hashes(folder: str | Path) -> tuple[Finding, ...]:
         name = path.relative_to(folder).as_posix()
         if name not in files:
             findings.append(Finding(code="E-FOREIGN-FILE", path=name, text="the manifest does not name this file: it was added later"))
-    for cache in sorted(folder.rglob(CACHE)):
+    for cache in sorted(path for path in _within(folder) if path.name == CACHE):
         text = "Python's cache of compiled code: no hash covers it, and it runs in place of the source; delete it"
         findings.append(Finding(code="W-CACHE", path=cache.relative_to(folder).as_posix(), text=text))
     return tuple(findings)

@@ -108,7 +108,7 @@ def write_bundle(
     Args:
         folder: Where to write; it must not exist, or be empty.
         workload: The model, the inputs that are stored as vectors, and the sizes that requests may choose.
-        spec: The resource spec; goes into the bundle as it is.
+        spec: The resource spec; goes into the bundle as it is, but for a start-up time that was only assumed until the bundle was started here.
         plan: The plan it comes from.
         rate: Requests per second that all replicas together are to hold.
         latency_p99_s: Latency that 99 % of the requests are to stay under.
@@ -341,12 +341,19 @@ def _prove(
         requests_per_s=rate,
         latency_p99=choices.latency_p99,
         memory_bytes=spec.memory_bytes if spec else None,
-        startup_time=spec.startup_time if spec else None,
+        startup_time=_started(spec, run).startup_time if spec else None,
     )
     fidelity = run.measured["fidelity"] if run is not None else fidelity
     assert fidelity is not None
     promises = make_promises(asked, fidelity, model_bytes=sum(path.stat().st_size for path in file.paths), workers=choices.workers, calibration=run)
     return _Proof(rate=rate, promises=promises, run=run, notes=risk_notes(asked, promises, run))
+
+
+def _started(spec: ServingSpec, run: calibration.Calibration | None) -> ServingSpec:
+    """The spec of a plan for this machine, with the start-up time that the bundle's own proof measured in the place of one that was assumed."""
+    if run is None or spec.environment is None or spec.startup_time.source != "assumed":
+        return spec
+    return msgspec.structs.replace(spec, startup_time=run.measured["startup"])
 
 
 def _capacity(points: Sequence[BatchPoint]) -> Number:
@@ -378,7 +385,11 @@ def _write_texts(
     write_json(folder / RUNTIMES, {"schema": SCHEMA, **told})
     load = calibration.scenario(proof.rate.value)
     write_json(folder / "promises.json", {"schema": SCHEMA, "scenario": load, "promises": proof.promises, "notes": proof.notes})
-    spec = spec or unplanned_spec(choices, workload.info(), rate=proof.rate, capacity=_capacity(measured.batches), promises=proof.promises, run=proof.run)
+    spec = (
+        _started(spec, proof.run)
+        if spec
+        else unplanned_spec(choices, workload.info(), rate=proof.rate, capacity=_capacity(measured.batches), promises=proof.promises, run=proof.run)
+    )
     (folder / "spec.json").write_text(to_json(spec) + "\n", encoding="utf-8")
     (folder / "MODEL_CARD.md").write_text(model_card(folder), encoding="utf-8")
     text = readme.readme(

@@ -17,6 +17,8 @@ from .version_policy import HELP as POLICIES
 from .version_policy import VersionPolicies, parse_policies
 
 BROKEN, BAD_BUNDLE, NO_SERVER, NOT_JUDGED = 1, 3, 4, 5
+MOST_REQUESTS = 10_000_000
+"""Of one load: what is noted of each takes some ten bytes, and far beyond them the memory."""
 
 
 def main(bundle_dir: str | Path, argv: Sequence[str] | None = None) -> int:
@@ -94,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     load.add_argument("--duration", type=_positive_number, default=10.0, help="seconds, at a rate")
     load.add_argument("--speed", type=_positive_number, default=1.0, help="of a trace; 2: in half the time")
     load.add_argument("--items", type=_positive, default=1, help="items per request")
-    load.add_argument("--seed", type=int, default=0)
+    load.add_argument("--seed", type=_natural, default=0, help="of the times; the same seed, the same load")
     load.set_defaults(run=_load)
     verify = commands.add_parser("verify", help="start the server, measure every promise, print PASS or FAIL, or that the machine was too busy to tell")
     printed = verify.add_mutually_exclusive_group()
@@ -106,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
+    if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
     return int(text)
 
@@ -116,8 +118,14 @@ def _optional_port(text: str) -> int | None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
 
 
@@ -158,9 +166,19 @@ def _policies(texts: list[str]) -> VersionPolicies:
         raise ServerError(f"--versions: {error}") from None
 
 
+def _open_standard_streams() -> None:
+    """Open to nothing what is closed of them: else a socket gets such a number, and the event loop's library aborts the process where it closes it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+
+
 def _serve(folder: Path, arguments: argparse.Namespace) -> int:
     from .config import check_manifest
 
+    _open_standard_streams()
     with ThreadPoolExecutor(1) as aside:
         whole = aside.submit(check_manifest, folder)  # of a large model this takes as long as what is imported meanwhile
         from .server import ServeOptions, serve
@@ -200,6 +218,11 @@ def _load(folder: Path, arguments: argparse.Namespace) -> int:
     from .load import make_bodies, run_load
 
     config = load_config(folder)
+    if arguments.items > config.max_batch_size:
+        raise ServerError(f"--items {arguments.items} is more than a request to this bundle may hold: {config.max_batch_size}")
+    if arguments.rate is not None and not 0.5 < arguments.rate * arguments.duration <= MOST_REQUESTS:
+        due, most = arguments.rate * arguments.duration, f"{MOST_REQUESTS:,}"
+        raise ServerError(f"--rate {arguments.rate:g} over --duration {arguments.duration:g} s are {due:g} requests: give values that make 1 to {most}")
     bodies = make_bodies(folder, config, items=arguments.items, token=arguments.token or os.environ.get("AIMASS_TOKEN"))
     if arguments.trace is not None:
         times = read_trace(arguments.trace, speed=arguments.speed)

@@ -16,6 +16,8 @@ ANYBODY = "-"
 
 ADMIN = "admin"
 """The name of the token that may change what is served; without such a token nobody may."""
+LONGEST_WAIT_S = 86400.0
+"""That a caller is told, however small its rate: of the smallest the wait is no number of seconds any more."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class _Bucket:
         if self._level >= 1:
             self._level -= 1
             return 0.0
-        return (1 - self._level) / self.rate
+        return min((1 - self._level) / self.rate, LONGEST_WAIT_S)
 
 
 def read_tokens(file: Path | None, environment: str | None) -> tuple[Token, ...]:

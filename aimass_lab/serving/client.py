@@ -79,7 +79,7 @@ class Client:
         sleep: Waits between attempts.
 
     Raises:
-        ValueError: an address that is not understood.
+        ValueError: an address that is not understood, or a certificate that cannot be used.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Client:
         attempts: int = 5, spread: bool = False, cafile: str | None = None, sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
         given = [urls] if isinstance(urls, str) else list(urls)
-        context = ssl.create_default_context(cafile=cafile) if any(url.startswith("https") for url in given) else None
+        context = _trusting(cafile) if any(url.startswith("https") for url in given) else None
         self._addresses = [_Address(url, context) for url in given]
         if not given or attempts < 1 or timeout_s <= 0:
             raise ValueError(f"urls={given}, attempts={attempts}, timeout_s={timeout_s} leave nothing to try")
@@ -318,6 +318,13 @@ class _Answer:
         """How long the server asked to wait; 0 where it did not."""
         text = self.headers.get("Retry-After", "")
         return float(text) if text.isdecimal() else 0.0
+
+
+def _trusting(cafile: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=cafile)
+    except OSError as error:  # whose text does not name the file
+        raise ValueError(f"cannot use the certificate {cafile}: {error.strerror or error}") from error
 
 
 class _Address:

@@ -160,7 +160,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     if options.until_stdin_closes:
-        loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
+        _watch_stdin(loop, stop)
     take_handles()
     loop.set_default_executor(ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="aside"))
     service = LocalService(Metrics(), door, *logs, canary=options.canary)
@@ -271,6 +271,20 @@ async def _look(repository: Repository, poll_s: float) -> None:
             await repository.refresh()
         except Exception:  # such as a folder that vanished meanwhile: the next look will see
             logger.exception("the repository could not be read")
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Stop when standard input ends.
+
+    Raises:
+        ServerError: there is none, or it is a file or nothing, which nobody holds open.
+    """
+    try:
+        if sys.stdin is not None:
+            return loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, stop)
+    except PermissionError:  # what the system cannot wait for
+        pass
+    raise ServerError("--until-stdin-closes needs a standard input that somebody holds open, such as a pipe or a terminal; this process has none")
 
 
 def _on_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -102,8 +102,8 @@ class Shipping(StudyState):
         Args:
             rate: Requests per second; with p99 as in the last plan if not given.
             p99: Latency that 99 % of the requests must stay under.
-            format: What to write it for: an exporter (kubernetes, kserve, ray, kueue, helm, compose, prometheus, json),
-                with options in brackets where wanted, such as 'kubernetes(scaler=keda)'.
+            format: What to write it for: an exporter (kubernetes, kserve, ray, kueue, helm, compose, prometheus, triton, tensorflow_serving,
+                json), with options in brackets where wanted, such as 'kubernetes(scaler=keda)'.
             out: Folder for the files; shown instead of written if not given.
             device: Device to consider; may be repeated.
             technique: What to serve instead of the original: a technique, or a recipe such as 'low_rank(ratio=0.5) + int8_dynamic'.

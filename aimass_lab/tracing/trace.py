@@ -17,6 +17,7 @@ from ..fast_path import has_fast_path, without_fast_path
 from ..inputs import copied
 from ..outputs import output_tensors
 from ..preserve import preserved
+from ..quiet import quiet_fakes
 from ..workload import Call, call_model, check_initialised, weight_bytes
 from .fakes import Fakes
 from .formulas import tensor_bytes
@@ -90,7 +91,7 @@ def _trace_fake(model: nn.Module, call: Call, *, assume: bool) -> Trace:
     state = {name: fakes.of(tensor) for name, tensor in named}
     fake_call = call.map(fakes.of)
     one_pass = OnePass(model, [*state.values(), *fake_call.tensors()], _trace_fake.__code__, fake_mode=fakes.mode, assume=assume)
-    with preserved(model, values=False), eager(model), one_pass.watching_modules(), torch.no_grad(), fakes.mode, one_pass:
+    with preserved(model, values=False), eager(model), one_pass.watching_modules(), quiet_fakes(), torch.no_grad(), fakes.mode, one_pass:
         outputs = torch.func.functional_call(model, state, fake_call.args, dict(fake_call.kwargs), tie_weights=False)
     return Trace(**summary(one_pass, model, call, outputs), ran=False)
 

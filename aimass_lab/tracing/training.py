@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import InputError, ModelError
 from ..outputs import output_tensors
 from ..preserve import preserved
+from ..quiet import quiet_fakes
 from ..workload import Call, check_initialised
 from .fakes import Fakes
 from .formulas import tensor_bytes
@@ -106,7 +107,8 @@ def trace_training(
     shapes = call if size == call.batch_size else call.map(lambda t: t.to("meta")).with_batch(size)
     fakes = Fakes()
     try:
-        return _Step(model, shapes, make, loss, autocast).follow(fakes.of, fakes.mode)
+        with quiet_fakes():
+            return _Step(model, shapes, make, loss, autocast).follow(fakes.of, fakes.mode)
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever the model does that shapes alone cannot answer

@@ -61,6 +61,14 @@ def num_allowed(door: Door, name: str) -> int:
     return 100
 
 
+def test_a_rate_next_to_nothing_still_tells_when_to_come_again() -> None:
+    door = Door(requests_per_s=1e-320, clock=lambda: 0.0)
+    door.spend("-")
+    with pytest.raises(RequestError) as caught:
+        door.spend("-")
+    assert (caught.value.status, caught.value.retry_after_s) == (429, 86400.0)  # a front end writes it as whole seconds
+
+
 def test_every_token_has_its_own_rate() -> None:
     door = Door([Token("a", "alice", 1.0), Token("b", "bob"), Token("c", "carol", 3.0)], requests_per_s=2.0, clock=lambda: 0.0)
     allowed = {}

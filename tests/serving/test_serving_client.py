@@ -114,6 +114,13 @@ def test_a_client_that_could_never_ask_is_refused(options: dict[str, Any]) -> No
         Client(**options)
 
 
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "no.pem").write_text("no certificate")
+    for name in ("gone.pem", "no.pem"):
+        with pytest.raises(ValueError, match=f"cannot use the certificate .*{name}: "):
+            Client("https://h", cafile=str(tmp_path / name))
+
+
 # --- when servers are busy or gone ----------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -370,6 +371,25 @@ def test_no_server_outlives_the_program_that_started_it(linear_folder: Path) -> 
     code = f"import os; from aimass_lab.serving.launch import start; print(start({str(linear_folder)!r}, grpc_port=None).pid, flush=True); os._exit(0)"
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2]).stdout)
     wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize("stdin", ["/dev/null", "a file", "closed"])
+def test_an_input_that_nobody_can_close_is_no_input_to_wait_for(linear_folder: Path, stdin: str) -> None:
+    command = [sys.executable, str(linear_folder / "run.py"), "serve", "--port", "0", "--grpc-port", "none", "--until-stdin-closes"]
+    given = {"/dev/null": "</dev/null", "a file": f"<{shlex.quote(str(linear_folder / 'run.py'))}", "closed": "<&-"}[stdin]
+    done = subprocess.run(["sh", "-c", f"{shlex.join(command)} {given}"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (4, "", False)
+    assert "--until-stdin-closes needs a standard input that somebody holds open" in done.stderr
+
+
+def test_without_a_standard_input_it_serves_and_ends_as_with_one(linear_folder: Path) -> None:
+    command = shlex.join([sys.executable, str(linear_folder / "run.py"), "serve", "--port", "0", "--grpc-port", "none", "--drain-grace", "0"])
+    with subprocess.Popen(["sh", "-c", f"exec {command} <&-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready http")
+        process.terminate()
+        assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
 
 
 # --- starting ----------------------------------------------------------------------------

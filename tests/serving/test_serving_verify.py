@@ -243,6 +243,22 @@ def test_load_command(linear_folder: Path) -> None:
     assert (after.returncode, "cannot reach" in after.stderr) == (4, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--rate", "5", "--seed", "-1"), 2, "argument --seed: '-1' is not a whole number from 0 on"),
+        (("--rate", "5", "--items", "²"), 2, "argument --items: '²' is not a positive whole number"),
+        (("--rate", "5", "--items", "100000000"), 4, "--items 100000000 is more than a request to this bundle may hold: 16"),
+        (("--rate", "1e9", "--duration", "3600"), 4, "--rate 1e+09 over --duration 3600 s are 3.6e+12 requests: give values that make 1 to 10,000,000"),
+        (("--rate", "0.0001", "--duration", "1"), 4, "are 0.0001 requests"),  # it would wait hours for one
+    ],
+)
+def test_a_load_that_no_machine_sends_is_refused(linear_folder: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
+    command = [sys.executable, str(linear_folder / "run.py"), "load", "--url", "http://127.0.0.1:1", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (code, True, False)
+
+
 def test_a_load_shows_its_token(guarded: Server) -> None:
     command = [sys.executable, str(guarded.folder / "run.py"), "load", "--url", guarded.url, "--rate", "50", "--duration", "0.2"]
     for token, code, failed in (("secret", 0, {}), ("wrong", 1, {"401": 10})):

@@ -286,7 +286,7 @@ COMPILED = pytest.param("aot_inductor", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("format", [*(name for name in FORMATS if name != "aot_inductor"), COMPILED])
-def test_a_bundle_of_each_format_serves_and_proves_itself(format: str, tmp_path: Path) -> None:
+def test_a_bundle_of_each_format_serves_proves_itself_and_leaves_nothing(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     bundle = write_bundle(
         tmp_path / "b", workload(), rate=10, latency_p99_s=5.0, max_batch_size=4, threads=1, format=format, calibrate=False,
@@ -310,8 +310,11 @@ def test_a_bundle_of_each_format_serves_and_proves_itself(format: str, tmp_path:
     from aimass_lab.bundle.folder import write_manifest
 
     write_manifest(tmp_path / "b")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))  # of the processes that are started now
     check = verify_bundle(tmp_path / "b", duration_s=1)
     assert check.passed, check
+    assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
     fidelity = next(promise.measured for promise in check.promises if promise.name == "fidelity")
     assert fidelity is not None
     assert fidelity.value < 1e-5

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +36,26 @@ def load(path: Path, config: ServingConfig) -> TorchRunner:
     try:
         import torch._inductor as inductor
 
-        package = inductor.aoti_load_package(str(path))
+        with _unpacked_for_now():
+            package = inductor.aoti_load_package(str(path))
     except Exception as error:
         raise BundleError(f"{path.name} does not load in torch {torch.__version__} (it needs a /tmp that programs may run from): {str(error)[:400]}") from None
     return TorchRunner(package, config)
+
+
+@contextlib.contextmanager
+def _unpacked_for_now() -> Iterator[None]:
+    """Let torch unpack to a folder that goes as soon as the library is mapped: torch removes its own as the model goes, and a killed worker's would stay."""
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="aimass-") as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
 
 
 def processor_flags() -> frozenset[str] | None:

@@ -194,7 +194,7 @@ def test_unknown_model(linear: Server) -> None:
     assert code_of(linear, request(model_version="2"))[0] == "NOT_FOUND"
 
 
-@pytest.mark.parametrize("case", ["both", "short", "count", "wrong field", "int8 range", "duplicate", "rows", "output"])
+@pytest.mark.parametrize("case", ["both", "short", "count", "wrong field", "int8 range", "duplicate", "rows", "output", "no text"])
 def test_invalid_argument(linear: Server, identity: Server, case: str) -> None:
     made, server = request(), linear
     if case == "both":
@@ -214,6 +214,9 @@ def test_invalid_argument(linear: Server, identity: Server, case: str) -> None:
         made.raw_input_contents.append(X.tobytes())
     elif case == "rows":
         made.inputs[0].shape[0] = 2**40
+    elif case == "no text":
+        made, server = every_type(raw=True), identity
+        made.raw_input_contents[-1] = b"\1\0\0\0\xff" * 3
     else:
         made.outputs.add(name="nothing")
     assert code_of(server, made)[0] == "INVALID_ARGUMENT"

@@ -234,20 +234,6 @@ def test_a_log_is_rotated_and_a_full_disk_stops_nothing(tmp_path: Path, monkeypa
 # --- TLS ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for this machine that vouches for itself, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", str(key), "-out", str(cert), *names]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no openssl on this machine to make a certificate with")
-    return cert, key
-
-
 def test_rest_and_grpc_over_tls(linear_folder: Path, certificate: tuple[Path, Path]) -> None:
     import grpc
 

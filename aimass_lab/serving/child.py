@@ -18,7 +18,7 @@ BOOT = (
 )
 """A child sees the packages that its parent sees, whatever the working directory holds."""
 PR_SET_PDEATHSIG = 1
-NOT_OURS = (signal.SIGINT, signal.SIGTERM)
+NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals of the parent, which a terminal and systemd send to its children, too."""
 
 

@@ -10,6 +10,9 @@
 Several addresses are tried one after the other: the first is the primary and the others stand by, or, with ``spread=True``, each request begins at
 the next one. What failed is tried again, since a model's answer depends on its inputs alone: after a lost connection or 503 at the next address, and where
 all were asked, or after 429, with waits that grow, as long as the server asked for at least, and never beyond the time that the caller gave.
+
+An address that took a request and is silent is waited for alone with a part of that time only, as long as others stand behind it: then one of those
+is asked, too, and whoever answers first is heard. The silent one is listened to all the same, since a slow model is silent for long as well.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import itertools
 import json
 import queue
 import random
+import selectors
 import ssl
 import struct
 import time
@@ -46,6 +50,8 @@ BUSY, OVER_RATE = 503, 429
 FIRST_WAIT_S, MOST_WAIT_S = 0.05, 5.0
 CONNECT_S = 3.0
 """A machine that is switched off refuses nothing: it is silent, and would take all of the caller's time."""
+SELECTOR: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+"""Needs no file of its own, of which a client with many connections may have none left."""
 REST_S = 2.0
 """An address that could not be reached is tried after the others for so long, one that was busy for as long as it asked for."""
 
@@ -217,34 +223,51 @@ class Client:
         tried: dict[_Address, float] = {}
         """Since the last pause, and how long each asked to wait."""
         wait_s, left_attempts = FIRST_WAIT_S, attempts or self._attempts
-        while left_attempts and (left := deadline - time.monotonic()) > 0:
-            left_attempts -= 1
-            address, status = self._choose(begin, tried), None
-            tried[address] = 0.0
-            try:
-                answer = address.ask(method, path, body, self._headers | headers, left)
-            except (OSError, http.client.HTTPException) as error:
-                address.rests_until = time.monotonic() + REST_S
-                last = InferenceError(f"{address.url}: {type(error).__name__}: {error}")
-            else:
-                if answer.status < 400:
-                    address.rests_until = 0.0
-                    return answer
-                status, last = answer.status, InferenceError(answer.error, answer.status)
-                if status not in (BUSY, OVER_RATE):
-                    break
-                tried[address] = answer.retry_after_s
-                address.rests_until = time.monotonic() + answer.retry_after_s if status == BUSY else 0.0
-            if len(tried) < len(self._addresses) and status != OVER_RATE:
-                continue  # another address may answer at once
-            asked_s = tried[address] if status == OVER_RATE else min(tried.values())
-            tried.clear()
-            pause = max(asked_s, random.uniform(0.5, 1.0) * wait_s)
-            if time.monotonic() + pause >= deadline:
-                break  # what could be asked then would come too late
-            if left_attempts:
-                self._sleep(pause)
-            wait_s = min(2 * wait_s, MOST_WAIT_S)
+        with contextlib.closing(_Sents()) as sent:
+            while (left_attempts or sent) and (left := deadline - time.monotonic()) > 0:
+                status, others = None, 0
+                try:
+                    if left_attempts and len(tried) < len(self._addresses):
+                        left_attempts -= 1
+                        address = self._choose(begin, tried)
+                        tried[address] = 0.0
+                        others = len(self._addresses) - len(tried) if left_attempts else 0
+                        limit_s = left / 3 if sent else left  # to reach it and to send: then there is time left to hear the others
+                        sent.append(address.send((method, path, body, self._headers | headers), limit_s))
+                    patience_s = left / (1 + others)
+                    speaks = sent[0] if len(sent) == 1 and not others else sent.first_to_speak(patience_s)
+                    if speaks is None:
+                        for one in sent:
+                            one.address.rests_until = time.monotonic() + max(REST_S, patience_s)
+                        if last.status is None:  # else what was said says more than silence
+                            last = InferenceError(f"{sent[-1].address.url}: no answer within {patience_s:.3g} s")
+                        continue
+                    sent.remove(speaks)
+                    address = speaks.address
+                    answer = address.receive(speaks, left)
+                except (OSError, http.client.HTTPException) as error:
+                    address.rests_until = time.monotonic() + REST_S
+                    last = InferenceError(f"{address.url}: {type(error).__name__}: {error}")
+                else:
+                    if answer.status < 400:
+                        address.rests_until = 0.0
+                        return answer
+                    status, last = answer.status, InferenceError(answer.error, answer.status)
+                    if status not in (BUSY, OVER_RATE):
+                        left_attempts = 0  # nobody else is asked; who was before may still have outputs
+                        continue
+                    tried[address] = answer.retry_after_s
+                    address.rests_until = time.monotonic() + answer.retry_after_s if status == BUSY else 0.0
+                if sent or (len(tried) < len(self._addresses) and status != OVER_RATE):
+                    continue  # another address may answer at once
+                asked_s = tried[address] if status == OVER_RATE else min(tried.values())
+                tried.clear()
+                pause = max(asked_s, random.uniform(0.5, 1.0) * wait_s)
+                if time.monotonic() + pause >= deadline:
+                    break  # what could be asked then would come too late
+                if left_attempts:
+                    self._sleep(pause)
+                wait_s = min(2 * wait_s, MOST_WAIT_S)
         raise last
 
     def _choose(self, begin: int, tried: Collection[_Address]) -> _Address:
@@ -327,6 +350,55 @@ def _trusting(cafile: str | None) -> ssl.SSLContext:
         raise ValueError(f"cannot use the certificate {cafile}: {error.strerror or error}") from error
 
 
+_Request = tuple[str, str, bytes | None, dict[str, str]]
+"""Method, path, body and headers."""
+
+
+class _Sent:
+    """A request on its way to an address."""
+
+    def __init__(self, address: _Address, connection: http.client.HTTPConnection, request: _Request, is_new: bool) -> None:
+        self.address, self.connection, self.request, self.is_new = address, connection, request, is_new
+        self.response: http.client.HTTPResponse | None = None
+        """What it was looked at with, where that was needed."""
+
+    def speaks(self) -> bool:
+        """Whether what there is to read is of an answer, or the end: with TLS there may be something else, such as tickets for a later connection."""
+        if not isinstance(self.connection.sock, ssl.SSLSocket):
+            return True
+        self.response = self.response or http.client.HTTPResponse(self.connection.sock, method=self.request[0])
+        self.connection.sock.settimeout(0)
+        try:
+            self.response.fp.peek(1)
+        except ssl.SSLWantReadError:
+            return False
+        except OSError:  # which whoever reads will get, too
+            return True
+        return True
+
+
+class _Sents(list[_Sent]):
+    """Requests to those that may answer yet."""
+
+    def first_to_speak(self, timeout_s: float) -> _Sent | None:
+        """The first that an answer begins to come to; None where none does in time."""
+        deadline = time.monotonic() + timeout_s
+        with SELECTOR() as selector:
+            for one in self:
+                selector.register(one.connection.sock, selectors.EVENT_READ, one)
+            while (left_s := deadline - time.monotonic()) > 0:
+                for key, _ in selector.select(left_s):
+                    found: _Sent = key.data
+                    if found.speaks():
+                        return found
+        return None
+
+    def close(self) -> None:
+        """Listen to none of them any more."""
+        for one in self:
+            one.connection.close()
+
+
 class _Address:
     """One server, and the connections to it that are not in use."""
 
@@ -340,21 +412,60 @@ class _Address:
         self._host, self._port, self._secure, self._context = parts.hostname, parts.port, parts.scheme == "https", context
         self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue()
 
-    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float) -> _Answer:
+    def send(self, request: _Request, timeout_s: float) -> _Sent:
         """Send a request over a connection that is open, or a new one.
 
         Raises:
             OSError: it cannot be reached, or the connection was lost.
-            http.client.HTTPException: what came back is no HTTP.
+            http.client.HTTPException: the connection cannot be used.
         """
         try:
             connection = self._idle.get_nowait()
         except queue.Empty:
-            return self._send(self._connect(timeout_s), method, path, body, headers, timeout_s)
+            return self._send_anew(request, timeout_s)
         try:
-            return self._send(connection, method, path, body, headers, timeout_s)
-        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):  # it may have been closed while it was not in use
-            return self._send(self._connect(timeout_s), method, path, body, headers, timeout_s)
+            return self._send(connection, request, timeout_s, is_new=False)
+        except (BrokenPipeError, ConnectionResetError):  # it may have been closed while it was not in use
+            return self._send_anew(request, timeout_s)
+
+    def receive(self, sent: _Sent, timeout_s: float) -> _Answer:
+        """Read the answer to a request that was sent here.
+
+        Raises:
+            OSError: there is none in time, or the connection was lost.
+            http.client.HTTPException: what came back is no HTTP.
+        """
+        connection = sent.connection
+        try:
+            connection.sock.settimeout(timeout_s)
+            if (begun := sent.response) is not None:  # it may hold the first bytes
+                vars(connection)["response_class"] = lambda *_, **__: begun
+            response = connection.getresponse()
+            vars(connection).pop("response_class", None)
+            answer = _Answer(response)
+        except BaseException as error:
+            connection.close()
+            if sent.is_new or not isinstance(error, (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)):
+                raise
+        else:
+            if response.will_close:
+                connection.close()
+            else:
+                self._idle.put(connection)
+            return answer
+        return self.receive(self._send_anew(sent.request, timeout_s), timeout_s)  # it may have been closed while it was not in use
+
+    def _send_anew(self, request: _Request, timeout_s: float) -> _Sent:
+        return self._send(self._connect(timeout_s), request, timeout_s, is_new=True)
+
+    def _send(self, connection: http.client.HTTPConnection, request: _Request, timeout_s: float, *, is_new: bool) -> _Sent:
+        try:
+            connection.sock.settimeout(timeout_s)
+            connection.request(*request)
+        except BaseException:
+            connection.close()
+            raise
+        return _Sent(self, connection, request, is_new)
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         limit_s = min(timeout_s, CONNECT_S)
@@ -368,23 +479,6 @@ class _Address:
             connection.close()
             raise
         return connection
-
-    def _send(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
-    ) -> _Answer:  # fmt: skip
-        try:
-            connection.sock.settimeout(timeout_s)
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            answer = _Answer(response)
-        except BaseException:
-            connection.close()
-            raise
-        if response.will_close:
-            connection.close()
-        else:
-            self._idle.put(connection)
-        return answer
 
     def close(self) -> None:
         """Close the connections that are not in use."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -39,6 +40,11 @@ LONG_LIVED_S = 10.0
 """One that lived so long is replaced at once."""
 DRAIN_SLACK_S = 2.0
 """A front end ends its connections by itself; so much later it is ended."""
+
+SILENCE_S = 5.0
+"""A front end that was silent for so long, and for longer than a request may take, has no request that could be answered in time, and is ended."""
+SILENT_STEPS = 5
+"""In which this time is waited for."""
 
 Answer = tuple[dict[str, Any], list[Buffer]]
 
@@ -72,6 +78,7 @@ class FrontEnds:
         self.grpc_port = reserved.getsockname()[1] if reserved is not None else None
         self._service, self._repository, self._options = service, repository, options
         self._listeners, self._reserved, self._start_timeout_s = listeners, reserved, config.start_timeout_s
+        self._silence_s = max(SILENCE_S, config.request_timeout_s)
         door = service.door
         self._begin = {
             "name": config.name, "canary": canary, "options": asdict(options) | {"tls": options.tls and [str(file) for file in options.tls]},
@@ -179,7 +186,7 @@ class FrontEnds:
             process, ours = start_child("remote", {"listener": listener, "counts": counts}, handles=(listener, counts))
         except OSError as error:
             raise ServerError(f"cannot start a front end: {error.strerror or error}") from None
-        link = _Link(self._service, self._repository, self.settled)
+        link, watch = _Link(self._service, self._repository, self.settled), None
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: link.channel, sock=ours)
             link.channel.tell("begin", self._begin)
@@ -191,18 +198,38 @@ class FrontEnds:
                 first.set_result(None)
             else:
                 logger.warning("front end %d is ready, in place of one that ended", process.pid)
+            watch = asyncio.get_running_loop().create_task(self._watch(link, process))
             await link.closed.wait()
         except asyncio.TimeoutError:
             raise ServerError(f"a front end did not get ready within {self._start_timeout_s:g} s") from None
         except OSError as error:
             raise ServerError(f"a front end cannot be reached: {error.strerror or error}") from None
         finally:
+            if watch is not None:
+                watch.cancel()
             self._links.discard(link)
             process.kill()
             code = process.wait()  # it was killed, so this does not block
             link.close()
         if not self._stopping:
             logger.warning("front end %d ended with code %d; its connections are lost", process.pid, code)
+
+    async def _watch(self, link: _Link, process: subprocess.Popen[bytes]) -> None:
+        """End a front end that does not answer, which the system would go on giving connections to.
+
+        The time is counted in short waits, each of which lets what was said be heard before the next: while this process, or the whole machine,
+        stands still no more than one of them passes.
+        """
+        is_heard = True
+        while is_heard:
+            _, answer = link.channel.ask("alive", {})
+            for _ in range(SILENT_STEPS):
+                await asyncio.sleep(self._silence_s / SILENT_STEPS)
+                if is_heard := answer.done():
+                    break
+        if not self._stopping:
+            logger.warning("front end %d has been silent for %g s, and is ended", process.pid, self._silence_s)
+            process.kill()
 
 
 class _Link:

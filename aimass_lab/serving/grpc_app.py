@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -107,6 +108,9 @@ class GrpcApp:
             if error.retry_after_s is not None:
                 context.set_trailing_metadata((*trailing.items(), ("retry-after", str(math.ceil(error.retry_after_s)))))
             await context.abort(CODES.get(error.status, grpc.StatusCode.UNKNOWN), error.text)
+        except asyncio.CancelledError:
+            status, error_text = CLIENT_GONE, "the client hung up, or its deadline passed"  # gRPC ended the call: the server did not fail
+            raise
         finally:
             if self._service.log:
                 self._service.log.write(
@@ -218,8 +222,8 @@ class GrpcApp:
         except RequestError as error:
             code = error.status
             raise
-        except BaseException:
-            code = CLIENT_GONE if context.cancelled() else 500
+        except asyncio.CancelledError:
+            code = CLIENT_GONE
             raise
         finally:
             if code not in REFUSED:

@@ -25,6 +25,8 @@ KEEP_ALIVE_S = 75.0
 TICKS = 20
 """Of uvicorn's, ten a second, from one look at connections that rest to the next."""
 LINGER_S = 0.5
+GOODBYE_S = 3.0
+"""How long a client may take to end TLS on its side, too; one that rests does not even read that we did, and would hold up the end for half a minute."""
 ONE_WRITE_BYTES = 64 * 2**10
 """Up to so many are copied behind their header, and leave with it."""
 MAX_CONNECTIONS = 8192
@@ -268,6 +270,19 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
+
+    def shutdown(self) -> None:
+        """End the connection, once nobody waits for an answer on it any more."""
+        super().shutdown()
+        if self.scheme == "https" and self.transport.is_closing():
+            self.loop.call_later(GOODBYE_S, self._leave)
+
+    def _leave(self) -> None:
+        """Wait no longer for the client's goodbye, but for it to take what it was given."""
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(GOODBYE_S, self._leave)
+        else:
+            self.transport.abort()
 
     def _too_slow(self) -> None:
         if self.pipeline:  # it is we who read no further

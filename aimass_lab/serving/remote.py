@@ -61,6 +61,8 @@ async def _run(ours: socket.socket, listener: socket.socket, tally: Tally) -> No
             case "models":
                 begun.result().show(header)
                 channel.answer(header["number"], {})
+            case "alive":
+                channel.answer(header["number"], {})
             case "finish":
                 finish.set()
 

@@ -87,7 +87,7 @@ class ServeOptions:
 
 
 def serve(folder: Path, options: ServeOptions) -> None:
-    """Serve a bundle, whose files are as its manifest says, until SIGTERM or SIGINT.
+    """Serve a bundle, whose files are as its manifest says, until SIGTERM, SIGINT, or SIGHUP where that is not ignored.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -150,15 +150,18 @@ async def _serve(
     folder: Path, config: ServingConfig, options: ServeOptions, door: Door, logs: tuple[RequestLog, Journal], tls: tuple[Path, Path] | None
 ) -> None:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop, asked = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
-        if stop.is_set():
+        if asked.is_set():
             os._exit(FORCED_EXIT)  # asked twice; the workers die with their parent
+        asked.set()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup is for
+        loop.add_signal_handler(signal.SIGHUP, stop.set)  # a terminal and its shell both send it, systemd besides SIGTERM: nobody is impatient
     if options.until_stdin_closes:
         _watch_stdin(loop, stop)
     take_handles()

@@ -196,8 +196,14 @@ class Service(ABC):
 
     @property
     def ready(self) -> bool:
-        """Whether new requests should be sent here."""
-        return self.started and not self.draining and bool(self.models) and all(model.ready for model in self.models.values() if not model.background)
+        """Whether new requests should be sent here: all that computes would do so at once.
+
+        Ensembles do not count. Where the workers of a member are gone, that member is not ready itself; where a member was unloaded, or its new
+        version has another signature, somebody wanted that, and only the ensemble says that it is not ready: the other models must not be
+        cut off from their requests.
+        """
+        computing = [model for model in self.models.values() if not model.background and model.platform != ENSEMBLE]
+        return self.started and not self.draining and bool(computing) and all(model.ready for model in computing)
 
     def find(self, name: str, version: str | None) -> Servable:
         """The model called `name`, in the version asked for; where none is, in the newest, or in the one before for the share that canaries leave it.

@@ -68,28 +68,29 @@ class Shadows:
     async def _compute(self, model: Servable, shadow: Servable, request: InferRequest, outputs: list[Tensor], seconds: float) -> None:
         """Ask the shadow, behind everybody who asks it by its version, and compare."""
         began = time.monotonic()
-        with shadow.in_use():
-            try:
-                answers = await shadow.infer(replace(request, priority=shadow.config.priority_levels, timeout_s=None, trace=None))
-            except RequestError as error:
-                self._count(shadow, "late" if error.status == 504 else "failed")
-                return
-            finally:
-                self._items[shadow] -= request.items
-                if not self._items[shadow]:
-                    del self._items[shadow]
-            elapsed, pairs = time.monotonic() - began, pair(outputs, answers)
-            if sum(len(given.data) for given, _ in pairs) > COMPARED_AT_ONCE:
-                apart, agreeing = await asyncio.to_thread(compare, model.config, pairs, request.items)
-            else:
-                apart, agreeing = compare(model.config, pairs, request.items)
-            labels = shadow.config.name, shadow.config.version
-            self._metrics.shadow_error.labels(*labels).observe(apart)
-            self._metrics.shadow_items.labels(*labels, "true").inc(agreeing)
-            self._metrics.shadow_items.labels(*labels, "false").inc(request.items - agreeing)
-            for answer, taken in (("given", seconds), ("shadow", elapsed)):
-                self._metrics.shadow_s.labels(*labels, answer).observe(taken)
-            self._count(shadow, "compared")
+        try:
+            with shadow.in_use():
+                try:
+                    answers = await shadow.infer(replace(request, priority=shadow.config.priority_levels, timeout_s=None, trace=None))
+                except RequestError as error:
+                    self._count(shadow, "late" if error.status == 504 else "failed")
+                    return
+                elapsed, pairs = time.monotonic() - began, pair(outputs, answers)
+                if sum(len(given.data) for given, _ in pairs) > COMPARED_AT_ONCE:
+                    apart, agreeing = await asyncio.to_thread(compare, model.config, pairs, request.items)
+                else:
+                    apart, agreeing = compare(model.config, pairs, request.items)
+                labels = shadow.config.name, shadow.config.version
+                self._metrics.shadow_error.labels(*labels).observe(apart)
+                self._metrics.shadow_items.labels(*labels, "true").inc(agreeing)
+                self._metrics.shadow_items.labels(*labels, "false").inc(request.items - agreeing)
+                for answer, taken in (("given", seconds), ("shadow", elapsed)):
+                    self._metrics.shadow_s.labels(*labels, answer).observe(taken)
+                self._count(shadow, "compared")
+        finally:  # not before: outputs that wait to be compared would pile up where that takes longer than to compute them
+            self._items[shadow] -= request.items
+            if not self._items[shadow]:
+                del self._items[shadow]
 
 
 def pair(given: list[Tensor], answers: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

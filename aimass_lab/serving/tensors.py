@@ -180,7 +180,7 @@ def from_raw(spec: TensorSpec, shape: tuple[int, ...], data: Buffer) -> Tensor:
     """
     count = math.prod(shape)
     if spec.datatype == "BYTES":
-        split_bytes(data, count, spec.name)
+        _refuse_what_is_no_text(spec, split_bytes(data, count, spec.name))
         return Tensor(spec, shape, data)
     expected = count * NUMPY[spec.datatype].itemsize
     if len(data) != expected:
@@ -188,6 +188,15 @@ def from_raw(spec: TensorSpec, shape: tuple[int, ...], data: Buffer) -> Tensor:
     if spec.datatype == "BOOL" and np.frombuffer(data, np.uint8).max() > 1:
         raise bad(f"input {spec.name!r}: a BOOL element is neither 0 nor 1")
     return Tensor(spec, shape, data)
+
+
+def _refuse_what_is_no_text(spec: TensorSpec, elements: Sequence[bytes]) -> None:
+    """Every format that has BYTES takes them as texts: what is none would fail in the worker, as if the model were to blame."""
+    for index, element in enumerate(elements):
+        try:
+            element.decode()
+        except UnicodeDecodeError as error:
+            raise bad(f"input {spec.name!r}: element {index} is no text in UTF-8: {error.reason} at its byte {error.start}") from None
 
 
 def from_values(spec: TensorSpec, shape: tuple[int, ...], values: list[Any], *, may_hold_bools: bool = True) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import ssl
 import subprocess
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -21,7 +24,7 @@ from aimass_lab.serving.errors import RequestError, ServerError
 from aimass_lab.serving.launch import Server, start
 from aimass_lab.serving.request_log import RequestLog, request_id
 
-from .servers import call, infer, metric, wait_for
+from .servers import call, infer, metric, rehash, wait_for, write_linear
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
 PATH = "/v2/models/net/infer"
@@ -242,20 +245,6 @@ def test_a_log_is_rotated_and_a_full_disk_stops_nothing(tmp_path: Path, monkeypa
 # --- TLS ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for this machine that vouches for itself, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", str(key), "-out", str(cert), *names]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no openssl on this machine to make a certificate with")
-    return cert, key
-
-
 def test_rest_and_grpc_over_tls(linear_folder: Path, certificate: tuple[Path, Path]) -> None:
     import grpc
 
@@ -286,6 +275,29 @@ def test_rest_and_grpc_over_tls(linear_folder: Path, certificate: tuple[Path, Pa
                 response_deserializer=message("inference.ServerLiveResponse").FromString,
             )
             assert live(message("inference.ServerLiveRequest")(), timeout=20).live
+
+
+@pytest.mark.parametrize("frontends", ["1", "2"])
+def test_connections_that_rest_do_not_hold_up_the_end_with_tls_either(certificate: tuple[Path, Path], tmp_path: Path, frontends: str) -> None:
+    """The library that has TLS would wait half a minute for each of them to say goodbye."""
+    folder = write_linear(tmp_path / "bundle")
+    listener = folder / "aimass_serve/listener.py"
+    code = listener.read_text()
+    assert "GOODBYE_S = 3.0" in code
+    listener.write_text(code.replace("GOODBYE_S = 3.0", "GOODBYE_S = 0.1"))
+    rehash(folder)
+    cert, key = certificate
+    trusted = ssl.create_default_context(cafile=str(cert))
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(start(folder, grpc_port=None, arguments=("--tls-cert", str(cert), "--tls-key", str(key), "--frontends", frontends)))
+        address = urlsplit(server.url)
+        for _ in range(4):
+            resting = http.client.HTTPSConnection(address.hostname or "", address.port, context=trusted, timeout=20)
+            stack.callback(resting.close)
+            resting.request("GET", "/v2/health/ready")
+            assert resting.getresponse().read()
+        assert server.stop(timeout_s=25) == 0  # it would have been killed else
+        assert server.log == ""
 
 
 def test_a_certificate_that_cannot_be_used_is_one_line(linear_folder: Path, certificate: tuple[Path, Path], tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import http.server
 import json
+import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -131,9 +133,10 @@ class Stub(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        script: list[tuple[int, dict[str, str]]] = self.server.script  # type: ignore[attr-defined]
+        script: list[tuple[Any, dict[str, str]]] = self.server.script  # type: ignore[attr-defined]
         self.server.asked += 1  # type: ignore[attr-defined]
         status, headers = script.pop(0) if len(script) > 1 else script[0]
+        status = status() if callable(status) else status
         if status == 0:
             self.close_connection = True
             self.connection.close()
@@ -157,11 +160,15 @@ MakeStub = Callable[..., Any]
 def stub() -> Iterator[MakeStub]:
     servers = []
 
-    def make(*script: int | tuple[int, dict[str, str]]) -> Any:
+    def make(*script: int | tuple[Any, dict[str, str]], tls: tuple[Path, Path] | None = None) -> Any:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stub)
         server.script = [(entry, {}) if isinstance(entry, int) else entry for entry in script]  # type: ignore[attr-defined]
         server.asked = 0  # type: ignore[attr-defined]
-        server.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+        server.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return server
@@ -246,8 +253,8 @@ def test_an_address_that_cannot_be_reached_rests(stub: MakeStub, monkeypatch: py
     gone.server_close()
     with Client([gone.url, there.url], model="m") as client:
         asked: list[str] = []
-        ask = client_module._Address.ask
-        monkeypatch.setattr(client_module._Address, "ask", lambda self, *a: (asked.append(self.url), ask(self, *a))[1])
+        send = client_module._Address.send
+        monkeypatch.setattr(client_module._Address, "send", lambda self, *a: (asked.append(self.url), send(self, *a))[1])
         for _ in range(3):
             assert port_of(client.infer({"x": X})) == there.server_port
     assert asked == [gone.url, there.url, there.url, there.url]
@@ -265,6 +272,65 @@ def test_a_primary_whose_machine_is_silent_does_not_take_all_of_the_callers_time
         there = stub(200)
         with Client([f"http://127.0.0.1:{silent.getsockname()[1]}", there.url], model="m", timeout_s=60) as client:
             assert port_of(client.infer({"x": X})) == there.server_port
+
+
+def test_a_primary_that_takes_requests_and_is_silent_leaves_time_for_a_standby(linear_folder: Path, stub: MakeStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, asked = stub(200), list[str]()
+    send = client_module._Address.send
+    monkeypatch.setattr(client_module._Address, "send", lambda self, *a: (asked.append(self.url), send(self, *a))[1])
+
+    async def ask(urls: list[str]) -> dict[str, Any]:
+        async with AsyncClient(urls, model="net", timeout_s=8.0) as client:
+            return await client.infer({"x": X})
+
+    with start(linear_folder, grpc_port=None) as primary, Client([primary.url, there.url], model="net", timeout_s=8.0) as client:
+        np.testing.assert_allclose(client.infer({"x": X})["y"], X @ WEIGHT, rtol=1e-4)
+        os.kill(primary.pid, signal.SIGSTOP)  # the system goes on taking connections and requests for it
+        try:
+            for _ in range(2):
+                assert port_of(client.infer({"x": X})) == there.server_port
+            assert asked == [primary.url, primary.url, there.url, there.url]  # for as long as it was silent, it is asked after the others
+            assert port_of(asyncio.run(ask([primary.url, there.url]))) == there.server_port
+        finally:
+            os.kill(primary.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("refusal", [404, 503, 0, None])
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_primary_that_takes_long_is_heard_whatever_the_standby_says(
+    stub: MakeStub, certificate: tuple[Path, Path], secure: bool, refusal: int | None
+) -> None:
+    """Also where the standby says nothing, but for what TLS has it say."""
+    asked, heard = threading.Event(), threading.Event()
+
+    def refuse() -> int:
+        asked.set()
+        if refusal is None:
+            heard.wait(20)
+        return refusal or 0
+
+    def answer() -> int:
+        assert asked.wait(20)
+        time.sleep(0.3)  # so that the refusal is there first
+        return 200
+
+    tls = certificate if secure else None
+    primary, standby = stub((200, {}), (answer, {}), (200, {}), tls=tls), stub((refuse, {}), tls=tls)
+    with Client([primary.url, standby.url], model="m", timeout_s=6.0, cafile=str(certificate[0]) if secure else None) as client:
+        connections = list[Any]()
+        connect = client._addresses[0]._connect
+        client._addresses[0]._connect = lambda *a: (connections.append(a), connect(*a))[1]  # type: ignore[method-assign]
+        for _ in range(3):
+            assert port_of(client.infer({"x": X})) == primary.server_port
+        assert (primary.asked, standby.asked, len(connections)) == (3, 1, 1)
+    heard.set()
+
+
+def test_who_wants_one_attempt_gets_one(stub: MakeStub) -> None:
+    silent, standby = stub((lambda: time.sleep(3) or 0, {})), stub(200)
+    with Client([silent.url, standby.url], model="m", timeout_s=0.5, attempts=1) as client, pytest.raises(InferenceError, match="TimeoutError"):
+        client.infer({"x": X})
+    assert standby.asked == 0
 
 
 def test_requests_can_be_spread(stub: MakeStub) -> None:
@@ -301,8 +367,6 @@ def test_a_primary_that_is_killed_under_load_loses_nothing(linear_folder: Path) 
     with start(linear_folder, grpc_port=None) as standby:
         primary = start(linear_folder, grpc_port=None)
         try:
-            import os
-
             outputs = asyncio.run(ask([primary.url, standby.url], lambda: os.kill(primary.pid, signal.SIGKILL)))
         finally:
             primary.stop()

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from aimass_lab.serving.client import Client, InferenceError
+from aimass_lab.serving.grpc_messages import HEALTH_SERVICE, message
 from aimass_lab.serving.launch import Server, start
 
 from .servers import WEIGHT, call, metric, wait_for, write_faulty
+from .test_serving_grpc import send
 from .test_serving_repository import write_version
 
 X = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
@@ -139,6 +141,40 @@ def test_unloading_and_a_member_that_is_gone(server: Server) -> None:
     assert call(server, "GET", "/v2/models/mean/ready", None, headers).status == 503
     assert change("four", "load") == 200
     ask(server, "mean")
+
+
+@pytest.mark.parametrize("frontends", ["1", "2"])
+def test_an_ensemble_that_lost_a_member_takes_no_requests_from_the_other_models(frontends: str, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("boss admin\n")
+    write_version(tmp_path / "repository/four", 4, name="four")
+    describe(tmp_path / "repository", "mean", "average", [{"model": "net"}, {"model": "four"}])
+    arguments = ("--repository", str(tmp_path / "repository"), "--token-file", str(tmp_path / "tokens"), "--frontends", frontends)
+    with start(write_version(tmp_path / "own", 1), arguments=arguments) as server:
+
+        def change(name: str, verb: str) -> None:
+            assert call(server, "POST", f"/v2/repository/models/{name}/{verb}", {}, {"Authorization": "Bearer boss"}).status == 200
+
+        def ready() -> tuple[bool, bool]:
+            """Of the server and of the ensemble, as both protocols agree."""
+            over_grpc = [send(server, message("inference.ServerReadyRequest")(), "ServerReady").ready]
+            healthy = send(server, message("grpc.health.v1.HealthCheckRequest")(), "Check", HEALTH_SERVICE, "grpc.health.v1.HealthCheckResponse").status == 1
+            asked = message("inference.ModelReadyRequest")(name="mean")
+            over_grpc.append(send(server, asked, "ModelReady", metadata=(("authorization", "Bearer boss"),)).ready)
+            paths = ("/v2/health/ready", "/v2/models/mean/ready")
+            over_rest = [call(server, "GET", path, None, {"Authorization": "Bearer boss"}).status == 200 for path in paths]
+            assert over_grpc == over_rest
+            assert healthy == over_rest[0]
+            return over_rest[0], over_rest[1]
+
+        assert ready() == (True, True)
+        change("four", "unload")
+        assert ready() == (True, False)
+        ask(server, "net")
+        change("net", "unload")
+        assert ready() == (False, False)  # there is nothing left to ask
+        change("net", "load")
+        change("four", "load")
+        assert ready() == (True, True)
 
 
 def test_deadlines_and_fallbacks(slow: Server) -> None:

@@ -306,6 +306,39 @@ def test_sigterm_answers_all_that_was_accepted(run_faulty: RunFaulty) -> None:
     assert not any(child.is_running() for child in children)
 
 
+@pytest.mark.parametrize("second", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("frontends", [1, 2])
+def test_a_closed_terminal_loses_no_request(run_faulty: RunFaulty, frontends: int, second: int) -> None:
+    """The terminal and its shell both say so, to all processes; where systemd does, SIGTERM comes with it."""
+    server = run_faulty(max_batch_size=1, frontends=frontends, drain_grace_s=2.0)
+    everybody = [server.pid, *(child.pid for child in psutil.Process(server.pid).children(recursive=True))]
+    assert len(everybody) == {1: 2, 2: 4}[frontends]
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(infer, server, [[1.0, 2.0]])]
+        wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 1)
+        asked.append(pool.submit(infer, server, [[2.0, 0.0]]))
+        wait_for(lambda: metric(server, "aimass_queue_items") == 1)
+        for pid in everybody:
+            os.kill(pid, signal.SIGHUP)
+        wait_for(lambda: call(server, "GET", "/v2/health/ready").status == 503)  # two that come before the first was seen are one
+        for pid in everybody:
+            os.kill(pid, second)
+        assert [future.result().json["outputs"][0]["data"] for future in asked] == [[2.0, 4.0], [4.0, 0.0]]
+    assert (server.wait(), server.log) == (0, "")
+
+
+def test_who_ignores_a_closed_terminal_has_it_ignored(linear_folder: Path, tmp_path: Path) -> None:
+    """As nohup does."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ntrap "" HUP\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with start(linear_folder, grpc_port=None, python=str(python)) as server:
+        for _ in range(10):
+            os.kill(server.pid, signal.SIGHUP)
+            assert call(server, "GET", "/v2/health/ready").status == 200
+        assert server.stop() == 0
+
+
 @pytest.mark.parametrize(("where", "workers"), [("return Faulty()", 1), ("(x,) = inputs", 2)], ids=["loading", "warming up"])
 def test_sigterm_while_it_starts_is_silent_and_leaves_nothing(where: str, workers: int, tmp_path: Path) -> None:
     stuck = f"open(os.environ['MARK'], 'w').close(); time.sleep(3600); {where}"
@@ -322,7 +355,7 @@ def test_sigterm_while_it_starts_is_silent_and_leaves_nothing(where: str, worker
     assert not any(child.is_running() for child in children)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_is_the_parents_also_before_its_children_can_say_so(number: int, tmp_path: Path) -> None:
     """As a terminal and systemd send it; here while a worker still imports what it needs."""
     folder = write_faulty(tmp_path / "b")

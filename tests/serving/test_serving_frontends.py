@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,6 +183,36 @@ def test_a_killed_front_end_loses_its_own_connections_and_nothing_else(pair: Ser
         assert waiting.result().json["outputs"][0]["data"] == [2.0, 0.0]
     assert counted(fresh[0], "aimass_requests_total") == counts + 2
     assert "its connections are lost" in pair.log
+
+
+def test_a_front_end_that_stands_still_is_replaced_and_its_connections_are_taken(tmp_path: Path) -> None:
+    with start(write_faulty(tmp_path / "b", frontends=2, request_timeout_s=2.0), grpc_port=None) as server:
+        (stopped, kept), address = running(server, "remote"), urlsplit(server.url)
+        os.kill(stopped.pid, signal.SIGSTOP)
+        with contextlib.ExitStack() as stack:
+            waiting = [stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=120)) for _ in range(12)]  # some come to it
+            for connection in waiting:
+                connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+            wait_for(lambda: not stopped.is_running() and len(running(server, "remote")) == 2, timeout=120)
+            assert [connection.recv(12) for connection in waiting] == [b"HTTP/1.1 200"] * len(waiting)
+        assert kept.pid in [process.pid for process in running(server, "remote")]
+        assert f"front end {stopped.pid} has been silent for 5 s, and is ended" in server.log
+
+
+def test_time_in_which_the_server_itself_stood_still_is_no_front_ends_silence(tmp_path: Path) -> None:
+    with start(write_faulty(tmp_path / "b", frontends=2, request_timeout_s=2.0), grpc_port=None) as server:
+        before = [process.pid for process in running(server, "remote")]
+        for everybody in ([server.pid], [server.pid, *before]):
+            for pid in everybody:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(7.0)  # longer than a front end may be silent
+            for pid in everybody:
+                os.kill(pid, signal.SIGCONT)
+            for _ in range(20):
+                assert infer(server, [[1.0, 0.0]]).status == 200
+                time.sleep(0.1)
+        assert [process.pid for process in running(server, "remote")] == before
+        assert server.log == ""
 
 
 def test_a_killed_worker_loses_no_request_of_either(pair: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from aimass_lab.serving.grpc_messages import HEALTH_SERVICE, INFERENCE_SERVICE, METHODS, message
 from aimass_lab.serving.launch import Server, start
 
-from .servers import TYPES, WEIGHT, call, metric, wait_for
+from .servers import TYPES, WEIGHT, call, infer, metric, wait_for, write_faulty
 from .test_serving_rest import values_of, wire
 
 X = np.float32([[1, 2, 3, 4]])
@@ -194,7 +195,7 @@ def test_unknown_model(linear: Server) -> None:
     assert code_of(linear, request(model_version="2"))[0] == "NOT_FOUND"
 
 
-@pytest.mark.parametrize("case", ["both", "short", "count", "wrong field", "int8 range", "duplicate", "rows", "output"])
+@pytest.mark.parametrize("case", ["both", "short", "count", "wrong field", "int8 range", "duplicate", "rows", "output", "no text"])
 def test_invalid_argument(linear: Server, identity: Server, case: str) -> None:
     made, server = request(), linear
     if case == "both":
@@ -214,6 +215,9 @@ def test_invalid_argument(linear: Server, identity: Server, case: str) -> None:
         made.raw_input_contents.append(X.tobytes())
     elif case == "rows":
         made.inputs[0].shape[0] = 2**40
+    elif case == "no text":
+        made, server = every_type(raw=True), identity
+        made.raw_input_contents[-1] = b"\1\0\0\0\xff" * 3
     else:
         made.outputs.add(name="nothing")
     assert code_of(server, made)[0] == "INVALID_ARGUMENT"
@@ -239,6 +243,34 @@ def test_deadline_and_no_compute_after_it(run_faulty: Callable[..., Server]) -> 
         wait_for(lambda: metric(server, "aimass_queue_items") == 0)
         assert np.frombuffer(slow.result().raw_output_contents[0], np.float32).tolist() == [2, 2]
     assert metric(server, "aimass_queue_seconds_count") == 1
+
+
+@pytest.mark.parametrize("frontends", [1, 2])
+def test_who_gives_up_is_not_counted_as_a_failure_of_the_server(tmp_path: Path, frontends: int) -> None:
+    log, folder = tmp_path / "log", write_faulty(tmp_path / "bundle", frontends=frontends, max_batch_size=1, request_timeout_s=120.0)
+    with start(folder, arguments=("--log-requests", str(log))) as server, ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(infer, server, [[1.0, 6.0]])
+        wait_for(lambda: metric(server, "aimass_queue_seconds_count") == 1)
+        made = request(raw_input_contents=[np.float32([2, 0]).tobytes()])
+        made.inputs[0].shape[1] = 2
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            ask = channel.unary_unary(f"/{INFERENCE_SERVICE}/ModelInfer", lambda m: m.SerializeToString(), lambda data: data)
+            waiting = ask.future(made, timeout=60, metadata=(("x-request-id", "hung-up"),))
+            wait_for(lambda: metric(server, "aimass_queue_items") == 1)
+            waiting.cancel()
+            wait_for(lambda: metric(server, "aimass_queue_items") == 0)
+            with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
+                ask(made, timeout=0.3, metadata=(("x-request-id", "late"),))
+        assert busy.result().status == 200
+        wait_for(lambda: log.read_text().count("\n") >= 3 and "late" in log.read_text())
+        lines = {line["id"]: line for line in map(json.loads, log.read_text().splitlines())}
+        assert (lines["hung-up"]["status"], lines["hung-up"]["error"]) == (499, "the client hung up, or its deadline passed")
+        late = lines["late"]["status"]
+        assert late in (499, 504)  # whichever of them comes first: the client's word or the server's clock
+        counts = [line.split("{")[1] for line in call(server, "GET", "/metrics").body.decode().splitlines() if line.startswith("aimass_requests_total")]
+        assert sorted(line for line in counts if "grpc" in line) == (
+            ['code="499",protocol="grpc"} 2.0'] if late == 499 else ['code="499",protocol="grpc"} 1.0', 'code="504",protocol="grpc"} 1.0']
+        )
 
 
 def test_model_failure_is_internal(run_faulty: Callable[..., Server]) -> None:

@@ -270,6 +270,18 @@ def test_malformed_bytes_tensor(identity: Server, data: bytes) -> None:
     assert call(identity, "POST", INFER, *binary({"inputs": [entry]}, data)).status == 400
 
 
+@pytest.mark.parametrize("as_binary", [False, True])
+def test_a_text_that_is_no_utf_8_is_the_clients_mistake(identity: Server, as_binary: bool) -> None:
+    """Also where the output is wanted as bytes: the model is one of texts."""
+    inputs, parts = [], []
+    for datatype in TYPES:
+        parts.append(wire(datatype, values_of(datatype)) if datatype != "BYTES" else b"\1\0\0\0a" + b"\3\0\0\0ab\xff" + b"\2\0\0\0\xc3\xa9")
+        inputs.append({"name": f"in_{datatype}", "datatype": datatype, "shape": [1, 3], "parameters": {"binary_data_size": len(parts[-1])}})
+    outputs = [{"name": "out_BYTES", "parameters": {"binary_data": as_binary}}]
+    answer = call(identity, "POST", INFER, *binary({"inputs": inputs, "outputs": outputs}, *parts))
+    assert (answer.status, answer.json["error"]) == (400, "input 'in_BYTES': element 1 is no text in UTF-8: invalid start byte at its byte 2")
+
+
 @pytest.mark.parametrize("length", ["-1", "abc", "99999", "", "1e2", "1" * 500, "٣"])
 def test_bad_header_length(linear: Server, length: str) -> None:
     body, _ = binary(given())

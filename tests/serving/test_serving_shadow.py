@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,7 +29,7 @@ from aimass_lab.serving.service import LocalService
 from aimass_lab.serving.shadow import Shadows, compare
 from aimass_lab.serving.tensors import InferRequest, Tensor, encode
 
-from .servers import WEIGHT, call, infer, linear_onnx, metric, tensor, write_bundle
+from .servers import WEIGHT, call, infer, linear_onnx, metric, rehash, tensor, write_bundle
 from .servers import wait_for as wait_briefly
 
 TWINS = '''
@@ -168,6 +169,24 @@ def test_a_shadow_that_fails_dies_or_hangs_is_noticed_by_nobody(twins: tuple[Ser
     wait_for(lambda: "workers in a row did not start" in index(server).get("2", ("", ""))[1])
     assert index(server)["1"] == ("READY", "")
     assert infer(server, [[3.0, 1.0]]).json["outputs"][0]["data"] == [6.0, 2.0]
+
+
+def test_answers_that_wait_to_be_compared_count_as_copies(tmp_path: Path) -> None:
+    """Else they would pile up where it takes longer to compare large outputs than to compute them."""
+    hold = tmp_path / "hold"
+    slow = f"import os\n_compare = compare\ndef compare(*t):\n    while os.path.exists({str(hold)!r}):\n        time.sleep(0.01)\n    return _compare(*t)\n"
+    own = write_version(tmp_path / "own", 1, WEIGHT)
+    file = own / "aimass_serve/shadow.py"
+    file.write_text(file.read_text().replace("COMPARED_AT_ONCE = 64 * 2**10", "COMPARED_AT_ONCE = 0") + slow)
+    rehash(own)
+    write_version(tmp_path / "repository" / "v2", 2, WEIGHT)  # a batch is 16 items
+    with start(own, grpc_port=None, arguments=("--versions", "2", "--shadow", "1", "--repository", str(tmp_path / "repository"))) as server:
+        hold.touch()
+        for _ in range(40):
+            assert infer(server, [[1.0, 2.0, 3.0, 4.0]] * 4).status == 200
+            time.sleep(0.02)  # in which the shadow may get to its copy
+        hold.unlink()
+        wait_for(lambda: results(server) == {"compared": 4, "dropped": 36})
 
 
 @pytest.mark.parametrize("twins", [1.0], indirect=True)

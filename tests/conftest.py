@@ -7,7 +7,12 @@ import textwrap
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from model_file import MODEL_FILE
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("suite")
+"""The same examples in every run, however slow the machine is; ``--hypothesis-profile=default`` looks for others."""
 
 ALONE = {
     "test_bundle.py", "test_bundle_formats.py", "test_notebooks.py", "test_rehearsal.py", "test_rotation.py", "test_serving_verify.py", "test_stories.py",

@@ -56,6 +56,11 @@ class RunsOn(nn.Module):
         return x.flip(0).cumsum(0).flip(0) if self.backwards else x.cumsum(0)
 
 
+class GivesSparse(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu().to_sparse()
+
+
 class MixesItems(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - x.mean(0)
@@ -113,6 +118,14 @@ CASES = {
 COMPILED = [pytest.param("mlp", "aot_inductor", marks=pytest.mark.slow)]
 """One case is enough for what compiles for the better part of a minute."""
 PAIRS = [(case, format) for case in CASES for format in FORMATS if format != "aot_inductor"] + COMPILED
+
+
+@pytest.mark.parametrize(("model", "x", "what"), [
+    (GivesSparse(), torch.eye(3), "the output 'output'"), (nn.ReLU(), torch.eye(3).to_sparse(), "the input 'input'"),
+])  # fmt: skip
+def test_what_no_request_can_carry_is_refused(model: nn.Module, x: torch.Tensor, what: str) -> None:
+    with torch.no_grad(), pytest.raises(UnsupportedError, match=f"{what} is laid out as sparse_coo.*\n.*dense"):
+        read_signature(model, as_call(x))
 
 
 @pytest.mark.parametrize(("case", "format"), PAIRS)

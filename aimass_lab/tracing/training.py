@@ -104,7 +104,7 @@ def trace_training(
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameter to train", help="set requires_grad on those that should be trained")
     size = call.batch_size if batch_size is None else batch_size
-    shapes = call if size == call.batch_size else call.map(lambda t: t.to("meta")).with_batch(size)
+    shapes = call.sized(size)
     fakes = Fakes()
     try:
         with quiet_fakes():

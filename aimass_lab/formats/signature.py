@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PROBE_SIZES = (2, 3)
 """Batch sizes a batched model must take besides that of its example, so that no fixed size passes by chance; with an item alone, three sizes in all."""
+IN_FLOAT32 = "write the model in float32, and call it with float32: copy.deepcopy(model).float()"
+"""What to do where bfloat16 is not taken."""
 MIXING_LIMIT = 0.05
 """Relative difference between an item alone and the same item in a batch, from which items influence each other.
 Rounding in 16 bits or per-batch scales of int8 stay below it."""
@@ -216,11 +218,11 @@ def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Te
             return uncounted
         if [name for name, _ in probed] != [name for name, _ in outputs]:
             return f"the model returns other outputs for {size} items"
-        if (mixing := _mixing(probed, outputs, rows)) is not None:
-            return mixing
+        if (mixed := mixing(probed, outputs, rows)) is not None:
+            return mixed
     # a repeated item would hide that items are mixed, so this needs the user's own ones
     if call.batch_size > 1:
-        return _mixing(run(model, call.rows(0, 1)), outputs, [0])
+        return mixing(run(model, call.rows(0, 1)), outputs, [0])
     return None
 
 
@@ -230,7 +232,7 @@ def _uncounted(outputs: list[tuple[str, torch.Tensor]], size: int) -> str | None
     return next(uncounted, None)
 
 
-def _mixing(found: list[tuple[str, torch.Tensor]], outputs: list[tuple[str, torch.Tensor]], rows: list[int]) -> str | None:
+def mixing(found: list[tuple[str, torch.Tensor]], outputs: list[tuple[str, torch.Tensor]], rows: list[int]) -> str | None:
     """Why items do not stand alone, where `found` is of those in `rows` and `outputs` of all; None if they may."""
     for (name, some), (_, every) in zip(found, outputs, strict=True):
         if some.shape[1:] != every.shape[1:]:

@@ -95,16 +95,26 @@ class Call:
             return self
         if batch_size > LARGEST_BATCH:
             raise InputError(f"batch size {batch_size} is more than a tensor can count", help=f"the most there is a number for: {LARGEST_BATCH}")
-        device = next((t.device for t in self.tensors() if self.is_batched(t)), None)
-        if device is None:
+        devices = [t.device for t in self.tensors() if self.is_batched(t)]
+        if not devices:
             raise InputError(
                 f"no input has the batch axis {self.batch_axis}, so the batch size cannot be set to {batch_size}",
                 help="say which axis counts the items: Workload(model, inputs, batch_axis=...)",
             )
         import torch
 
-        # On the device of the inputs: on the meta device, indices cost nothing either.
+        # On a device of the inputs: on the meta device, indices cost nothing either; but nothing is moved away from there.
+        device = next((device for device in devices if device.type != "meta"), devices[0])
         return self.take(torch.arange(batch_size, device=device) % self.batch_size)
+
+    def sized(self, batch_size: int) -> Call:
+        """The same call with `batch_size` items for who asks for sizes only: inputs of another batch size are not built in memory.
+
+        Sparse ones are, because their sizes do not tell how many values their rows hold.
+        """
+        if batch_size == self.batch_size:
+            return self
+        return self.map(lambda t: t if t.is_sparse else t.to("meta")).with_batch(batch_size)
 
     def take(self, rows: torch.Tensor) -> Call:
         """The items with the indices `rows`, in this order."""
@@ -112,7 +122,12 @@ class Call:
 
     def rows(self, start: int, stop: int) -> Call:
         """The items from `start` up to `stop`."""
-        return self.map(lambda t: t.narrow(self.batch_axis, start, stop - start) if self.is_batched(t) else t)
+
+        def part(tensor: torch.Tensor) -> torch.Tensor:
+            narrow = tensor.narrow_copy if tensor.is_sparse else tensor.narrow  # of a sparse tensor nothing can be looked at without a copy
+            return narrow(self.batch_axis, start, stop - start)
+
+        return self.map(lambda t: part(t) if self.is_batched(t) else t)
 
     def size_of(self, dim: Dim) -> int:
         """The size of one of `dims` in this call."""
@@ -272,6 +287,7 @@ class Workload:
         self.train = None if train is None else _as_train(train, batch_axis)
         self.students = dict(students or {})
         self.name = name or type(getattr(model, "_orig_mod", model)).__name__  # what is behind torch.compile
+        self._check_layouts()
         self._check_devices()
         if dynamic_shapes is not None:
             self.call = self._with_dims(dynamic_shapes)
@@ -290,6 +306,17 @@ class Workload:
         inputs = list(self.call.named_tensors(self.model))
         batched = [self.call.is_batched(tensor) for _, tensor in inputs]
         return replace(self.call, dims=place_dims(read_dynamic_shapes(dynamic_shapes), inputs, self.call.batch_axis, batched=batched))
+
+    def _check_layouts(self) -> None:
+        import torch
+
+        for name, tensor in self.call.named_tensors(self.model):
+            if tensor.layout not in (torch.strided, torch.sparse_coo, torch.jagged):
+                layout = str(tensor.layout).removeprefix("torch.")
+                raise InputError(
+                    f"the input {name!r} is laid out as {layout}, and other batch sizes are made by choosing rows, which torch cannot do there",
+                    help=f"give {name}.to_sparse_coo() or {name}.to_dense(), and let the model's forward lay it out as {layout}",
+                )
 
     def _check_devices(self) -> None:
         import torch

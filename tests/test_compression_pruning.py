@@ -681,3 +681,35 @@ def test_half_the_channels_of_a_trained_network_are_enough_after_some_training()
     assert sum(p.numel() for p in variant.parameters()) < 0.3 * sum(p.numel() for p in model.parameters())
     assert original > 0.97
     assert train(variant, 4) > original - 0.01
+
+
+class Transposed(nn.Module):
+    """A linear layer of a kind of its own, whose weight lies the other way round."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product, over rows."""
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+class TransposedAttention(nn.Module):
+    """Attention from one such layer, whose keys and values go behind those of a cache that is still empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.mixed, self.out = nn.Linear(8, 8), Transposed(8, 24), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Two heads of four."""
+        q, k, v = (part.view(*x.shape[:2], 2, 4).transpose(1, 2) for part in self.mixed(self.enter(x)).split(8, dim=2))
+        k, v = (torch.cat([torch.tensor([]), part], dim=-2) for part in (k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:2], 8))
+
+
+def test_a_layer_whose_channels_are_not_known_is_named() -> None:
+    with pytest.raises(UnsupportedError, match="'mixed' is a Transposed, and how its weight stands to its channels is not known\nhelp: .*kinds: 1;"):
+        apply_recipe(Workload(TransposedAttention(), torch.randn(3, 5, 8)), read_recipe("channel_pruning(ratio=0.25)"))

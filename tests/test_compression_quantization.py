@@ -731,3 +731,29 @@ def test_a_layer_with_one_input_is_left_with_the_reason(technique: str) -> None:
     assert [(layer.name, layer.changed) for layer in variant.steps[0].layers] == [("0", True), ("1", False)]
     assert "it has one input" in variant.steps[0].layers[1].detail
     assert variant.model(torch.rand(2, 8)).shape == (2, 8)
+
+
+class Transposed(nn.Module):
+    """A linear layer of a kind of its own, which torchao does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product."""
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(("model", "x"), [(Transposed(), torch.randn(3, 16)), (nn.LSTM(8, 16, batch_first=True), torch.randn(3, 5, 8))])
+def test_weights_that_are_no_linear_layers_are_sent_to_the_recipe_that_takes_them(model: nn.Module, x: torch.Tensor) -> None:
+    workload = Workload(model.eval(), x)
+    with pytest.raises(UnsupportedError, match=r"it changes linear layers \(nn.Linear\) only; onnxruntime\(quantize=dynamic\) rounds"):
+        apply_recipe(workload, read_recipe("int8_dynamic"))
+    rounded = apply_recipe(workload, read_recipe("onnxruntime(quantize=dynamic)"))
+    assert rounded.steps[0].layers[0].changed
+
+
+def test_a_model_of_convolutions_is_sent_nowhere() -> None:
+    with pytest.raises(UnsupportedError, match=r"only$"):
+        apply_recipe(Workload(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)), read_recipe("int8_dynamic"))

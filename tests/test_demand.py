@@ -50,6 +50,27 @@ def test_every_model_has_a_demand_and_is_left_alone(name):
     assert from_json(to_json(demand), Demand) == demand
 
 
+class SparseLinear(nn.Linear):
+    """Takes a sparse matrix, and gives a dense one."""
+
+    def forward(self, x):
+        return torch.mm(x, self.weight.t()) + self.bias
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("batch_size", [8, 16])
+def test_a_sparse_input_is_counted_by_the_values_that_it_holds(batch_size, training):
+    demand = demand_of(SparseLinear(8, 4), torch.eye(8).to_sparse(), batch_size=batch_size, training=training)
+    assert demand.flops.value == 2 * batch_size * 4  # each row holds one value
+    assert demand.request_bytes.value > 4 * 8  # a request holds it dense
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_a_layout_whose_rows_cannot_be_chosen_is_refused_with_the_way_out():
+    with pytest.raises(InputError, match=r"'x' is laid out as sparse_csr.*\n.*x.to_sparse_coo\(\) or x.to_dense\(\)"):
+        Workload(SparseLinear(8, 4), torch.eye(8).to_sparse_csr())
+
+
 def test_an_mlp_by_hand():
     batch = 5
     demand = demand_of(TinyMLP(), features(batch))

@@ -56,6 +56,11 @@ class RunsOn(nn.Module):
         return x.flip(0).cumsum(0).flip(0) if self.backwards else x.cumsum(0)
 
 
+class GivesSparse(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu().to_sparse()
+
+
 class MixesItems(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - x.mean(0)
@@ -113,6 +118,14 @@ CASES = {
 COMPILED = [pytest.param("mlp", "aot_inductor", marks=pytest.mark.slow)]
 """One case is enough for what compiles for the better part of a minute."""
 PAIRS = [(case, format) for case in CASES for format in FORMATS if format != "aot_inductor"] + COMPILED
+
+
+@pytest.mark.parametrize(("model", "x", "what"), [
+    (GivesSparse(), torch.eye(3), "the output 'output'"), (nn.ReLU(), torch.eye(3).to_sparse(), "the input 'input'"),
+])  # fmt: skip
+def test_what_no_request_can_carry_is_refused(model: nn.Module, x: torch.Tensor, what: str) -> None:
+    with torch.no_grad(), pytest.raises(UnsupportedError, match=f"{what} is laid out as sparse_coo.*\n.*dense"):
+        read_signature(model, as_call(x))
 
 
 @pytest.mark.parametrize(("case", "format"), PAIRS)
@@ -265,8 +278,40 @@ def test_an_output_with_the_name_of_an_input_is_refused_where_a_name_is_one_valu
 def test_what_cannot_be_exported_names_the_operator(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UnsupportedError, match="linalg_svd") as raised:
         FORMATS["onnx"]().export(Unexportable(), as_call(torch.randn(2, 4, 4)), tmp_path / "model.onnx")
-    assert "recipe 'none'" in str(raised.value)
+    assert "in a format that torch runs, such as safetensors" in str(raised.value)
     assert "stack" not in capfd.readouterr().err.lower()
+
+
+@torch.library.custom_op("aimass_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@doubled.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class CallsAnotherLibrary(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return doubled(x)
+
+
+@pytest.mark.parametrize("format", ["onnx", "safetensors"])
+def test_an_operator_of_another_library_is_refused_with_what_helps_in_every_format(tmp_path: Path, format: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"aimass_tests\.doubled") as raised:
+        FORMATS[format]().export(CallsAnotherLibrary(), as_call(torch.randn(2, 4)), tmp_path / FORMATS[format].file_name)
+    assert raised.value.help is not None
+    assert raised.value.help.startswith("let the model compute what aimass_tests.doubled")
+    assert raised.value.help.endswith("by torch's own operators")
+
+
+@pytest.mark.parametrize("format", ["onnx", "safetensors"])
+def test_operators_of_torchao_are_refused_with_the_step_that_can_be_written(tmp_path: Path, format: str) -> None:
+    study = Study(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(3, 16))
+    study.trial("int8_dynamic", seconds=0.2)
+    with pytest.raises(UnsupportedError, match="int8_weight_only is written as onnx and as safetensors"):
+        FORMATS[format]().export(study.variant("int8_dynamic"), study.workload.call, tmp_path / FORMATS[format].file_name)
 
 
 @pytest.mark.parametrize("format", ["onnx", "exported_program", "torchscript"])
@@ -326,7 +371,8 @@ def test_bfloat16_is_refused_with_what_can_be_bundled(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="ONNX Runtime cannot run") as raised:
         FORMATS["onnx"]().export(Inside(), as_call(torch.randn(2, 4)), tmp_path / "model.onnx")
     assert "bfloat16" in (raised.value.help or "")
-    with pytest.raises(UnsupportedError, match="'input' is bfloat16"):
+    assert "copy.deepcopy(model).float()" in (raised.value.help or "")
+    with pytest.raises(UnsupportedError, match=r"'input' is bfloat16.*\n.*copy\.deepcopy\(model\)\.float\(\); or .* cast inside"):
         FORMATS["onnx"]().export(nn.Linear(4, 4).bfloat16(), as_call(torch.randn(2, 4).bfloat16()), tmp_path / "model.onnx")
 
 

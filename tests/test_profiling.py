@@ -850,3 +850,40 @@ def test_a_model_that_leaves_its_inputs_alone_gets_them_themselves(tmp_path):
     call_model(model, call)
     call_model(model, call)
     assert [tensor is call.args[0] for tensor in seen] == [False, True]
+
+
+class Bags(nn.Module):
+    """Sums what lies between offsets into another input."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 8)
+
+    def forward(self, offsets, indices):
+        sums = torch.nn.functional.pad(self.table(indices).cumsum(0), (0, 0, 1, 0))
+        ends = torch.cat([offsets[1:], torch.tensor([len(indices)])])
+        return sums[ends] - sums[offsets]
+
+
+def test_a_ladder_over_inputs_that_do_not_bear_being_repeated_says_so():
+    profile = profiled(Bags(), (torch.tensor([0, 3, 7]), torch.arange(10)), ladder=[1, 2, 4, 8])
+    notes = [note.text for note in profile.notes if note.code == "W-ITEMS-DIFFER"]
+    assert len(notes) == 1
+    assert notes[0].startswith("in a batch of 4, which repeats the 3 of the example, the output 'output' of an item depends on the other items of its batch")
+    assert "offsets into another" in notes[0]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_items_that_stand_alone_are_not_said_to_differ(name):
+    make, inputs = RUNNABLE[name]
+    assert "W-ITEMS-DIFFER" not in {note.code for note in profiled(make(), inputs(), ladder=[16]).notes}
+
+
+def test_what_is_drawn_is_not_said_to_differ_by_the_batch():
+    profile = profiled(nn.Sequential(nn.Linear(8, 4), Noise()), features(), ladder=[16])
+    assert "W-ITEMS-DIFFER" not in {note.code for note in profile.notes}
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)

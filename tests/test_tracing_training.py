@@ -160,3 +160,22 @@ def test_a_loss_in_the_outputs_is_used():
 def test_what_cannot_be_trained(model, options, match):
     with pytest.raises(InputError, match=match):
         trace_training(model, as_call(features()), **options)
+
+
+class SparseGradients(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Embedding(20, 8, sparse=True), nn.Linear(8, 2))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
+def test_an_optimizer_that_takes_no_sparse_gradients_is_refused_with_those_that_do():
+    model, call = SparseGradients(), as_call(ids())
+    with pytest.raises(InputError, match=r"gradient of '0.weight' is sparse, which AdamW does not take\n.*'sgd' does, .*Adagrad and.*SparseAdam"):
+        trace_training(model, call)
+    for optimizer in ("sgd", lambda parameters: torch.optim.Adagrad(parameters)):
+        assert trace_training(model, call, optimizer=optimizer).peak_bytes > 0
+
+
+def test_a_model_without_parameters_is_not_told_to_train_some():
+    with pytest.raises(InputError, match="without parameters can be run only"):
+        trace_training(nn.ReLU(), as_call(features()))

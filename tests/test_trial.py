@@ -863,3 +863,27 @@ def test_the_control_is_shown_as_the_control() -> None:
     page = lay_out(run_trial(mlp_workload(), NONE))
     assert page.headline.startswith("The control, an identical copy: ")
     assert page.tone in ("warn", "bad")
+
+
+class Routed(nn.Module):
+    """Sends each row to one of its experts, and to the last one none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Even rows to the first, odd ones to the second."""
+        expert, answer = torch.arange(len(x)) % 2, torch.zeros_like(x)
+        for i, layer in enumerate(self.experts):
+            rows = (expert == i).nonzero().squeeze(-1)
+            answer = answer.index_add(0, rows, layer(x[rows]))
+        return answer
+
+
+def test_a_layer_that_gets_no_rows_is_named_with_the_recipes_that_take_none() -> None:
+    workload = Workload(Routed(), torch.randn(4, 16))
+    with pytest.raises(UnsupportedError, match=r"its layer 'experts.2' got no rows there.*\nhelp: .*int8_weight_only and onnxruntime\(quantize=dynamic\)"):
+        run_trial(workload, read_recipe("int8_dynamic"), budget_s=0.2)
+    for recipe in ("int8_weight_only", "onnxruntime(quantize=dynamic)"):
+        assert run_trial(workload, read_recipe(recipe), budget_s=0.2).fidelity.value > 0.99

@@ -18,6 +18,7 @@ from ..quiet import import_quietly
 from ..workload import Call, call_model
 from ._attention import Attention, heads_in_order, keep_columns, keep_rows, write_back
 from ._importance import trainable
+from .base import weight_layers
 
 if TYPE_CHECKING:
     import torch
@@ -95,8 +96,14 @@ class ChannelGraph:
         except FOLLOWING as error:
             if isinstance(error, AimassError):
                 raise
+            unknown = {name: layer for name, layer in weight_layers(self._model).items() if _is_unknown(layer, tp)}
             cause = f"the channels cannot be followed through the model ({type(error).__name__}: {error})"
-            raise UnsupportedError(f"channel_pruning is not possible here: {cause}", help="layers of a kind of its own are the usual reason") from error
+            help = "layers of a kind of its own are the usual reason"
+            if unknown:  # what it raises is then about numbers of channels that it had no way to tell
+                name, layer = next(iter(unknown.items()))
+                cause = f"{name!r} is a {type(layer).__name__}, and how its weight stands to its channels is not known"
+                help = f"layers of such kinds: {len(unknown)}; written as nn.Linear or as convolutions they could be followed"
+            raise UnsupportedError(f"channel_pruning is not possible here: {cause}", help=help) from error
         self._ends = {node for node in self._graph.module2node.values() if any(node.grad_fn is end for end in ends)}
 
     def groups(self, scores: Mapping[str, torch.Tensor]) -> tuple[list[Group], dict[str, str]]:
@@ -232,9 +239,14 @@ class ChannelGraph:
 
 def _loose_parameters(model: nn.Module, tp: Any) -> list[Any]:
     """Parameters of no layer that torch-pruning knows, and the axis that counts channels: the second of images, the last of all else."""
-    known = {id(p) for m in model.modules() if tp.ops.module2type(m) != tp.ops.OPTYPE.ELEMENTWISE for p in m.parameters()}
+    known = {id(p) for m in model.modules() if not _is_unknown(m, tp) for p in m.parameters()}
     loose = [p for p in model.parameters() if id(p) not in known and p.dim() and max(p.shape) > 1]
     return [tp._helpers.UnwrappedParameters(parameters=p, pruning_dim=1 if p.dim() == 4 else p.dim() - 1) for p in loose]
+
+
+def _is_unknown(module: nn.Module, tp: Any) -> bool:
+    """Whether torch-pruning takes the module for one that gives as many channels as it takes, as it does where it has no rule."""
+    return bool(tp.ops.module2type(module) == tp.ops.OPTYPE.ELEMENTWISE)
 
 
 def _per_channel(module: nn.Module, score: torch.Tensor, inputs: bool) -> torch.Tensor | None:

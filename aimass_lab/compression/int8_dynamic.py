@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..quiet import import_quietly
 from ._linear_weights import LinearWeights, num_smaller
 from ._processor import no_int8_products
-from .base import TECHNIQUES, linear_layers
+from .base import TECHNIQUES, Context, computed_layers, linear_layers, make_technique, weight_layers
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,18 @@ CUBLAS_MULTIPLE, CUBLAS_MIN_ROWS = 8, 17
 @dataclass(frozen=True, kw_only=True)
 class Int8Dynamic(LinearWeights):
     """Round linear weights to int8 once and activations at each call; products in 8-bit integers."""
+
+    def check(self, model: nn.Module, context: Context) -> str | None:
+        """Not where no linear layer fits; who has weights of other kinds is told what rounds these, where that can be done."""
+        from torch import nn
+
+        lacking = super().check(model, context)
+        others = [layer for layer in weight_layers(model).values() if not isinstance(layer, nn.modules.conv._ConvNd)]
+        if lacking is None or self.unavailable(context) is not None or not others or computed_layers(model):  # which are to be folded first
+            return lacking
+        if make_technique("onnxruntime", {"quantize": "dynamic"}).check(model, context) is not None:
+            return lacking
+        return f"{lacking}; onnxruntime(quantize=dynamic) rounds the weights of matrix products, embeddings and recurrent layers, whatever holds them"
 
     def config(self, torchao: ModuleType, layer: nn.Linear) -> Any:
         """One scale a row of the weight, one a token; 7 bits on CPUs whose 8-bit products could overflow (without VNNI)."""

@@ -24,6 +24,13 @@ _CULPRIT = re.compile(r"following call raised this error:.*line (\d+), in (\w+)\
 """Where torch.export says what could not be decided: line, function, and the line itself."""
 
 
+INSTEAD = {
+    "torchao": "leave that step out: int8_weight_only is written as onnx and as safetensors, and onnxruntime(quantize=dynamic) has 8-bit arithmetic of its own",
+    "transformers": "let the model compute its experts by torch's own operators: model.set_experts_implementation('batched_mm')",
+}
+"""What to do about operators that are a library's own, by the library."""
+
+
 @contextlib.contextmanager
 def without_stack_traces() -> Iterator[None]:
     """Let torch take none as it traces: they cost a tenth of an export, and no file may hold one, since they are paths and source lines of the user's."""
@@ -122,6 +129,18 @@ def refusal(what: str, error: BaseException, *, help: str | None = None) -> Unsu
     line = _CULPRIT.search(str(lowest))
     where = f", at line {line[1]} of {line[2]}: {line[3]}" if line else ""
     return decides_by_values(what, where)
+
+
+def help_about(operator: str) -> str | None:
+    """What to do about an operator that torch does not have; None for one of torch's own.
+
+    Args:
+        operator: As torch writes it: the library, a dot, and the name there.
+    """
+    library, dot, _ = operator.partition(".")
+    if dot and library in ("aten", "prims"):
+        return None
+    return INSTEAD.get(library, f"let the model compute what {operator} computes by torch's own operators")
 
 
 def refuse_scripted(model: nn.Module, what: str) -> None:

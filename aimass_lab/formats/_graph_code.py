@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UnsupportedError
+from ._export import help_about
 
 HEADER = '''"""What {name} computes, as torch.export found it. The weights are in the safetensors file beside this one."""
 
@@ -57,7 +58,7 @@ def _check_operators(graph: Any, name: str) -> None:
         computed = node.op == "call_function" and (isinstance(node.target, torch._ops.OpOverload) or node.target.__module__ in ("_operator", "math", "torch"))
         foreign = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims")
         if node.op not in ("placeholder", "output") and (not computed or foreign):
-            raise UnsupportedError(f"{name} calls {node.target}, which is none of torch's own operators on tensors", help="serve it as onnx")
+            raise UnsupportedError(f"{name} calls {node.target}, which is none of torch's own operators on tensors", help=help_about(str(node.target)))
 
 
 def _body(module: Any, names: list[str]) -> list[str]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import ast
 import functools
 import logging
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import UnsupportedError
 from ..quiet import quiet_export
 from ..units import format_bytes
 from ..workload import Call, weight_bytes
-from ._export import bottom, dynamic_shapes, refusal, refuse_scripted, without_collections, without_stack_traces
-from ._onnx_module import SERVABLE
+from ._export import INSTEAD, bottom, dynamic_shapes, help_about, refusal, refuse_scripted, without_collections, without_stack_traces
+from ._onnx_module import IN_TORCH
 from .signature import Signature
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ OPSET = 20
 """Version of the standard operators that the file asks for; ONNX Runtime has them since 1.17."""
 SIZE_LIMIT_BYTES = 2**31 - 2**20
 """A protobuf message ends at 2 GiB; weights beside it in other files would have to be trusted one by one."""
+_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+"""How the exporter says which operator it has no translation for."""
 LAYER_MARK = "/"
 """Between the name of the layer that a node comes from and the rest of the node's name."""
 ABSORBING = {"Conv", "ConvTranspose", "Gemm"}
@@ -67,12 +71,21 @@ def export_graph(model: nn.Module, call: Call, signature: Signature) -> Any:
             graph, surprise = _translate(model, call, signature)
             _tidy(graph, [spec.name for spec in signature.outputs])
     except Exception as error:  # the exporter lets through whatever the model or a converter raises
-        raise refusal(f"{name} cannot be exported to ONNX", error, help=SERVABLE) from error
+        raise refusal(f"{name} cannot be exported to ONNX", error, help=_help_about(bottom(error), model)) from error
     if surprise is not None:  # told only here, where nothing is kept quiet
         logger.warning("%s was exported to ONNX the longer way, because the shorter one failed as it should not", name, exc_info=surprise)
     _name_nodes(graph)
     _strip(graph)
     return graph
+
+
+def _help_about(error: BaseException, model: nn.Module) -> str | None:
+    """What to do where an operator has no translation; None where it is something else that the exporter does not take."""
+    missing = _MISSING.search(str(error))
+    if missing is None:
+        return None
+    ours = any(is_traceable_wrapper_subclass(parameter) for parameter in model.parameters())  # torchao's, which also call operators of torch's
+    return INSTEAD["torchao"] if ours else help_about(missing[1]) or IN_TORCH
 
 
 def _translate(model: nn.Module, call: Call, signature: Signature) -> tuple[Any, Exception | None]:

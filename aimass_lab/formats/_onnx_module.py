@@ -12,7 +12,7 @@ from ..workload import Call
 from ._interface import Flat, Interface, flat_call
 from ._onnxruntime import import_onnxruntime
 from ._runtime import RuntimeModule, verify
-from .signature import Signature, read_signature
+from .signature import IN_FLOAT32, Signature, read_signature
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 GraphOptimization = Literal["all", "extended", "basic", "none"]
 LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
-SERVABLE = (
-    "bundle the model itself in float32 (recipe 'none'), or a copy that ONNX can express: ONNX Runtime has no bfloat16 kernels for the CPU, "
-    "and torchao's dynamic int8 and packed int4 have no operator in ONNX"
-)
+IN_TORCH = "let the model compute it by other operators, or write it in a format that torch runs, such as safetensors"
 
 
 class OnnxModule(RuntimeModule):
@@ -101,10 +98,19 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:  # its exceptions have no common base class
-        raise UnsupportedError(f"ONNX Runtime cannot run the exported model: {first_line(error)}", help=SERVABLE) from error
+        help = f"ONNX Runtime has no bfloat16 kernels for the CPU: {IN_FLOAT32}" if _holds_bfloat16(model) else IN_TORCH
+        raise UnsupportedError(f"ONNX Runtime cannot run the exported model: {first_line(error)}", help=help) from error
     if session.get_providers()[0] != (providers[0] if isinstance(providers[0], str) else providers[0][0]):
         raise UnsupportedError("ONNX Runtime did not take the model onto the GPU", help="see whether its CUDA version is the one that is installed")
     return session
+
+
+def _holds_bfloat16(model: str | bytes) -> bool:
+    """Whether weights of the file are kept in bfloat16; ONNX Runtime names the operator that it cannot compute, and not the type."""
+    import onnx
+
+    file = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+    return any(weight.data_type == onnx.TensorProto.BFLOAT16 for weight in file.graph.initializer)
 
 
 def export_module(

@@ -18,7 +18,7 @@ from ..preserve import preserved
 from ..records import Note, Number, TensorSpec
 from ..registry import Registry
 from ..workload import Call
-from .signature import Signature, as_numpy, read_signature, relative_error, run
+from .signature import IN_FLOAT32, Signature, as_numpy, read_signature, relative_error, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -329,7 +329,7 @@ def check_dtypes(signature: Signature) -> None:
         if spec.dtype == "bfloat16":
             raise UnsupportedError(
                 f"the tensor {spec.name!r} is bfloat16, which NumPy and the serving protocols lack",
-                help="let the model take and return float32, and cast inside",
+                help=f"{IN_FLOAT32}; or let it take and return float32, and cast inside",
             )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..dynamic_shapes import describe_sizes
-from ..errors import BundleError, DoesNotFitError, InputError, ModelError
+from ..errors import BundleError, DoesNotFitError, InputError, ModelError, UnsupportedError
 from ..fast_path import filled_by_fast_path, without_fast_path
 from ..outputs import other_kinds, output_tensors
 from ..records import Dimension, TensorSpec
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PROBE_SIZES = (2, 3)
 """Batch sizes a batched model must take besides that of its example, so that no fixed size passes by chance; with an item alone, three sizes in all."""
+IN_FLOAT32 = "write the model in float32, and call it with float32: copy.deepcopy(model).float()"
+"""What to do where bfloat16 is not taken."""
 MIXING_LIMIT = 0.05
 """Relative difference between an item alone and the same item in a batch, from which items influence each other.
 Rounding in 16 bits or per-batch scales of int8 stay below it."""
@@ -75,14 +77,17 @@ def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None 
         ModelError: the model raises on its own example inputs, or its outputs hold no tensor.
         BundleError: an output is not finite, or not the same at the next call.
         InputError: the model does not take all the sizes that are said to be open.
+        UnsupportedError: an input or output is sparse.
     """
     import torch
 
     named = list(zip(names, call.tensors(), strict=True)) if names is not None else list(call.named_tensors(model))
+    _check_dense(named, "input", "let forward take its indices and values, or the dense tensor, and make the sparse one inside")
     random_state = torch.get_rng_state()
     whole = _answer(model, call)
     drew = not torch.equal(random_state, torch.get_rng_state())
     outputs = _tensors_in(whole, model)
+    _check_dense(outputs, "output", "return output.to_dense(), or its indices and values")
     answers = {name: as_numpy(tensor).copy() for name, tensor in outputs}  # a model may write its next answer where this one lies
     for name, tensor in outputs:
         check_finite(name, answers[name], call.batch_axis == 0 and call.is_batched(tensor))
@@ -104,6 +109,20 @@ def read_signature(model: nn.Module, call: Call, *, names: Sequence[str] | None 
         probes=probes,
         answers=answers,
     )
+
+
+def _check_dense(tensors: list[tuple[str, torch.Tensor]], kind: str, help: str) -> None:
+    """Refuse what no request or answer can carry.
+
+    Raises:
+        UnsupportedError: a tensor is sparse.
+    """
+    import torch
+
+    for name, tensor in tensors:
+        if tensor.layout != torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.")
+            raise UnsupportedError(f"the {kind} {name!r} is laid out as {layout}, and files, requests and answers hold dense arrays", help=help)
 
 
 def _sizes_to_probe(call: Call, *, batched: bool) -> Iterator[tuple[dict[str, int], int | None]]:
@@ -199,11 +218,11 @@ def _no_batch_axis(model: nn.Module, call: Call, named: list[tuple[str, torch.Te
             return uncounted
         if [name for name, _ in probed] != [name for name, _ in outputs]:
             return f"the model returns other outputs for {size} items"
-        if (mixing := _mixing(probed, outputs, rows)) is not None:
-            return mixing
+        if (mixed := mixing(probed, outputs, rows)) is not None:
+            return mixed
     # a repeated item would hide that items are mixed, so this needs the user's own ones
     if call.batch_size > 1:
-        return _mixing(run(model, call.rows(0, 1)), outputs, [0])
+        return mixing(run(model, call.rows(0, 1)), outputs, [0])
     return None
 
 
@@ -213,7 +232,7 @@ def _uncounted(outputs: list[tuple[str, torch.Tensor]], size: int) -> str | None
     return next(uncounted, None)
 
 
-def _mixing(found: list[tuple[str, torch.Tensor]], outputs: list[tuple[str, torch.Tensor]], rows: list[int]) -> str | None:
+def mixing(found: list[tuple[str, torch.Tensor]], outputs: list[tuple[str, torch.Tensor]], rows: list[int]) -> str | None:
     """Why items do not stand alone, where `found` is of those in `rows` and `outputs` of all; None if they may."""
     for (name, some), (_, every) in zip(found, outputs, strict=True):
         if some.shape[1:] != every.shape[1:]:

@@ -71,7 +71,8 @@ class Sizes:
 def request_parts(model: nn.Module, call: Call) -> list[Part]:
     """The input tensors of one item, with their values where they hold any."""
     item = call.rows(0, 1) if any(call.is_batched(t) for t in call.tensors()) else call
-    return [Part(name, t.dtype, tuple(t.shape), None if t.device.type == "meta" else t) for name, t in item.named_tensors(model)]
+    dense = ((name, t.to_dense() if t.is_sparse else t) for name, t in item.named_tensors(model))  # the only way for a message to hold it
+    return [Part(name, t.dtype, tuple(t.shape), None if t.device.type == "meta" else t) for name, t in dense]
 
 
 def response_parts(outputs: Sequence[OutputShape], call: Call, batch_size: int) -> list[Part]:

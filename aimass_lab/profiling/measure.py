@@ -15,6 +15,7 @@ from torch import nn
 
 from ..compiled import is_compiled
 from ..errors import AimassError, DoesNotFitError, InputError, ModelError, without_traceback
+from ..formats.signature import mixing
 from ..inputs import writes_inputs
 from ..outputs import output_tensors
 from ..preserve import preserved
@@ -52,6 +53,9 @@ FIRST_PASS_SHARE = 0.6
 CHEAP_SHARE = 0.02
 """A step of the ladder that takes no more than this share of the budget is made even when the time is up:
 the first profile of a process spends a second on loading what traces it, and a small model's ladder costs nothing."""
+
+COMPARED_VALUES = 2**20
+"""Most numbers of an answer that are kept until a larger batch is answered."""
 
 Progress = Callable[[float, str], None]
 
@@ -133,6 +137,8 @@ class Measurement:
         self._deadline = time.perf_counter() + budget_s
         self._progress = progress or (lambda share, text: None)
         self._grad_mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.inference_mode
+        self._answers: list[tuple[str, torch.Tensor]] = []
+        """Of the first call, to hold against those of a larger batch, once."""
 
     def run(self) -> Observations:
         """Observe everything; an interrupt after the first latency keeps what is there.
@@ -208,6 +214,7 @@ class Measurement:
 
     def _first_call(self, call: Call) -> None:
         self._progress(0.1, "first call")
+        random_state = torch.get_rng_state()
         try:
             outputs = self._timed_first(call)
         except ModelError:
@@ -216,6 +223,10 @@ class Measurement:
             self.seen.note("W-NO-INFERENCE-MODE", "the model cannot run under torch.inference_mode; it was measured under torch.no_grad")
         self.seen.process_bytes = int(psutil.Process().memory_info().rss)
         self._check_finite(outputs)
+        if torch.equal(random_state, torch.get_rng_state()):  # what is drawn is another answer each time
+            answers = _comparable(outputs, call)
+            if sum(tensor.numel() for _, tensor in answers) <= COMPARED_VALUES:
+                self._answers = [(name, tensor.clone()) for name, tensor in answers if torch.isfinite(tensor).all()]
         if writes_inputs(self.model):
             self.seen.note("W-WRITES-INPUTS", "the model writes into its inputs; each call gets copies of them, and the time of copying is in the latencies")
         if self.seen.trace is None:
@@ -303,8 +314,32 @@ class Measurement:
     def _read_peak(self, call: Call) -> None:
         self._note_input_size(call)
         seconds: list[float] = []
-        self.seen.call_peaks[call.batch_size] = peak_of_call(lambda: seconds.append(timed(lambda: self._run(call), self.device)), self.device)
+        outputs: list[Any] = []
+        compares = bool(self._answers) and call.batch_size > self.seen.batch_size
+
+        def run() -> None:
+            answer = self._run(call)
+            if compares:
+                outputs.append(answer)
+
+        self.seen.call_peaks[call.batch_size] = peak_of_call(lambda: seconds.append(timed(run, self.device)), self.device)
         self.seen.peak_calls_s += seconds
+        if compares:
+            self._compare_items(call, outputs[-1])
+
+    def _compare_items(self, call: Call, outputs: Any) -> None:
+        """Note where the example's items are answered otherwise in a larger batch, which repeats them: its times are then of other work.
+
+        So it is where items influence each other, and where an input does not bear being repeated, such as offsets into another.
+        """
+        usual, self._answers = self._answers, []
+        names = [name for name, _ in usual]
+        found = [(name, tensor) for name, tensor in _comparable(outputs, call) if name in names]
+        reason = mixing(usual, found, list(range(self.seen.batch_size))) if len(found) == len(usual) else None
+        if reason is not None:
+            what = f"in a batch of {call.batch_size}, which repeats the {self.seen.batch_size} of the example, {reason}"
+            why = "so they influence each other, or an input does not bear being repeated, such as offsets into another"
+            self.seen.note("W-ITEMS-DIFFER", f"{what}: {why}. Times at batch sizes other than the example's are of such inputs; give an example of each size")
 
     # --- the ladder
 
@@ -406,6 +441,14 @@ class Measurement:
             if not samples:
                 self.seen.samples.pop(size, None)
         return None
+
+
+def _comparable(outputs: Any, call: Call) -> list[tuple[str, torch.Tensor]]:
+    """The outputs that hold one entry of numbers for each item of `call` along the first axis."""
+    if call.batch_axis != 0:
+        return []
+    plain = [(name, t) for name, t in output_tensors(outputs) if t.is_floating_point() and t.layout == torch.strided and not t.is_quantized]
+    return [(name, t) for name, t in plain if t.dim() and len(t) == call.batch_size]
 
 
 def main_dtype(model: nn.Module) -> torch.dtype:

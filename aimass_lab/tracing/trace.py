@@ -50,8 +50,7 @@ def trace_call(model: nn.Module, call: Call, *, batch_size: int | None = None, m
     check_initialised(model)
     model = uncompiled(model)  # whose names are the user's
     size = call.batch_size if batch_size is None else batch_size
-    # Sizes are all the pass needs: inputs of another batch size are not built in memory.
-    shapes = call if size == call.batch_size else call.map(lambda t: t.to("meta")).with_batch(size)
+    shapes = call.sized(size)
     on_meta = any(t.device.type == "meta" for t in [*model.parameters(), *model.buffers(), *call.tensors()])
     try:
         return _trace_fake(model, shapes, assume=on_meta if may_assume is None else may_assume)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,9 +102,11 @@ def trace_training(
     make = _optimizer(optimizer, foreach)
     check_initialised(model)
     if not any(p.requires_grad for p in model.parameters()):
-        raise InputError(f"{type(model).__name__} has no parameter to train", help="set requires_grad on those that should be trained")
+        none = next(model.parameters(), None) is None
+        help = "a model without parameters can be run only" if none else "set requires_grad on those that should be trained"
+        raise InputError(f"{type(model).__name__} has no parameter to train", help=help)
     size = call.batch_size if batch_size is None else batch_size
-    shapes = call if size == call.batch_size else call.map(lambda t: t.to("meta")).with_batch(size)
+    shapes = call.sized(size)
     fakes = Fakes()
     try:
         with quiet_fakes():
@@ -182,7 +184,7 @@ class _Step:
             gradients = _unique_bytes(p.grad for p in trained.values() if p.grad is not None)
             if optimizer is not None:
                 one_pass.phase = "optimizer"
-                optimizer.step()
+                _update(optimizer, trained)
         fields = summary(one_pass, model, self.call, outputs)
         return TrainingTrace(
             **fields, ran=why_ran is not None, why_ran=why_ran, gradient_bytes=gradients, optimizer_state_bytes=_unique_bytes(kept),
@@ -240,6 +242,24 @@ def scalar_loss(outputs: Any, loss: Callable[[Any], torch.Tensor] | None = None)
 
 def _tell(value: Any) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+
+
+def _update(optimizer: torch.optim.Optimizer, trained: Mapping[str, torch.Tensor]) -> None:
+    """Let the optimizer make its step.
+
+    Raises:
+        InputError: a gradient is sparse, and the optimizer takes dense ones only.
+    """
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        sparse = [name for name, parameter in trained.items() if parameter.grad is not None and parameter.grad.is_sparse]
+        if not sparse:
+            raise
+        raise InputError(
+            f"the gradient of {sparse[0]!r} is sparse, which {type(optimizer).__name__} does not take",
+            help="optimizer='sgd' does, and so do torch.optim.Adagrad and, for sparse gradients only, SparseAdam; or make the layer without sparse=True",
+        ) from error
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer | None) -> list[torch.Tensor]:

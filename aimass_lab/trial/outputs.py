@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,11 @@ class Pair:
         except ModelError as error:
             cause = error.__cause__ or error
             what = f"{self.variant.name} gives a model that does not run on {call.describe()}"
-            raise UnsupportedError(f"{what}: {type(cause).__name__}: {first_line(cause)}") from cause
+            empty = _layer_without_rows(self.variant.model, cause)
+            if empty is None:
+                raise UnsupportedError(f"{what}: {type(cause).__name__}: {first_line(cause)}") from cause
+            help = "a model that sends each row to some of its layers may send none to others: int8_weight_only and onnxruntime(quantize=dynamic) take that"
+            raise UnsupportedError(f"{what}: its layer {empty!r} got no rows there, and cannot do without after {self.variant.name}", help=help) from cause
 
     def outputs(self, call: Call) -> tuple[Any, Any]:
         """Outputs of both, from the same random numbers: a model may draw some."""
@@ -56,6 +61,19 @@ class Pair:
         original = self.run_original(call)
         torch.manual_seed(0)
         return original, self.run_variant(call)
+
+
+def _layer_without_rows(model: nn.Module, error: BaseException) -> str | None:
+    """Name of the innermost module that `error` passed through, if it was called with a tensor that holds nothing; else None."""
+    import torch
+    from torch import nn
+
+    names = {module: name for name, module in model.named_modules()}
+    calls = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is nn.Module._call_impl.__code__]
+    within = [(names[held["self"]], held["args"]) for held in calls if held.get("self") in names]
+    if not within or not any(isinstance(argument, torch.Tensor) and not argument.numel() for argument in within[-1][1]):
+        return None
+    return within[-1][0]
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,18 @@ def test_a_model_in_a_package_is_found(model_file, tmp_path):
     assert json.loads(done.stdout)["flops"]["value"] == 4 * 2 * (8 * 32 + 32 * 4)
 
 
+def test_a_factory_may_give_a_study_of_which_everything_but_the_store_is_taken(model_file, capsys):
+    reference = f"{model_file}:studied"
+    workload = locate_workload(reference)
+    assert (workload.name, workload.data is not None, workload.train is not None) == ("studied", True, True)
+    assert main(["trial", reference, "bf16", "--seconds", "0.3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metric_variant"]["value"] == 1
+    assert main(["cold", reference, "--factory", reference, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["load_time"]["method"] == f"running {reference}"
+    assert [run.verb for run in Store().runs(limit=5, model="studied")] == ["cold", "trial"]
+    assert Store(model_file.with_name("own.db")).runs(limit=5) == ()
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [

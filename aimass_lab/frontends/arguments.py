@@ -68,7 +68,10 @@ def build_parser(verb: Verb, *, model_required: bool) -> Parser:
         allow_abbrev=False,
     )
     if verb.of_study:
-        text = "path/to/file.py:factory or package.module:factory, which returns (model, example_inputs) or a Workload; in a notebook also a variable"
+        text = (
+            "path/to/file.py:factory or package.module:factory, which returns (model, example_inputs), or a Workload or Study, with data, metric and "
+            "training data; in a notebook also a variable"
+        )
         parser.add_argument("model", metavar="MODEL", nargs=None if model_required else "?", help=text)
     for parameter in verb.parameters:
         _add(parser, parameter)

@@ -195,6 +195,7 @@ def test_a_wrong_model_name_is_answered_with_what_to_do(reference, message, mode
         (["spec", "--rate", "1", "--p99", "1s", "--format", "helm9"], "no exporter called 'helm9'"),
         (["bundle", "--out", "x", "--rate", "4"], "rate and p99 belong together"),
         (["spec"], "nothing is planned yet"),
+        (["scale", "--p99", "200ms"], "by a rate, rates to jump between (mmpp), a timetable or a trace, and none was given"),
         (["plan", "--rate", "4", "--p99", "1s", "--price", "0.1"], "--price NAME=0.1"),
         (["profiel"], "did you mean 'profile'?"),
     ],

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import msgspec
 
 from .errors import InputError, UnknownNameError
+from .options import read_table
 from .records import BatchPoint, Number, Unit, derived
 from .units import parse_seconds
 
@@ -253,11 +254,7 @@ def _read(path: Path) -> dict[str, _Entry]:
 
 
 def _entry(name: str, table: Any, path: Path) -> _Entry:
-    try:
-        return msgspec.convert(table, _Entry)
-    except msgspec.ValidationError as error:
-        known = ", ".join(_Entry.__struct_fields__)
-        raise InputError(f"{path}: device [{name}]: {error}", help=f"fields of a device: {known}") from error
+    return read_table(table, _Entry, f"{path}: device [{name}]", help=f"fields of a device: {', '.join(_Entry.__struct_fields__)}")
 
 
 def _overlay(base: Device | None, name: str, entry: _Entry, path: Path) -> Device:

@@ -261,9 +261,26 @@ def test_a_load_that_no_machine_sends_is_refused(linear_folder: Path, arguments:
 
 def test_a_load_shows_its_token(guarded: Server) -> None:
     command = [sys.executable, str(guarded.folder / "run.py"), "load", "--url", guarded.url, "--rate", "50", "--duration", "0.2"]
-    for token, code, failed in (("secret", 0, {}), ("wrong", 1, {"401": 10})):
+    refused = {"401": "a valid token is needed: Authorization: Bearer TOKEN"}
+    for token, code, failed, reasons in (("secret", 0, {}, {}), ("wrong", 1, {"401": 10}, refused)):
         done = subprocess.run([*command, "--token", token], capture_output=True, text=True)
-        assert (done.returncode, json.loads(done.stdout)["failed"]) == (code, failed)
+        summary = json.loads(done.stdout)
+        assert (done.returncode, summary["failed"], summary["reasons"]) == (code, failed, reasons)
+
+
+def test_a_load_says_why_it_was_refused(linear_folder: Path) -> None:
+    config = load_config(linear_folder)
+    good, bad = make_bodies(linear_folder, config)[0], b"GET /nothing HTTP/1.1\r\nHost: load\r\n\r\n"
+    with start(linear_folder, grpc_port=None) as server:
+        result = run_load(server.url, config, [good, bad], np.arange(10) / 100, duration_s=0.1)
+    assert result.summary()["failed"] == {"404": 5}
+    assert result.reasons == {404: "no such address; GET / lists them"}
+
+
+def test_a_certificate_for_what_is_not_encrypted_is_refused(linear_folder: Path) -> None:
+    command = [sys.executable, str(linear_folder / "run.py"), "load", "--url", "http://127.0.0.1:1", "--rate", "5", "--cafile", "nix"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "no certificate vouches for http://127.0.0.1:1, which is not encrypted" in done.stderr) == (4, True)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://[", "http://a:b"])

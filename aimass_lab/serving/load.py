@@ -36,7 +36,9 @@ MOST_OF_REASON = 300
 GRACE_SHARE, GRACE_S = 0.02, 0.1
 """Answers count for the throughput until this share of the run after its end, and this long, or as long as two of the quickest took where that is longer."""
 LATE_SHARE, LATE_S = 0.1, 1e-3
-"""A generator that is later than this share of the measured p99, and than this time, measures itself."""
+"""A generator whose own lateness makes up more than this share of a figure, and more than this time, measures itself."""
+FIGURES = 50, 95, 99
+"""Quantiles of the latency that are shown, in percent."""
 LOAD_THREAD = "load"
 
 
@@ -73,10 +75,20 @@ class LoadResult:
 
     @property
     def lateness(self) -> str | None:
-        """That the times are the generator's own rather than the server's; None where it sent in time."""
-        late = quantile(self.late_s, 0.99) if len(self.late_s) else 0.0
-        p99 = quantile(self.latency_s[self.ok], 0.99) if self.ok.any() else 0.0
-        return f"the load generator sent late (p99 {late * 1e3:.1f} ms)" if late > max(LATE_S, LATE_SHARE * p99) else None
+        """That a figure is the generator's own rather than the server's; None where it sent in time for all of them.
+
+        Asked of the figures themselves: where cores are shared, one request in a hundred leaves some milliseconds late on nearly every run, and is
+        seldom one of the slowest.
+        """
+        if not self.ok.any():
+            return None
+        latency = self.latency_s[self.ok]
+        for percent in FIGURES:
+            figure = quantile(latency, percent / 100)
+            own = figure - quantile(latency - self.late_s[self.ok], percent / 100)
+            if own > max(LATE_S, LATE_SHARE * figure):
+                return f"the load generator sent late, which is {own * 1e3:.1f} ms of the p{percent} of {figure * 1e3:.1f} ms"
+        return None
 
     def throughput(self) -> float:
         """Requests/s answered while they were offered; see `kept_up`."""
@@ -106,7 +118,7 @@ SoFar = Callable[[], LoadResult]
 def _figures(values: Array) -> dict[str, float] | None:
     if not len(values):
         return None
-    return {f"p{q}": quantile(values, q / 100) for q in (50, 95, 99)} | {"max": float(values.max()), "mean": float(values.mean())}
+    return {f"p{q}": quantile(values, q / 100) for q in FIGURES} | {"max": float(values.max()), "mean": float(values.mean())}
 
 
 def kept_up(finish_s: Array, latency_s: Array, duration_s: float) -> Array:

@@ -339,6 +339,15 @@ def made_run(latencies_ms: list[float], *, every_ms: float = 100.0) -> LoadResul
     )
 
 
+def test_lateness_is_told_where_it_makes_up_a_figure_and_nowhere_else() -> None:
+    run = made_run([10.0] * 98 + [50.0, 50.0])
+    slowest, quickest = np.zeros(100), np.zeros(100)
+    slowest[-2:], quickest[:3] = 0.02, 0.006  # of the quickest, the three are later than a tenth of the p99
+    assert dataclasses.replace(run, late_s=quickest).lateness is None
+    assert dataclasses.replace(run, late_s=slowest).lateness == "the load generator sent late, which is 20.0 ms of the p99 of 50.0 ms"
+    assert dataclasses.replace(run, late_s=np.full(100, 0.0015)).lateness == "the load generator sent late, which is 1.5 ms of the p50 of 10.0 ms"
+
+
 def disturbed(stalls_ms: list[float], foreign_cores: float = 1.0) -> Disturbance:
     """Slices of 100 ms."""
     return Disturbance(foreign_cores, 0.0, np.arange(len(stalls_ms) + 1) / 10, np.array(stalls_ms) / 1e3)

@@ -207,6 +207,22 @@ def test_wrong_options_are_answered_with_their_value(words, message, model_file,
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "help"),
+    [
+        (["plan", "--ratee", "4", "--rate", "4", "--p99", "1s"], "did you mean '--rate'? aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
+        (["plan", "--p9=1s", "--rate", "4", "--p99", "1s"], "did you mean '--p99'? aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
+        (["plan", "--rate", "4"], "aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
+        (["profile", "--batch", "many"], "aimass profile MODEL [OPTIONS]"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_not_pushed_out_of_sight_by_all_there_are(words, help, model_file, capsys):
+    assert main([words[0], f"{model_file}:make", *words[1:]]) == 2
+    message, line = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: ")
+    assert line == f"help: {help}; aimass {words[0]} --help lists all options"
+
+
 def test_history_and_compare_need_neither_model_nor_device(model_file, capsys):
     for _ in range(2):
         main(["profile", f"{model_file}:make", "--seconds", "0.3"])

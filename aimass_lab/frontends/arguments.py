@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, did_you_mean
 from ..verbs import VERBS, Parameter, Verb
 
 
@@ -19,7 +19,20 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: always.
         """
-        raise InputError(message, help=self.format_usage().strip())
+        raise InputError(message, help=f"{self._meant(message)}{self._short_usage()}; {self.prog} --help lists all options")
+
+    def _meant(self, message: str) -> str:
+        """Which option an unknown one is near to."""
+        known, unknown = [flag for flag in self._option_string_actions if flag.startswith("--")], message.partition("unrecognized arguments: ")[2]
+        return did_you_mean(unknown.split()[0].partition("=")[0], known) if unknown.startswith("-") else ""
+
+    def _short_usage(self) -> str:
+        """What must be given: the whole usage fills the screen, and what was wrong is above it."""
+        words = [self.prog]
+        for action in self._actions:
+            if action.required:
+                words += [*action.option_strings[:1], str(action.metavar or action.dest)]
+        return " ".join([*words, "[OPTIONS]"])
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Leave after ``--help`` was printed.

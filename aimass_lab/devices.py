@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 
-from .errors import InputError, UnknownNameError
+from .errors import InputError, UnknownNameError, reason_of
 from .options import read_table
 from .records import BatchPoint, Number, Unit, derived
 from .units import parse_seconds
@@ -249,7 +249,7 @@ def _read(path: Path) -> dict[str, _Entry]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"cannot read the device catalogue {path}: {error}", help="it is a TOML file with one table a device") from error
+        raise InputError(f"cannot read the device catalogue {path}: {reason_of(error)}", help="it is a TOML file with one table a device") from error
     return {name: _entry(name, table, path) for name, table in tables.items()}
 
 

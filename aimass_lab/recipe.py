@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .compression.base import Context, Form, Stage, Technique, make_technique
-from .errors import InputError, UnsupportedError
+from .errors import InputError, UnsupportedError, reason_of
 from .options import changed_options, read_call, read_table
 from .records import ORIGINAL, Recipe, Step
 
@@ -128,7 +128,7 @@ def _from_file(path: Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the recipe {path} cannot be read: {error}", help=HELP) from error
+        raise InputError(f"the recipe {path} cannot be read: {reason_of(error)}", help=HELP) from error
     import yaml
 
     form = "a list 'steps', each with 'technique' and, where they differ from the defaults, 'options'"

@@ -670,7 +670,7 @@ def test_a_study_allocates_beside_others(studies):
         ({"count": {"l4": 2}}, "no type of node here"),
         ({"quota": {"x": "gpus:2"}}, "is no quota"),
         ({"value": {"a": 0}}, "must be above 0"),
-        ({"fleet": "nowhere.toml"}, "cannot read the fleet"),
+        ({"fleet": "nowhere.toml"}, "cannot read the fleet nowhere.toml: No such file or directory"),
     ],
 )
 def test_questions_that_make_no_sense(studies, asked, message):

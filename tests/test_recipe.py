@@ -65,7 +65,7 @@ def test_a_file_may_hold_plain_texts(tmp_path: Path) -> None:
         ("compile(dynamic)", "'dynamic' in 'compile(dynamic)' is no option"),
         ("compile(dynamic=perhaps)", "'perhaps', not true or false"),
         ("compile(modus=x)", "no option 'modus'"),
-        ("missing.yaml", "missing.yaml cannot be read"),
+        ("missing.yaml", "the recipe missing.yaml cannot be read: No such file or directory\nhelp"),
     ],
 )
 def test_what_is_no_recipe_says_where(text: str, words: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import BundleError
+from ..errors import BundleError, reason_of
 from ..places import why_not_there
 from ..records import Bundle, Dimension, Finding, Note, Number, Promise, RuntimeTrial, ServingSpec, SizePoint, derived, from_json
 from ..units import format_bytes
@@ -123,7 +123,7 @@ def _put(temporary: Path, folder: Path) -> None:
 def _disk_error(folder: Path, error: OSError) -> BundleError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BundleError(f"the disk of {folder} is full; nothing was left behind", help="free some space, or name a folder on another disk")
-    return _unwritten(folder, error.strerror or str(error))
+    return _unwritten(folder, reason_of(error))
 
 
 def _unwritten(folder: Path, why: str) -> BundleError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from ..places import why_not_there
 from ..spec import write_text
 
@@ -36,7 +36,7 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
         for name, text in files.items():
             write_text(folder / name, text)
     except OSError as error:
-        raise _unwritten(folder, error.strerror or str(error)) from error
+        raise _unwritten(folder, reason_of(error)) from error
 
 
 def _unwritten(folder: Path, why: str) -> InputError:

@@ -10,7 +10,7 @@ from typing import Annotated, get_args
 
 import msgspec
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from ..options import read_call, read_table, read_tables
 from ..records import JobKind
 from ..units import parse_bytes, parse_seconds
@@ -140,7 +140,7 @@ def _read(path: Path) -> JobsFile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"cannot read the jobs {path}: {error}", help="it is a TOML file with a table [jobs.NAME] for each job") from error
+        raise InputError(f"cannot read the jobs {path}: {reason_of(error)}", help="it is a TOML file with a table [jobs.NAME] for each job") from error
     return read_tables(tables, JobsFile, {"jobs": JobTable, "tenants": TenantTable}, str(path), help=FIELDS, strict=False)
 
 

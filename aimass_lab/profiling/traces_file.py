@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from ..places import why_not_there
 
 Event = dict[str, Any]
@@ -88,7 +88,7 @@ def write_trace(path: Path, trace: dict[str, Any]) -> int:
             file.write(gzip.compress(data, _COMPRESSION, mtime=0) if path.suffix == ".gz" else data)
     except OSError as error:
         check_new(path)  # what has come there since it was looked at
-        raise _unwritten(path, error.strerror or str(error)) from error
+        raise _unwritten(path, reason_of(error)) from error
     return len(data)
 
 

@@ -212,6 +212,7 @@ def test_wrong_options_are_answered_with_their_value(words, message, model_file,
     [
         (["plan", "--ratee", "4", "--rate", "4", "--p99", "1s"], "did you mean '--rate'? aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
         (["plan", "--p9=1s", "--rate", "4", "--p99", "1s"], "did you mean '--p99'? aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
+        (["plan", "--ratee", "4", "--p99", "1s"], "did you mean '--rate'? aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
         (["plan", "--rate", "4"], "aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
         (["profile", "--batch", "many"], "aimass profile MODEL [OPTIONS]"),
     ],

@@ -19,12 +19,18 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: always.
         """
-        raise InputError(message, help=f"{self._meant(message)}{self._short_usage()}; {self.prog} --help lists all options")
+        raise InputError(message, help=f"{self._meant()}{self._short_usage()}; {self.prog} --help lists all options")
 
-    def _meant(self, message: str) -> str:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Keep the words: of a required option that was mistyped, only its absence is told."""
+        self._words = list(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def _meant(self) -> str:
         """Which option an unknown one is near to."""
-        known, unknown = [flag for flag in self._option_string_actions if flag.startswith("--")], message.partition("unrecognized arguments: ")[2]
-        return did_you_mean(unknown.split()[0].partition("=")[0], known) if unknown.startswith("-") else ""
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        unknown = (word for word in self._words if word.startswith("--") and word.partition("=")[0] not in known)
+        return next((did_you_mean(word.partition("=")[0], known) for word in unknown), "")
 
     def _short_usage(self) -> str:
         """What must be given: the whole usage fills the screen, and what was wrong is above it."""

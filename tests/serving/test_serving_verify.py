@@ -268,6 +268,18 @@ def test_a_load_shows_its_token(guarded: Server) -> None:
         assert (done.returncode, summary["failed"], summary["reasons"]) == (code, failed, reasons)
 
 
+def test_a_load_whose_reader_has_seen_enough_ends_as_it_would(guarded: Server) -> None:
+    command = [sys.executable, str(guarded.folder / "run.py"), "load", "--url", guarded.url, "--rate", "50", "--duration", "0.2"]
+    for token, code in (("secret", 0), ("wrong", 1)):
+        load = subprocess.Popen([*command, "--token", token], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert load.stdout is not None
+        assert load.stderr is not None
+        load.stdout.close()
+        assert "Traceback" not in load.stderr.read()
+        assert load.wait(60) == code
+        load.stderr.close()
+
+
 def test_a_load_says_why_it_was_refused(linear_folder: Path) -> None:
     config = load_config(linear_folder)
     good, bad = make_bodies(linear_folder, config)[0], b"GET /nothing HTTP/1.1\r\nHost: load\r\n\r\n"

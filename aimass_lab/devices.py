@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 
-from .errors import InputError, UnknownNameError
+from .errors import InputError, UnknownNameError, reason_of
+from .options import read_table
 from .records import BatchPoint, Number, Unit, derived
 from .units import parse_seconds
 
@@ -248,16 +249,12 @@ def _read(path: Path) -> dict[str, _Entry]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"cannot read the device catalogue {path}: {error}", help="it is a TOML file with one table a device") from error
+        raise InputError(f"cannot read the device catalogue {path}: {reason_of(error)}", help="it is a TOML file with one table a device") from error
     return {name: _entry(name, table, path) for name, table in tables.items()}
 
 
 def _entry(name: str, table: Any, path: Path) -> _Entry:
-    try:
-        return msgspec.convert(table, _Entry)
-    except msgspec.ValidationError as error:
-        known = ", ".join(_Entry.__struct_fields__)
-        raise InputError(f"{path}: device [{name}]: {error}", help=f"fields of a device: {known}") from error
+    return read_table(table, _Entry, f"{path}: device [{name}]", help=f"fields of a device: {', '.join(_Entry.__struct_fields__)}")
 
 
 def _overlay(base: Device | None, name: str, entry: _Entry, path: Path) -> Device:

@@ -29,6 +29,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a file could not be read or written, for a message that names it: what the system says begins with a number, and ends in the name once more."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def without_traceback(error: E) -> E:
     """The same error; it and those that it came from no longer hold the frames that they passed through, nor what lives in them.
 

@@ -15,7 +15,7 @@ import textwrap
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -30,6 +30,8 @@ Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 """A part that is neither nothing nor all."""
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 """A number of things, at least one."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,70 @@ def _read_value(owner: str, option: Option, value: OptionValue) -> OptionValue:
             return number
     also = " or none" if option.optional else ""
     raise InputError(f"option {option.name!r} of {owner} is {value!r}, not {wanted}{also}")
+
+
+def read_tables(data: Mapping[str, Any], kind: type[T], parts: Mapping[str, type[Any]], where: str, *, help: str, strict: bool = True) -> T:
+    """Read a file of named tables; an error names the table, which that of the whole would leave open.
+
+    Args:
+        data: What a parser gave.
+        kind: Of the whole.
+        parts: Of the tables below a name of the whole.
+        where: What to call the source in messages.
+        help: What the error says to do.
+        strict: Whether a text is never a number.
+
+    Raises:
+        InputError: it is none.
+    """
+    for part, one in parts.items():
+        tables = data.get(part)
+        for name, table in tables.items() if isinstance(tables, Mapping) else ():
+            read_table(table, one, f"{where}: [{part}.{name}]", help=help, strict=strict)
+    return read_table(data, kind, where, help=help, strict=strict)
+
+
+def read_table(data: Any, kind: type[T], where: str, *, help: str, strict: bool = True) -> T:
+    """Read one table; see `read_tables`."""
+    try:
+        return msgspec.convert(data, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {_in_words(str(error), data, kind)}", help=help) from error
+
+
+_REFUSED = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?")
+_EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]*)`(?: (?P<side>[<>]=?) (?P<end>\S+))?(?:, got `\w+`)?")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+_SIDES = {">=": " of at least", ">": " above", "<=": " of at most", "<": " below"}
+_KINDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "a list", "object": "a table"}
+
+
+def _in_words(message: str, data: Any, kind: type[Any]) -> str:
+    """What msgspec found wrong with `data`, in words for who wrote it, with the value; its own where they are of another form."""
+    refused = _REFUSED.fullmatch(message)
+    assert refused is not None
+    what, path = refused["what"], refused["path"] or ""
+    inside = f" in {path}" if path else ""
+    if unknown := _UNKNOWN.fullmatch(what):
+        return f"there is no field {unknown['field']!r}{inside}"
+    if missing := _MISSING.fullmatch(what):
+        return f"the field {missing['field']!r} is missing{inside}"
+    if what.startswith("Invalid enum value") and path in (hints := get_type_hints(kind, include_extras=True)):
+        return f"{path} is {_at(path, data)!r}, not {' or '.join(map(str, _read_type(hints[path])[2]))}"
+    expected = _EXPECTED.fullmatch(what)
+    if expected is None:
+        return message
+    kinds = " or ".join(_KINDS.get(kind, kind) for kind in expected["kinds"].split(" | ") if kind != "null")
+    bound = f"{_SIDES[expected['side']]} {float(expected['end']):g}" if expected["side"] else ""
+    return f"{path or 'it'} is {_at(path, data)!r}, not {kinds}{bound}"
+
+
+def _at(path: str, data: Any) -> Any:
+    """The value at a path of msgspec's, such as ``steps[0].technique``."""
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path.replace("[...]", "")):
+        data = data[int(index)] if index else data[name]
+    return data
 
 
 def _field_texts(member: type[Any]) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .compression.base import Context, Form, Stage, Technique, make_technique
-from .errors import InputError, UnsupportedError
-from .options import changed_options, read_call
+from .errors import InputError, UnsupportedError, reason_of
+from .options import changed_options, read_call, read_table
 from .records import ORIGINAL, Recipe, Step
 
 if TYPE_CHECKING:
@@ -128,19 +128,19 @@ def _from_file(path: Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the recipe {path} cannot be read: {error}", help=HELP) from error
+        raise InputError(f"the recipe {path} cannot be read: {reason_of(error)}", help=HELP) from error
     import yaml
 
+    form = "a list 'steps', each with 'technique' and, where they differ from the defaults, 'options'"
     try:
         content = yaml.safe_load(text)  # JSON is YAML
         if isinstance(content, list):
             content = {"steps": content}
         if isinstance(content, Mapping) and isinstance(content.get("steps"), list):
             content = {**content, "steps": [_plain_step(step) for step in content["steps"]]}
-        return msgspec.convert(content, Recipe)
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
-        form = "a list 'steps', each with 'technique' and, where they differ from the defaults, 'options'"
+    except yaml.YAMLError as error:
         raise InputError(f"{path} holds no recipe: {error}", help=form) from error
+    return read_table(content, Recipe, f"{path} holds no recipe", help=form)
 
 
 def _plain_step(step: Any) -> Any:

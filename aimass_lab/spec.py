@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .devices import load_devices
-from .errors import InputError, SpecError
+from .errors import InputError, SpecError, reason_of
 from .records import Bundle, Environment, Finding, Number, Plan, Recipe, RehearsalMetric, ServingSpec, Unit, derived, to_json
 from .units import format_bytes, format_seconds
 
@@ -354,7 +354,7 @@ def read_documents(path: Path) -> list[Any]:
             raise SpecError(f"{path} is larger than {format_bytes(_MAX_FILE_BYTES)}, so it is no spec")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read {path}: {error}") from error
+        raise SpecError(f"cannot read {path}: {reason_of(error)}") from error
     return parse_documents(text, str(path), is_json=path.suffix == ".json")
 
 

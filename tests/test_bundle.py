@@ -640,6 +640,16 @@ def test_a_start_that_a_plan_assumed_is_the_measured_one_once_the_bundle_was_sta
     assert msgspec.structs.replace(written, startup_time=spec.startup_time).digest == spec.digest
 
 
+def test_cores_of_a_plan_that_no_thread_computes_on_say_why(tmp_path: Path) -> None:
+    workload = digits()
+    spec = msgspec.structs.replace(make_spec(workload), cpu_cores=number(2, "core"))
+    write_bundle(tmp_path / "b", workload, spec=spec, calibrate=False)
+    cores = from_json((tmp_path / "b" / "spec.json").read_bytes(), ServingSpec).cpu_cores
+    why = "test; the worker of the bundle computes with 1 thread: a call takes less than 10.0 ms, so that one core is left to what takes the requests"
+    assert (cores.value, cores.method, load_config(tmp_path / "b").threads_per_worker) == (2, why, 1)
+    assert why in (tmp_path / "b" / "MODEL_CARD.md").read_text()
+
+
 def test_a_technique_needs_its_variant_and_is_judged_against_the_original(tmp_path: Path) -> None:
     workload = digits()
     spec = make_spec(workload, technique="scaled")

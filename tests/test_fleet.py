@@ -503,12 +503,13 @@ def test_a_fleet_is_read_with_the_source_of_each_figure(fleet):
     ("text", "message"),
     [
         ("[nodes.x]\ndevice='abacus'\n", "no device called 'abacus'"),
-        ("[nodes.x]\ndevice='cpu'\ncors=2\n", "cors"),
-        ("[nodes.x]\ndevice='cpu'\ncores=0\n", "cores"),
+        ("[nodes.x]\ndevice='cpu'\ncors=2\n", "[nodes.x]: there is no field 'cors'"),
+        ("[nodes.x]\ndevice='cpu'\ncores=0\n", "[nodes.x]: cores is 0, not a number above 0"),
         ("[nodes.x]\ndevice='cpu'\nshares=['mps/2']\n", "share its cores"),
         ("[nodes.x]\ndevice='cuda:0'\n", "not what the model is on"),
         ("[nodes.x]\nkind='fpga'\nlatency={m={a='1ms'}}\n", "no batch size"),
         ("[nodes.x]\nkind='cpu'\n", "how many cores"),
+        ("nodes = 3", "nodes is 3, not a table"),
         ("nodes = 3", "fields of a node"),
         ("[nodes", "cannot read the fleet"),
     ],
@@ -669,7 +670,7 @@ def test_a_study_allocates_beside_others(studies):
         ({"count": {"l4": 2}}, "no type of node here"),
         ({"quota": {"x": "gpus:2"}}, "is no quota"),
         ({"value": {"a": 0}}, "must be above 0"),
-        ({"fleet": "nowhere.toml"}, "cannot read the fleet"),
+        ({"fleet": "nowhere.toml"}, "cannot read the fleet nowhere.toml: No such file or directory"),
     ],
 )
 def test_questions_that_make_no_sense(studies, asked, message):

@@ -146,6 +146,18 @@ def test_a_model_in_a_package_is_found(model_file, tmp_path):
     assert json.loads(done.stdout)["flops"]["value"] == 4 * 2 * (8 * 32 + 32 * 4)
 
 
+def test_a_factory_may_give_a_study_of_which_everything_but_the_store_is_taken(model_file, capsys):
+    reference = f"{model_file}:studied"
+    workload = locate_workload(reference)
+    assert (workload.name, workload.data is not None, workload.train is not None) == ("studied", True, True)
+    assert main(["trial", reference, "bf16", "--seconds", "0.3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metric_variant"]["value"] == 1
+    assert main(["cold", reference, "--factory", reference, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["load_time"]["method"] == f"running {reference}"
+    assert [run.verb for run in Store().runs(limit=5, model="studied")] == ["cold", "trial"]
+    assert Store(model_file.with_name("own.db")).runs(limit=5) == ()
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -183,6 +195,7 @@ def test_a_wrong_model_name_is_answered_with_what_to_do(reference, message, mode
         (["spec", "--rate", "1", "--p99", "1s", "--format", "helm9"], "no exporter called 'helm9'"),
         (["bundle", "--out", "x", "--rate", "4"], "rate and p99 belong together"),
         (["spec"], "nothing is planned yet"),
+        (["scale", "--p99", "200ms"], "by a rate, rates to jump between (mmpp), a timetable or a trace, and none was given"),
         (["plan", "--rate", "4", "--p99", "1s", "--price", "0.1"], "--price NAME=0.1"),
         (["profiel"], "did you mean 'profile'?"),
     ],
@@ -192,6 +205,23 @@ def test_wrong_options_are_answered_with_their_value(words, message, model_file,
     model = [] if verb == "profiel" else [f"{model_file}:make"]
     assert main([verb, *model, *rest]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "help"),
+    [
+        (["plan", "--ratee", "4", "--rate", "4", "--p99", "1s"], "did you mean '--rate'? aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
+        (["plan", "--p9=1s", "--rate", "4", "--p99", "1s"], "did you mean '--p99'? aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
+        (["plan", "--ratee", "4", "--p99", "1s"], "did you mean '--rate'? aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
+        (["plan", "--rate", "4"], "aimass plan MODEL --rate RATE --p99 P99 [OPTIONS]"),
+        (["profile", "--batch", "many"], "aimass profile MODEL [OPTIONS]"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_not_pushed_out_of_sight_by_all_there_are(words, help, model_file, capsys):
+    assert main([words[0], f"{model_file}:make", *words[1:]]) == 2
+    message, line = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: ")
+    assert line == f"help: {help}; aimass {words[0]} --help lists all options"
 
 
 def test_history_and_compare_need_neither_model_nor_device(model_file, capsys):

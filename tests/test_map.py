@@ -15,7 +15,7 @@ FLOORS = {
         "baseline", "bundle", "comparison", "compiled", "compression", "demand", "devices", "dynamic_shapes", "environment", "export", "finetuning", "fleet",
         "fast_path", "formats", "headlines", "jobs", "manifests", "monitoring",
         "inputs", "network", "options", "outputs",
-        "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
+        "places", "planning", "prediction", "preserve", "profiling", "quiet", "readings", "recipe", "samplers", "scaling", "scheduling", "schemas",
         "searching", "spec", "storage", "targets", "timing", "tracing", "workload",
     },
     2: {"rotation", "trial"},
@@ -26,7 +26,7 @@ FLOORS = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 NO_TORCH = {
     "records", "errors", "interrupts", "registry", "units", "compiled", "devices", "dynamic_shapes", "export", "fleet", "headlines", "jobs",
-    "manifests", "monitoring", "network", "options", "planning", "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec",
+    "manifests", "monitoring", "network", "options", "places", "planning", "readings", "recipe", "samplers", "scaling", "scheduling", "searching", "spec",
     "store", "verbs", "frontends", "serving",
 }  # fmt: skip
 

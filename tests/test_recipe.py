@@ -65,7 +65,7 @@ def test_a_file_may_hold_plain_texts(tmp_path: Path) -> None:
         ("compile(dynamic)", "'dynamic' in 'compile(dynamic)' is no option"),
         ("compile(dynamic=perhaps)", "'perhaps', not true or false"),
         ("compile(modus=x)", "no option 'modus'"),
-        ("missing.yaml", "missing.yaml cannot be read"),
+        ("missing.yaml", "the recipe missing.yaml cannot be read: No such file or directory\nhelp"),
     ],
 )
 def test_what_is_no_recipe_says_where(text: str, words: str) -> None:
@@ -74,11 +74,21 @@ def test_what_is_no_recipe_says_where(text: str, words: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["steps: 3", "- {tecnique: bf16}", "{", json.dumps({"steps": [], "speed": 1})])
-def test_a_file_that_holds_no_recipe_is_named(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("steps: 3", "steps is 3, not a list"),
+        ("- {tecnique: bf16}", r"there is no field 'tecnique' in steps\[0\]"),
+        ("- {technique: 3}", r"steps\[0\].technique is 3, not text"),
+        ("bf16", "it is 'bf16', not a table"),
+        ("{", ""),
+        (json.dumps({"steps": [], "speed": 1}), "there is no field 'speed'"),
+    ],
+)
+def test_a_file_that_holds_no_recipe_is_named(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(content)
-    with pytest.raises(InputError, match="holds no recipe"):
+    with pytest.raises(InputError, match=f"holds no recipe: {words}"):
         read_recipe(path)
 
 

@@ -444,6 +444,9 @@ def test_what_cannot_be_run_says_so(tmp_path):
         study.rehearse(rate=50)
     with pytest.raises(BundleError):
         study.rehearse(bundle=str(tmp_path / "nothing"))
+    with pytest.raises(BundleError, match="nothing"):
+        study.rehearse(rate=50, p99="1ns", bundle=str(tmp_path / "nothing"))
+    assert study.results == []  # nothing was measured for a plan that nobody could run
 
 
 def test_more_replicas_than_cores_are_one_at_its_share(folder, plan):

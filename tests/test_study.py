@@ -66,6 +66,28 @@ def test_every_verb_leaves_the_model_as_it_was(study, tmp_path):
     assert_same_state(study.model, before)
 
 
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        ("spec", {"rate": 50, "p99": "1s"}),
+        ("bundle", {"rate": 50, "p99": "1s"}),
+        ("schedule", {"job": {"night": "batch(items=100, by=10min)"}}),
+    ],
+)
+def test_a_folder_that_cannot_be_is_told_before_anything_is_measured(study, tmp_path, verb, arguments):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((InputError, BundleError), match=f"cannot write .*: {tmp_path}/file is no folder"):
+        getattr(study, verb)(**arguments, out=str(tmp_path / "file" / "below"))
+    assert study.results == []
+
+
+def test_a_quota_that_is_none_is_told_before_anything_is_measured(study):
+    name = study.workload.name
+    with pytest.raises(InputError, match="quota lab=many"):
+        study.allocate(rate={name: "50"}, p99={name: "1s"}, quota={"lab": "many"})
+    assert study.results == []
+
+
 def test_what_was_found_is_kept_in_order_and_in_the_history(study):
     study.demand()
     study.profile(seconds=0.3)

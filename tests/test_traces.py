@@ -262,8 +262,9 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file and no folder"):
         trace_model(Workload(nn.Linear(8, 8), features()), tmp_path / "file")
-    with pytest.raises(InputError, match="cannot be written"):
-        trace_model(Workload(nn.Linear(8, 8), features()), tmp_path / "file" / "below", calls=1)
+    for below in (tmp_path / "file" / "below", tmp_path / "file" / "x.json", tmp_path / "file" / "below" / "x.json.gz"):
+        with pytest.raises(InputError, match=f"cannot be written to .*: {re.escape(str(tmp_path))}/file is no folder"):
+            trace_model(Workload(RaisingModel(), features()), below, calls=1)  # told before the model is called
 
 
 @pytest.mark.parametrize("calls", [0, -1, 1.5, True])

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from ..errors import BundleError
+from ..errors import BundleError, reason_of
+from ..places import why_not_there
 from ..records import Bundle, Dimension, Finding, Note, Number, Promise, RuntimeTrial, ServingSpec, SizePoint, derived, from_json
 from ..units import format_bytes
 
@@ -70,11 +71,13 @@ def check_free(folder: Path, *, force: bool) -> None:
 
     Raises:
         BundleError: `folder` exists and is not empty, and is no bundle that `force` allows to replace; or this process works in it, or no folder can
-            have that name.
+            be there or have that name.
     """
+    if why := why_not_there(folder.parent):
+        raise _unwritten(folder, why)
     try:
         there = folder.lstat()
-    except (FileNotFoundError, NotADirectoryError):  # the second is told when it is written
+    except FileNotFoundError:
         return
     except OSError as error:
         raise _disk_error(folder, error) from error
@@ -120,7 +123,11 @@ def _put(temporary: Path, folder: Path) -> None:
 def _disk_error(folder: Path, error: OSError) -> BundleError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BundleError(f"the disk of {folder} is full; nothing was left behind", help="free some space, or name a folder on another disk")
-    return BundleError(f"cannot write {folder}: {error.strerror or error}", help="name a folder that you may write to")
+    return _unwritten(folder, reason_of(error))
+
+
+def _unwritten(folder: Path, why: str) -> BundleError:
+    return BundleError(f"cannot write {folder}: {why}", help="name a folder that you may write to")
 
 
 def write_json(path: Path, value: Any) -> None:

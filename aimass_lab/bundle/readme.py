@@ -105,8 +105,8 @@ def _curl(serving: dict[str, Any]) -> str:
 def _batching(serving: dict[str, Any]) -> str:
     if not serving["batched"]:
         return f"The model has no batch axis: one request, one call. {_sizes(serving)}"
-    together = f"The first -1 counts the items of a request. Requests that wait together run together, at most {serving['max_batch_size']} items at once."
-    return f"{together} {_sizes(serving)}"
+    most = format_count(serving["max_batch_size"], "item")
+    return f"The first -1 counts the items of a request. Requests that wait together run together, at most {most} at once. {_sizes(serving)}"
 
 
 def _sizes(serving: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from ..formats.measure import measure_format, measure_sizes
 from ..interrupts import sparing_imports
 from ..preserve import preserved
 from ..records import BatchPoint, Bundle, Note, Number, Plan, Promise, RuntimeTrial, ServingSpec, SizePoint, TensorSpec, derived, to_json
-from ..units import format_share
+from ..units import format_count, format_share
 from ..workload import Workload, weight_bytes
 from . import calibrate as calibration
 from . import readme
@@ -356,6 +356,15 @@ def _started(spec: ServingSpec, run: calibration.Calibration | None) -> ServingS
     return msgspec.structs.replace(spec, startup_time=run.measured["startup"])
 
 
+def _with_threads(spec: ServingSpec, threads: ThreadChoice) -> ServingSpec:
+    """The spec of a plan, whose cores say why the worker computes with fewer threads; the rest of them is the server's, so that their number stays."""
+    cores = spec.cpu_cores
+    if cores.value <= threads.count:
+        return spec
+    method = f"{cores.method}; the worker of the bundle computes with {format_count(threads.count, 'thread')}: {threads.because}"
+    return msgspec.structs.replace(spec, cpu_cores=msgspec.structs.replace(cores, method=method))
+
+
 def _capacity(points: Sequence[BatchPoint]) -> Number:
     return max((point.throughput for point in points), key=lambda number: number.value)
 
@@ -386,7 +395,7 @@ def _write_texts(
     load = calibration.scenario(proof.rate.value)
     write_json(folder / "promises.json", {"schema": SCHEMA, "scenario": load, "promises": proof.promises, "notes": proof.notes})
     spec = (
-        _started(spec, proof.run)
+        _with_threads(_started(spec, proof.run), measured.threads)
         if spec
         else unplanned_spec(choices, workload.info(), rate=proof.rate, capacity=_capacity(measured.batches), promises=proof.promises, run=proof.run)
     )

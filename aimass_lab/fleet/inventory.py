@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import msgspec
 
 from ..devices import Device, Kind, load_devices
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, reason_of
+from ..options import read_tables
 from ..records import Number
 from ..units import format_bytes, parse_bytes, parse_seconds
 from .problem import WHOLE, Quota, Resource
@@ -173,12 +174,10 @@ def _read(path: Path) -> _FleetFile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"cannot read the fleet {path}: {error}", help="it is a TOML file with a table [nodes.NAME] for each type of node") from error
-    try:
-        return msgspec.convert(tables, _FleetFile)
-    except msgspec.ValidationError as error:
-        fields = f"fields of a node: {', '.join(_NodeTable.__struct_fields__)}; of a tenant: {', '.join(_TenantTable.__struct_fields__)}"
-        raise InputError(f"{path}: {error}", help=fields) from error
+        help = "it is a TOML file with a table [nodes.NAME] for each type of node"
+        raise InputError(f"cannot read the fleet {path}: {reason_of(error)}", help=help) from error
+    fields = f"fields of a node: {', '.join(_NodeTable.__struct_fields__)}; of a tenant: {', '.join(_TenantTable.__struct_fields__)}"
+    return read_tables(tables, _FleetFile, {"nodes": _NodeTable, "tenants": _TenantTable}, str(path), help=fields)
 
 
 def _given(value: float, unit: Any) -> Number:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, did_you_mean
 from ..verbs import VERBS, Parameter, Verb
 
 
@@ -19,7 +19,26 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: always.
         """
-        raise InputError(message, help=self.format_usage().strip())
+        raise InputError(message, help=f"{self._meant()}{self._short_usage()}; {self.prog} --help lists all options")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Keep the words: of a required option that was mistyped, only its absence is told."""
+        self._words = list(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def _meant(self) -> str:
+        """Which option an unknown one is near to."""
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        unknown = (word for word in self._words if word.startswith("--") and word.partition("=")[0] not in known)
+        return next((did_you_mean(word.partition("=")[0], known) for word in unknown), "")
+
+    def _short_usage(self) -> str:
+        """What must be given: the whole usage fills the screen, and what was wrong is above it."""
+        words = [self.prog]
+        for action in self._actions:
+            if action.required:
+                words += [*action.option_strings[:1], str(action.metavar or action.dest)]
+        return " ".join([*words, "[OPTIONS]"])
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Leave after ``--help`` was printed.
@@ -68,7 +87,10 @@ def build_parser(verb: Verb, *, model_required: bool) -> Parser:
         allow_abbrev=False,
     )
     if verb.of_study:
-        text = "path/to/file.py:factory or package.module:factory, which returns (model, example_inputs) or a Workload; in a notebook also a variable"
+        text = (
+            "path/to/file.py:factory or package.module:factory, which returns (model, example_inputs), or a Workload or Study, with data, metric and "
+            "training data; in a notebook also a variable"
+        )
         parser.add_argument("model", metavar="MODEL", nargs=None if model_required else "?", help=text)
     for parameter in verb.parameters:
         _add(parser, parameter)

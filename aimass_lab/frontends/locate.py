@@ -24,7 +24,7 @@ def locate_workload(reference: str) -> Workload:
 
     Args:
         reference: ``path/to/file.py:factory`` or ``package.module:factory``; the factory takes no
-            arguments and returns ``(model, example_inputs)`` or a `Workload`.
+            arguments and returns ``(model, example_inputs)``, a `Workload` or a `Study`.
 
     Raises:
         InputError: no such file, module or factory, or it returned something else.
@@ -42,16 +42,20 @@ def locate_workload(reference: str) -> Workload:
 
 
 def as_workload(value: Any, what: str) -> Workload:
-    """Accept a `Workload` or ``(model, example_inputs)``.
+    """Accept a `Workload`, ``(model, example_inputs)`` or a `Study`, whose workload has its name, data and metric.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is none of them.
     """
+    from ..study import Study
+
     if isinstance(value, Workload):
         return value
+    if isinstance(value, Study):  # its store is not taken: what a command finds out is kept where all commands keep theirs
+        return value.workload
     if isinstance(value, tuple) and len(value) == 2:
         return Workload(*value)
-    raise InputError(f"{what} gave a {type(value).__name__}", help="it must give (model, example_inputs) or an aimass_lab.Workload")
+    raise InputError(f"{what} gave a {type(value).__name__}", help="it must give (model, example_inputs), an aimass_lab.Workload or an aimass_lab.Study")
 
 
 def _import(source: str, reference: str) -> ModuleType:

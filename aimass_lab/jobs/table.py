@@ -6,12 +6,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import msgspec
 
-from ..errors import InputError
-from ..options import read_call
+from ..errors import InputError, reason_of
+from ..options import read_call, read_table, read_tables
 from ..records import JobKind
 from ..units import parse_bytes, parse_seconds
 
@@ -86,6 +86,9 @@ class JobsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tenants: dict[str, TenantTable] = {}
 
 
+FIELDS = f"fields of a job: {', '.join(JobTable.__struct_fields__)}; of a tenant: {', '.join(TenantTable.__struct_fields__)}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Times:
     """The times of a table in seconds, and its memory in bytes."""
@@ -137,8 +140,8 @@ def _read(path: Path) -> JobsFile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"cannot read the jobs {path}: {error}", help="it is a TOML file with a table [jobs.NAME] for each job") from error
-    return _convert(tables, JobsFile, str(path))
+        raise InputError(f"cannot read the jobs {path}: {reason_of(error)}", help="it is a TOML file with a table [jobs.NAME] for each job") from error
+    return read_tables(tables, JobsFile, {"jobs": JobTable, "tenants": TenantTable}, str(path), help=FIELDS, strict=False)
 
 
 def _of_line(name: str, text: str) -> JobTable:
@@ -146,15 +149,7 @@ def _of_line(name: str, text: str) -> JobTable:
     lists = {key: tuple(options.pop(key).split("+")) for key in ("after",) if key in options}
     if "command" in options:
         raise InputError(f"job {name}={text}: a command stands in a file's table", help='command = ["python", "train.py"]')
-    return _convert({"kind": kind, **options, **lists}, JobTable, f"job {name}={text}")
-
-
-def _convert(data: Mapping[str, Any], kind: type[Any], where: str) -> Any:
-    try:
-        return msgspec.convert(data, kind, strict=False)
-    except msgspec.ValidationError as error:
-        fields = f"fields of a job: {', '.join(JobTable.__struct_fields__)}; of a tenant: {', '.join(TenantTable.__struct_fields__)}"
-        raise InputError(f"{where}: {error}", help=fields) from error
+    return read_table({"kind": kind, **options, **lists}, JobTable, f"job {name}={text}", help=FIELDS, strict=False)
 
 
 def _check(name: str, job: JobTable, jobs: Mapping[str, JobTable]) -> None:

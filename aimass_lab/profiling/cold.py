@@ -39,7 +39,7 @@ def measure_cold_start(workload: Workload, *, factory: str | None = None, limit_
     Args:
         workload: Model and inputs.
         factory: ``path/to/file.py:name`` or ``package.module:name`` of a function without arguments that gives
-            ``(model, inputs)`` or a `Workload`.
+            ``(model, inputs)``, a `Workload` or a `Study`.
         limit_s: Most seconds for the process.
 
     Raises:
@@ -210,6 +210,7 @@ def _load(how: str, what: str) -> tuple[Any, Call, str]:
 
         sys.path.insert(0, "")
         made = getattr(importlib.import_module(source), name)()
+    made = getattr(made, "workload", made)  # of a Study, which is not this room's to know
     model, call = (made.model, made.call) if isinstance(made, Workload) else (made[0], as_call(made[1]))
     return model, call, f"running {what}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import re
 import tempfile
 import zlib
@@ -14,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
+from ..places import why_not_there
 
 Event = dict[str, Any]
 
@@ -84,18 +86,26 @@ def write_trace(path: Path, trace: dict[str, Any]) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             file.write(gzip.compress(data, _COMPRESSION, mtime=0) if path.suffix == ".gz" else data)
-    except FileExistsError:
-        raise InputError(
-            f"there is a file {str(path)!r} already", help="name another file, or a folder: in a folder every trace gets a name of its own"
-        ) from None
     except OSError as error:
-        raise InputError(f"the trace cannot be written to {str(path)!r}: {error.strerror}", help="name another folder") from error
+        check_new(path)  # what has come there since it was looked at
+        raise _unwritten(path, reason_of(error)) from error
     return len(data)
 
 
-def already_there(path: Path) -> InputError:
-    """What to raise instead of writing over a file."""
-    return InputError(f"there is a file {str(path)!r} already", help="name another file, or a folder: there every trace gets a name of its own")
+def check_new(path: Path) -> None:
+    """Refuse a place where no trace can be written, before the time that one takes.
+
+    Raises:
+        InputError: something is there already, or no file can be.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"there is a file {str(path)!r} already", help="name another file, or a folder: there every trace gets a name of its own")
+    if why := why_not_there(path.parent):
+        raise _unwritten(path, why)
+
+
+def _unwritten(path: Path, why: str) -> InputError:
+    return InputError(f"the trace cannot be written to {str(path)!r}: {why}", help="name another folder")
 
 
 def shown_by_plugin(path: Path) -> bool:

@@ -18,7 +18,7 @@ from ..errors import InputError, UnsupportedError
 from ..preserve import preserved
 from ..workload import Call, Workload, call_model
 from .recorder import quiet_stderr
-from .traces_file import MODULE_MARK, PLUGIN_SUFFIX, THE_MODEL, already_there, load_trace, modules_to_calls_, translate_, write_trace
+from .traces_file import MODULE_MARK, PLUGIN_SUFFIX, THE_MODEL, check_new, load_trace, modules_to_calls_, translate_, write_trace
 
 WARMUP_CALLS = 1
 """Calls with the profiler in its own warm-up, so that its start is in no step."""
@@ -144,11 +144,9 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _target(workload: Workload, path: Path) -> Path:
-    if path.name.endswith((".json", ".json.gz")):
-        if path.exists():
-            raise already_there(path)
-        return path
-    if path.is_file():
+    if path.is_file() and not path.name.endswith((".json", ".json.gz")):
         raise InputError(f"{str(path)!r} is a file and no folder", help="a trace's name ends in .pt.trace.json.gz")
     worker = "".join(c if c.isalnum() or c in "-_" else "_" for c in workload.name) or "model"
-    return path / f"{worker}.{time.time_ns() // 1_000_000}{PLUGIN_SUFFIX}"
+    target = path if path.name.endswith((".json", ".json.gz")) else path / f"{worker}.{time.time_ns() // 1_000_000}{PLUGIN_SUFFIX}"
+    check_new(target)
+    return target

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ..compression.base import TECHNIQUES, Stage, make_technique
-from ..errors import AimassError, InputError
+from ..errors import AimassError, InputError, reason_of
 from ..options import read_options
 from ..recipe import FILES, read_recipe
 from ..records import ORIGINAL, Number, OptionValue, Pruned, Recipe, Setting, Step
@@ -207,7 +207,7 @@ def read_space(path: Path | str) -> dict[str, list[Any]]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"the search space {path} cannot be read: {error}") from error
+        raise InputError(f"the search space {path} cannot be read: {reason_of(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"{path} holds no search space", help=f"a mapping of names to lists of values; {HELP}")
     return {name: values if isinstance(values, list) else [values] for name, values in content.items()}

@@ -231,7 +231,7 @@ def _load(folder: Path, arguments: argparse.Namespace) -> int:
         times = arrival_times(arguments.pattern, rate=arguments.rate, duration_s=arguments.duration, seed=arguments.seed)
         duration_s = len(times) / arguments.rate
     result = run_load(arguments.url, config, bodies, times, duration_s=duration_s, cafile=arguments.cafile)
-    print(json.dumps(result.summary(), indent=1))
+    _print(json.dumps(result.summary(), indent=1))
     if result.lateness:
         print(f"{result.lateness}: this machine was too busy to send in time, and what is measured is not the server's alone", file=sys.stderr)
     return 0 if result.num_failed == 0 else 1
@@ -244,12 +244,20 @@ def _verify(folder: Path, arguments: argparse.Namespace) -> int:
         check = verify(folder, duration_s=arguments.duration, progress=lambda text: _line({"step": text}), seen=_line)
     else:
         check = verify(folder, duration_s=arguments.duration, progress=None if arguments.json else _progress)
-    print(json.dumps(check) if arguments.json or arguments.follow else report(check), flush=True)
+    _print(json.dumps(check) if arguments.json or arguments.follow else report(check))
     return {True: 0, False: BROKEN, None: NOT_JUDGED}[check["passed"]]
 
 
 def _line(value: dict[str, Any]) -> None:
-    print(json.dumps(value), flush=True)
+    _print(json.dumps(value))
+
+
+def _print(text: str) -> None:
+    """Print while somebody reads: a reader such as head that went away has seen enough, and the exit code is told all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _progress(text: str) -> None:

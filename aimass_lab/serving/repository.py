@@ -86,6 +86,9 @@ class Repository:
             BundleError: its vectors cannot be used.
         """
         await self.refresh(must_load=self._own.key)
+        there = {bundle.key[0] for _, bundle in self._known.values()}
+        for name in self._policies.by_model.keys() - there:  # no error: it may come, by --poll or when asked for
+            logger.warning("--versions says which versions of %r are served, and there is no such model yet, but %s", name, ", ".join(sorted(there)))
 
     async def refresh(self, name: str | None = None, *, must_load: Key | None = None) -> None:
         """Look at the folders again: load what is new, let go of what is not wanted any more.

@@ -110,7 +110,8 @@ def make_request(config: ServingConfig, *, id: str, inputs: list[Tensor], output
         if not dimension.min <= size <= dimension.max or any(ordered[index].shape[axis] != size for index, axis in dimension.axes):
             raise _bad_size(dimension, ordered)
     if items > config.max_batch_size:
-        raise bad(f"a request may hold at most {config.max_batch_size} items, got {items}: split it")
+        most = "1 item" if config.max_batch_size == 1 else f"{config.max_batch_size} items"
+        raise bad(f"a request may hold at most {most}, got {items}: split it")
     return InferRequest(
         id=id, inputs=ordered, items=items, outputs=outputs, timeout_s=_timeout(parameters), priority=_priority(config, parameters)
     )  # fmt: skip

@@ -89,10 +89,6 @@ class Allocating(StudyState):
                 raise InputError(f"there is no {option} for {', '.join(missing)}", help=f"give one for each model: --{option} {missing[0]}=...")
         counts = read_pairs("count", count, [*count] if count else [], whole)
         there = read_fleet(Path(fleet) if fleet else None, self._attached(), nodes=node or (), counts=counts, prices=parse_prices(price))
-        asks = [
-            _ask(study, there.kinds, rates[name], targets[name], values.get(name, 1.0), tenants.get(name, there.tenants.get(name, "")), technique)
-            for name, study in zip(names, studies, strict=True)
-        ]
         terms = Terms(
             budget=budget,
             max_jobs=max_jobs,
@@ -104,6 +100,10 @@ class Allocating(StudyState):
             seed=seed,
             seconds=parse_seconds(seconds),
         )
+        asks = [
+            _ask(study, there.kinds, rates[name], targets[name], values.get(name, 1.0), tenants.get(name, there.tenants.get(name, "")), technique)
+            for name, study in zip(names, studies, strict=True)
+        ]
         allocation = make_allocation(asks, there, terms, formula=_formula(dict(zip(names, studies, strict=True))), progress=self.progress)
         return self._keep("allocate", allocation)
 

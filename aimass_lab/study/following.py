@@ -118,7 +118,8 @@ def _arrivals(rate: Rate | None, burst: float, mmpp: str | None, timetable: str 
     """The law, and what it is in words."""
     given = [name for name, value in (("rate", rate), ("mmpp", mmpp), ("timetable", timetable), ("trace", trace)) if value is not None]
     if len(given) != 1:
-        raise InputError(f"arrivals come by a rate, a timetable or a trace, and {' and '.join(given) or 'none'} was given", help="give one of them")
+        ways = "a rate, rates to jump between (mmpp), a timetable or a trace"
+        raise InputError(f"arrivals come by {ways}, and {' and '.join(given) or 'none'} was given", help="give one of them")
     if trace is not None:
         from ..serving.arrivals import read_trace
         from ..serving.errors import ServerError

@@ -50,12 +50,15 @@ class Rehearsing(Shipping):
             kill: Workers to kill on the way, to see what becomes of their requests.
             seed: Of the arrivals.
         """
+        from ..bundle import require_bundle
         from ..rehearsal import Asked
         from ..rehearsal import rehearse as run
 
         technique = self._recipe(technique).name
         if (rate is None) != (p99 is None) and bundle is None:
             raise InputError("rate and p99 belong together", help="give both, for example --rate 400 --p99 50ms, or neither after a plan")
+        if bundle is not None:
+            require_bundle(bundle)  # told before the minutes that a plan may take
         plan = self._rehearsed_plan(rate, p99, technique, needed=bundle is None)
         here = self._environment_device()
         if plan is not None and plan.device != "cpu":

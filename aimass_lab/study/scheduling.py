@@ -76,13 +76,16 @@ class Scheduling(Allocating):
             seed: Of everything random.
         """
         from ..devices import load_devices
-        from ..export.files import write_files
+        from ..export.files import check_folder, write_files
         from ..export.jobs import job_exporter_text, read_job_exporter
         from ..jobs import Given, Terms, plan_jobs, question_of, read_jobs
         from ..rotation.jobs import run_for_real
         from ..scheduling import read_policy
 
         exporter = read_job_exporter(format)
+        folder = None if out is None else Path(out).expanduser()
+        if folder is not None:
+            check_folder(folder)
         table = read_jobs(Path(jobs) if jobs else None, job)
         policies = [read_policy(text) for text in policy or POLICIES]
         on = device or self._environment_device()
@@ -104,8 +107,8 @@ class Scheduling(Allocating):
         entry = load_devices().get(bench.device)
         named = {"resource": entry.resource, "node_selector": entry.node_selector} if entry else {}
         plan = msgspec.structs.replace(plan, export_format=job_exporter_text(exporter), **named)
-        if out is not None:
-            write_files(Path(out), exporter.export(plan))
+        if folder is not None:
+            write_files(folder, exporter.export(plan))
         return self._keep("schedule", plan)
 
 

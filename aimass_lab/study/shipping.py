@@ -111,13 +111,16 @@ class Shipping(StudyState):
             image: Container image that runs the bundle.
         """
         from ..export import exporter_text, read_exporter
-        from ..export.files import write_files
+        from ..export.files import check_folder, write_files
 
         exporter = read_exporter(format)
+        folder = None if out is None else Path(out).expanduser()
+        if folder is not None:
+            check_folder(folder)
         plan = self._plan_for(rate, p99, device, technique)
         spec = self._make_spec(plan, name=name, image=image, export_format=exporter_text(exporter))
-        if out is not None:
-            write_files(Path(out), exporter.export(spec))
+        if folder is not None:
+            write_files(folder, exporter.export(spec))
         return self._keep("spec", spec)
 
     @verb

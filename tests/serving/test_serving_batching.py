@@ -46,6 +46,11 @@ def test_requests_gather_while_the_worker_is_busy(run_faulty: RunFaulty) -> None
     assert f'aimass_batch_items_bucket{{le="8.0",model="net",version="1"}} {count}.0' in text
 
 
+def test_who_asks_for_too_much_at_once_is_told_how_much_is_enough(run_faulty: RunFaulty) -> None:
+    answer = infer(run_faulty(max_batch_size=1), [[1.0, 0.0]] * 2)
+    assert (answer.status, answer.json["error"]) == (400, "a request may hold at most 1 item, got 2: split it")
+
+
 def test_an_idle_worker_gets_a_lone_request_at_once(run_faulty: RunFaulty) -> None:
     """The adaptive policy does not hold a request back when none came together with the last one."""
     server = run_faulty(max_wait_s=5.0, max_batch_size=8)

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -290,6 +292,19 @@ def test_a_policy_that_cannot_be_is_refused(tmp_path: Path, repository: Path, to
     with pytest.raises(ServerError) as caught:
         run(tmp_path, repository, tokens, *arguments)
     assert told in str(caught.value)
+
+
+def test_versions_of_a_model_that_is_not_there_are_told_and_wait_for_it(tmp_path: Path, repository: Path) -> None:
+    own = write_version(tmp_path / "own", 1)
+    words = [sys.executable, str(own / "run.py"), "serve", "--port", "0", "--grpc-port", "none", "--repository", str(repository)]
+    words += ["--versions", "nett=all", "--versions", "net=1"]
+    server = subprocess.Popen([*words, "--until-stdin-closes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline().startswith("ready ")
+    _, log = server.communicate("", timeout=60)
+    assert [line.partition("WARNING ")[2] for line in log.splitlines()] == [
+        "--versions says which versions of 'nett' are served, and there is no such model yet, but net"
+    ]
 
 
 def test_a_canary_gets_its_share(tmp_path: Path, repository: Path, tokens: str) -> None:

@@ -261,9 +261,38 @@ def test_a_load_that_no_machine_sends_is_refused(linear_folder: Path, arguments:
 
 def test_a_load_shows_its_token(guarded: Server) -> None:
     command = [sys.executable, str(guarded.folder / "run.py"), "load", "--url", guarded.url, "--rate", "50", "--duration", "0.2"]
-    for token, code, failed in (("secret", 0, {}), ("wrong", 1, {"401": 10})):
+    refused = {"401": "a valid token is needed: Authorization: Bearer TOKEN"}
+    for token, code, failed, reasons in (("secret", 0, {}, {}), ("wrong", 1, {"401": 10}, refused)):
         done = subprocess.run([*command, "--token", token], capture_output=True, text=True)
-        assert (done.returncode, json.loads(done.stdout)["failed"]) == (code, failed)
+        summary = json.loads(done.stdout)
+        assert (done.returncode, summary["failed"], summary["reasons"]) == (code, failed, reasons)
+
+
+def test_a_load_whose_reader_has_seen_enough_ends_as_it_would(guarded: Server) -> None:
+    command = [sys.executable, str(guarded.folder / "run.py"), "load", "--url", guarded.url, "--rate", "50", "--duration", "0.2"]
+    for token, code in (("secret", 0), ("wrong", 1)):
+        load = subprocess.Popen([*command, "--token", token], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert load.stdout is not None
+        assert load.stderr is not None
+        load.stdout.close()
+        assert "Traceback" not in load.stderr.read()
+        assert load.wait(60) == code
+        load.stderr.close()
+
+
+def test_a_load_says_why_it_was_refused(linear_folder: Path) -> None:
+    config = load_config(linear_folder)
+    good, bad = make_bodies(linear_folder, config)[0], b"GET /nothing HTTP/1.1\r\nHost: load\r\n\r\n"
+    with start(linear_folder, grpc_port=None) as server:
+        result = run_load(server.url, config, [good, bad], np.arange(10) / 100, duration_s=0.1)
+    assert result.summary()["failed"] == {"404": 5}
+    assert result.reasons == {404: "no such address; GET / lists them"}
+
+
+def test_a_certificate_for_what_is_not_encrypted_is_refused(linear_folder: Path) -> None:
+    command = [sys.executable, str(linear_folder / "run.py"), "load", "--url", "http://127.0.0.1:1", "--rate", "5", "--cafile", "nix"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "no certificate vouches for http://127.0.0.1:1, which is not encrypted" in done.stderr) == (4, True)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://[", "http://a:b"])
@@ -320,6 +349,15 @@ def made_run(latencies_ms: list[float], *, every_ms: float = 100.0) -> LoadResul
         latency_s=latency,
         status=np.full(len(latency), 200),
     )
+
+
+def test_lateness_is_told_where_it_makes_up_a_figure_and_nowhere_else() -> None:
+    run = made_run([10.0] * 98 + [50.0, 50.0])
+    slowest, quickest = np.zeros(100), np.zeros(100)
+    slowest[-2:], quickest[:3] = 0.02, 0.006  # of the quickest, the three are later than a tenth of the p99
+    assert dataclasses.replace(run, late_s=quickest).lateness is None
+    assert dataclasses.replace(run, late_s=slowest).lateness == "the load generator sent late, which is 20.0 ms of the p99 of 50.0 ms"
+    assert dataclasses.replace(run, late_s=np.full(100, 0.0015)).lateness == "the load generator sent late, which is 1.5 ms of the p50 of 10.0 ms"
 
 
 def disturbed(stalls_ms: list[float], foreign_cores: float = 1.0) -> Disturbance:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -306,6 +306,15 @@ def test_sigterm_answers_all_that_was_accepted(run_faulty: RunFaulty) -> None:
     assert not any(child.is_running() for child in children)
 
 
+@pytest.fixture
+def hears_hangups() -> Iterator[None]:
+    """What is started hears that a terminal was closed, though the tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("second", [signal.SIGHUP, signal.SIGTERM])
 @pytest.mark.parametrize("frontends", [1, 2])
 def test_a_closed_terminal_loses_no_request(run_faulty: RunFaulty, frontends: int, second: int) -> None:
@@ -355,6 +364,7 @@ def test_sigterm_while_it_starts_is_silent_and_leaves_nothing(where: str, worker
     assert not any(child.is_running() for child in children)
 
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_is_the_parents_also_before_its_children_can_say_so(number: int, tmp_path: Path) -> None:
     """As a terminal and systemd send it; here while a worker still imports what it needs."""

@@ -501,7 +501,8 @@ def test_the_whole_way_ends_in_a_proof(tmp_path):
     assert {promise.name for promise in bundle.promises if promise.measured} >= {"fidelity", "latency_p99", "memory", "startup"}
     assert study.spec(rate=50, p99="2s").startup_time.source == "measured"  # by the bundle; it was assumed before
     spec = json.loads((tmp_path / "bundle" / "spec.json").read_text())
-    assert spec["startup_time"]["source"] == "assumed"
+    (startup,) = (promise.measured for promise in bundle.promises if promise.name == "startup")
+    assert (spec["startup_time"]["source"], spec["startup_time"]["value"]) == ("measured", startup.value)  # and in the bundle's own, too
     assert spec["requests_per_s"] == {"value": 50.0, "unit": "request/s", "source": "user", "method": "asked for"}
 
 

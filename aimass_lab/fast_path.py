@@ -65,7 +65,8 @@ def filled_by_fast_path(model: nn.Module, call: Call, plain: Sequence[tuple[str,
 def _is_one(a: torch.Tensor, b: torch.Tensor) -> bool:
     import torch
 
-    if a.shape != b.shape or not a.is_floating_point():
+    if a.shape != b.shape or not (a.is_floating_point() or a.is_complex()):
         return torch.equal(a, b)
-    a, b = a.double().nan_to_num(), b.double().nan_to_num()
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    a, b = a.to(wide).nan_to_num(), b.to(wide).nan_to_num()
     return float((a - b).norm()) <= ROUNDING * float(b.norm())

@@ -269,8 +269,8 @@ def _in_words(message: str, data: Any, kind: type[Any]) -> str:
 
 
 def _at(path: str, data: Any) -> Any:
-    """The value at a path of msgspec's, such as ``steps[0].technique``."""
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path.replace("[...]", "")):
+    """The value at a path of msgspec's, such as ``steps[0].technique``; at one that goes through a mapping, whose keys it does not tell, the mapping."""
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path.partition("[...]")[0]):
         data = data[int(index)] if index else data[name]
     return data
 

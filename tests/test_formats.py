@@ -23,6 +23,7 @@ from aimass_lab.bundle import write_bundle
 from aimass_lab.bundle.runtimes import slower_at, slower_notes
 from aimass_lab.environment import LoadMeter
 from aimass_lab.errors import BundleError, MissingPackageError, ModelError, UnsupportedError
+from aimass_lab.fast_path import filled_by_fast_path
 from aimass_lab.formats import FORMATS, FormatFile, _onnx_export
 from aimass_lab.formats._export import without_stack_traces
 from aimass_lab.formats.base import Arrays, compare
@@ -171,6 +172,19 @@ def test_an_encoder_that_torch_fuses_is_exported_and_says_what_becomes_of_padded
 
     full = FORMATS["onnx"]().export(model, as_call((x, torch.zeros_like(padded))), tmp_path / "full.onnx", max_batch_size=8)
     assert not full.notes  # nothing is padded
+
+
+def test_complex_outputs_of_a_fused_encoder_are_one_answer_but_for_rounding() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.fft.fft(self.layer(x), dim=-1)
+
+    with torch.no_grad():
+        assert filled_by_fast_path(Complex().eval(), as_call(torch.randn(3, 5, 16))) == ()
 
 
 def test_names_and_shapes_are_those_of_the_model(tmp_path: Path) -> None:

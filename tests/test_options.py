@@ -8,7 +8,8 @@ import pytest
 
 from aimass_lab.compression.base import TECHNIQUES, Technique, make_technique
 from aimass_lab.errors import InputError, MissingPackageError, UnknownNameError
-from aimass_lab.options import changed_options, describe_bounds, describe_options, read_call
+from aimass_lab.jobs.table import JobsFile
+from aimass_lab.options import changed_options, describe_bounds, describe_options, read_call, read_table
 
 
 def test_options_are_read_by_their_type() -> None:
@@ -25,6 +26,11 @@ def test_a_value_may_be_in_quotes(value: str) -> None:
 @pytest.mark.parametrize("value", ["'", "'a\"", "'a"])
 def test_half_a_pair_of_quotes_is_none(value: str) -> None:
     assert read_call(f"compile(mode={value})", what="", help="")[1] == {"mode": value}
+
+
+def test_what_is_wrong_below_a_mapping_is_told_with_the_mapping() -> None:
+    with pytest.raises(InputError, match=r"here: jobs\[\.\.\.\]\.items is \{'a': .*'items': 0\}\}, not a whole number of at least 1"):
+        read_table({"jobs": {"a": {"kind": "batch", "items": 0}}}, JobsFile, "here", help="")
 
 
 @pytest.mark.parametrize(
